@@ -1,0 +1,28 @@
+"""Small data for the tests, written to tmp_path by the project's own functions."""
+
+import numpy as np
+import pytest
+import torch
+
+from tissue import report
+from tissue.synthetic import draw_tissue
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root folder with four drawn images of 96 x 80 pixels, one of them for validation."""
+    root = tmp_path / "data"
+    for folder in ("tissue_images", "mask binary"):
+        (root / folder).mkdir(parents=True)
+    for number in (1, 2, 3, 4):
+        tissue = draw_tissue(96, 80, seed=number)
+        report.write_image(root / "tissue_images" / f"Drawn_{number:02}.tif", tissue.image)
+        report.write_image(root / "mask binary" / f"Drawn_{number:02}.png", tissue.labels > 0)
+    return root
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(0)

@@ -1,0 +1,271 @@
+import pickle
+import random
+import types
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+
+import utils
+from model import UNet
+from tissue.files import InputError
+
+# --- transforms
+
+
+def test_validation_input_is_normalised_by_imagenet():
+    image = np.full((16, 16, 3), 255, np.uint8)
+    patch = utils.transform("val")(image=image, mask=np.ones((16, 16), np.float32))
+    expected = (1 - np.array(utils.IMAGENET_MEAN)) / np.array(utils.IMAGENET_STD)
+    assert patch["image"].shape == (3, 16, 16) and patch["image"].dtype == torch.float32
+    np.testing.assert_allclose(patch["image"][:, 3, 5], expected, atol=1e-5)
+    assert patch["mask"].shape == (16, 16)
+
+
+def test_training_flips_image_and_mask_alike_in_all_four_ways():
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:4, :4] = 200
+    mask = (image[..., 0] > 0).astype(np.float32)
+    transform = utils.transform("train")
+    corners = set()
+    for seed in range(40):
+        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        patch = transform(image=image, mask=mask)
+        bright = patch["image"][0] > patch["image"][0].mean()
+        assert torch.equal(bright, patch["mask"] > 0)
+        corners.add(tuple(patch["mask"].nonzero()[0].tolist()))
+    assert corners == {(0, 0), (0, 12), (12, 0), (12, 12)}
+
+
+def test_training_changes_brightness_by_no_more_than_it_says():
+    image = np.full((16, 16, 3), 100, np.uint8)
+    steps = [
+        step for step in utils.transform("train").transforms if not isinstance(step, A.Normalize)
+    ]
+    transform = A.Compose(steps)
+    means = [
+        transform(image=image, mask=image[..., 0])["image"].float().mean().item()
+        for _ in range(200)
+    ]
+    assert min(means) < 80 and max(means) > 120
+    assert min(means) >= 0 and max(means) <= 100 * 1.3 + 255 * 0.3 + 1
+
+
+# --- scores: by hand on 4 x 4 masks
+
+PREDICTION = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]).bool()
+REFERENCE = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]).bool()
+
+
+def test_pixel_counts_by_hand():
+    # 1s in both: (0,0) (0,1) (1,0) (3,3); predicted alone: (1,1); missed: (0,2) (3,2)
+    assert utils.pixel_counts(PREDICTION, REFERENCE).tolist() == [4, 1, 2, 9]
+
+
+def test_scores_by_hand():
+    counts = utils.pixel_counts(PREDICTION, REFERENCE)
+    assert utils.accuracy(counts) == 13 / 16
+    assert utils.dice(counts) == 8 / 11
+    assert utils.iou(counts) == 4 / 7
+
+
+def test_counts_of_batches_add_up():
+    whole = utils.pixel_counts(PREDICTION, REFERENCE)
+    halves = [utils.pixel_counts(PREDICTION[i : i + 2], REFERENCE[i : i + 2]) for i in (0, 2)]
+    assert torch.equal(whole, sum(halves))
+
+
+def test_two_empty_masks_agree_and_one_empty_mask_does_not():
+    empty = torch.zeros(4, 4, dtype=torch.bool)
+    nothing = utils.pixel_counts(empty, empty)
+    assert (utils.accuracy(nothing), utils.dice(nothing), utils.iou(nothing)) == (1, 1, 1)
+    assert utils.dice(utils.pixel_counts(empty, REFERENCE)) == 0
+
+
+# --- device
+
+
+def test_minus_one_is_the_cpu_without_a_word(capsys):
+    assert utils.choose_device(-1) == torch.device("cpu")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_any_gpu_means_the_cpu_where_there_is_none_and_a_line_says_so(capsys):
+    assert utils.choose_device(3) == torch.device("cpu")
+    assert "--gpu_id 3 means the CPU" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_beyond_the_last_is_an_error():
+    with pytest.raises(InputError, match="--gpu_id"):
+        utils.choose_device(torch.cuda.device_count())
+
+
+def test_precision_is_one_that_the_device_multiplies():
+    assert utils.choose_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+# --- averaged weights
+
+
+def test_averaged_weights_start_near_the_newest_and_end_slow():
+    average = utils.warm_ema(0.9)
+    first = [torch.zeros(1)]
+    average(first, [torch.ones(1)], torch.tensor(1))
+    assert first[0].item() == pytest.approx(1 - 2 / 11)
+    late = [torch.zeros(1)]
+    average(late, [torch.ones(1)], torch.tensor(10_000))
+    assert late[0].item() == pytest.approx(0.1)
+
+
+def test_counters_are_copied_not_averaged():
+    counters = [torch.tensor(3)]
+    utils.warm_ema(0.9)(counters, [torch.tensor(7)], torch.tensor(1))
+    assert counters[0].item() == 7
+
+
+# --- checkpoints
+
+
+def checkpoint_of(model):
+    return {
+        "format_version": utils.CHECKPOINT_VERSION,
+        "model": model.state_dict(),
+        "config": model.config,
+        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
+        "channel_order": "rgb",
+        "threshold": 0.5,
+    }
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    model = UNet(4)
+    utils.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
+    loaded = utils.load_checkpoint(tmp_path / "best.pt")
+    again = utils.build_model(loaded, "best.pt")
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    assert loaded["channel_order"] == "rgb"
+
+
+def test_a_bare_state_dict_loads_with_its_width_and_swapped_colours(tmp_path):
+    torch.save(UNet(8).state_dict(), tmp_path / "original.pth")
+    loaded = utils.load_checkpoint(tmp_path / "original.pth")
+    assert loaded["config"] == {"arch": "unet", "dimensions": 8}
+    assert loaded["channel_order"] == "bgr"
+    utils.build_model(loaded, "original.pth")
+
+
+def test_swapped_colours_are_fed_swapped(generator):
+    model, tiles = UNet(4), generator.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    rgb, bgr = checkpoint_of(model), checkpoint_of(model) | {"channel_order": "bgr"}
+    cpu = torch.device("cpu")
+    fed_swapped = utils.predictor(model, bgr, cpu)(tiles)
+    np.testing.assert_array_equal(
+        fed_swapped, utils.predictor(model, rgb, cpu)(np.ascontiguousarray(tiles[..., ::-1]))
+    )
+    assert not np.array_equal(fed_swapped, utils.predictor(model, rgb, cpu)(tiles))
+
+
+def test_prediction_and_training_feed_the_network_alike(generator):
+    """predictor() normalises on the device what transform() normalises by albumentations."""
+    model, tile = UNet(4).eval(), generator.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    predict = utils.predictor(model, checkpoint_of(model), torch.device("cpu"))
+    patch = utils.transform("val")(image=tile, mask=tile[..., 0])["image"]
+    with torch.inference_mode():
+        expected = model(patch[None]).sigmoid()[0, 0]
+    np.testing.assert_allclose(predict(tile[None])[0], expected, atol=0.01)
+
+
+class Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_checkpoint_that_would_execute_code_is_refused_and_executes_nothing(tmp_path):
+    victim = tmp_path / "written_by_the_checkpoint"
+    torch.save({"format_version": 1, "model": Malice(victim)}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match=r"evil\.pt.*execute code.*refused"):
+        utils.load_checkpoint(tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malice(victim)))
+    with pytest.raises(InputError, match=r"plain\.pt"):
+        utils.load_checkpoint(tmp_path / "plain.pt")
+    assert not victim.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path):
+    torch.save(UNet(4), tmp_path / "whole.pt")
+    with pytest.raises(InputError, match="execute code"):
+        utils.load_checkpoint(tmp_path / "whole.pt")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -100])
+def test_a_truncated_checkpoint_is_named(tmp_path, keep):
+    torch.save(checkpoint_of(UNet(4)), tmp_path / "whole.pt")
+    path = tmp_path / "cut.pt"
+    path.write_bytes((tmp_path / "whole.pt").read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"cut\.pt.*damaged"):
+        utils.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.zeros(3)])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt.*without a U-Net"):
+        utils.load_checkpoint(tmp_path / "other.pt")
+
+
+def test_an_image_given_as_checkpoint_is_named(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    with pytest.raises(InputError, match=r"image\.png"):
+        utils.load_checkpoint(tmp_path / "image.png")
+
+
+def test_weights_that_do_not_fit_their_config_are_named():
+    checkpoint = checkpoint_of(UNet(4)) | {"config": {"arch": "unet", "dimensions": 8}}
+    with pytest.raises(InputError, match=r"best\.pt"):
+        utils.build_model(checkpoint, "best.pt")
+    with pytest.raises(InputError, match="another"):
+        utils.build_model(checkpoint | {"config": {"arch": "another"}}, "best.pt")
+
+
+# --- logging and scripts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (99, "99s"), (130, "2m"), (3600, "60m"), (7500, "2h05m")]
+)
+def test_durations_for_people(seconds, text):
+    assert utils.duration(seconds) == text
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path):
+    folders = {utils.make_run_folder(tmp_path, "same") for _ in range(2)}
+    assert len(folders) == 2
+    assert all(folder.name.endswith("-same") for folder in folders)
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("a.tif: found text"), FileNotFoundError("a.tif: not found")]
+)
+def test_bad_input_is_one_line_and_exit_code_2(error, capsys):
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        utils.run_script(main, types.SimpleNamespace())
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(f": {error}\n")
+
+
+def test_a_defect_keeps_its_traceback():
+    def main(args):
+        raise ValueError("operands could not be broadcast")
+
+    with pytest.raises(ValueError, match="broadcast"):
+        utils.run_script(main, types.SimpleNamespace())
