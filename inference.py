@@ -151,4 +151,4 @@ def check_images(todo: list[images.Pair]) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, parse_args())
+    utils.run_script(main, parse_args)

@@ -22,6 +22,10 @@ class DoubleConv(nn.Module):
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
+        # Batch norm takes a bias before it away again: its gradient is rounding noise, which Adam
+        # would scale up to full steps. The biases stay for the state dicts of the first version.
+        for convolution in (self.conv[0], self.conv[3]):
+            convolution.bias.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)

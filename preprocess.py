@@ -192,4 +192,4 @@ def print_counts(root: Path, manifest: dict) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, parse_args())
+    utils.run_script(main, parse_args)

@@ -2,19 +2,21 @@
 
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
+    python3 train.py --resume
+    torchrun --nproc_per_node 4 train.py --batch_size 32
     tensorboard --logdir=.
 
 Writes log/<YYYYmmddHHMMSS>[-<name>]/ with args.json, train.log, metrics.csv, tensorboard's events,
-best.pt (highest validation Dice) and last.pt.
+best.pt (highest validation Dice) and last.pt, from which --resume goes on.
 """
 
 import argparse
-import csv
 import json
 import time
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
@@ -24,14 +26,16 @@ from tqdm import tqdm
 
 import utils
 from model import UNet
-from tissue.files import InputError, replacing
-from tissue.patches import PatchDataset, PatchSampler, read_manifest
+from tissue.files import InputError
+from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
 
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
+SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
 WARM_UP = 0.1  # fraction of all steps in which the learning rate rises
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
-EMA_DECAY = 0.998  # a step of the averaged weights, once it is warm: about the last 500 steps
+EMA_DECAY = 0.998  # of the averaged weights, per step, once they are warm: the last 500 steps or so
+FIXED = ("dimensions", "lr", "batch_size", "epoch", "seed", "init")  # what --resume cannot change
 
 
 def parse_args(argv=None):
@@ -42,69 +46,107 @@ def parse_args(argv=None):
     files.add_argument("--root", default="./data/", help="folder with the patch set")
     files.add_argument("--log", default="./log", help="folder in which the run gets its own")
     files.add_argument("--name", default="", help="added to the name of the run's folder")
+    files.add_argument(
+        "--resume", nargs="?", const="newest", metavar="RUN", help="go on with a run (the newest)"
+    )
+    files.add_argument("--init", metavar="CKPT", help="checkpoint whose weights to start from")
     learning = parser.add_argument_group("network and learning")
     learning.add_argument("--dimensions", type=int, default=64, help="channels of the first stage")
     learning.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
-    learning.add_argument("--batch_size", type=int, default=8, help="patches a step")
+    learning.add_argument(
+        "--batch_size", type=int, default=8, help="patches a step, over all processes together"
+    )
     learning.add_argument("--epoch", type=int, default=50, help="passes over the training patches")
     learning.add_argument(
         "--seed", type=int, default=0, help="seed of weights, order, augmentation"
     )
+    learning.add_argument(
+        "--patience",
+        type=int,
+        default=0,
+        help="epochs without a better Dice before the end; 0: all",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
     machine.add_argument("--workers", type=int, default=2, help="processes that read patches")
-    return parser.parse_args(argv)
+    machine.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, default=True,
+        help="bfloat16 or float16 where the device multiplies it fast",
+    )  # fmt: skip
+    machine.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="torch.compile: costs about half a minute, then saves time on each step",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.resume:
+        args.resume = utils.find_run(args.log, args.resume)
+        saved = json.loads((args.resume / "args.json").read_text())
+        parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
+        args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
+        utils.check_same(args, saved, FIXED)
+    return args
 
 
 def main(args):
     for flag in ("dimensions", "lr", "batch_size", "epoch"):
         if getattr(args, flag) <= 0:
             raise InputError(f"--{flag}: found {getattr(args, flag)}, expected more than 0")
-    device = utils.choose_device(args.gpu_id)
-    precision = utils.choose_precision(device)
+    device, rank, processes = utils.start_processes(args.gpu_id)
+    precision = utils.choose_precision(device) if args.amp else torch.float32
+    torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
     utils.seed_everything(args.seed)
+    stop = utils.StopSignal()
 
     # --- data ---
     manifest = read_manifest(args.root)
+    patch_set = set_hash(args.root)
     train_set = PatchDataset(args.root, "train", utils.transform("train"))
     val_set = PatchDataset(args.root, "val", utils.transform("val"))
-    if args.batch_size > len(train_set):
-        raise InputError(
-            f"--batch_size: found {args.batch_size}, expected at most the {len(train_set)} "
-            f"training patches of {args.root}"
-        )
-    sampler = PatchSampler(len(train_set), args.batch_size, args.seed)
+    batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
+    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
     loading = {
         "num_workers": args.workers,
         "persistent_workers": args.workers > 0,
         "pin_memory": device.type == "cuda",
+        "worker_init_fn": utils.ignore_signals,
     }
-    train_loader = DataLoader(train_set, args.batch_size, sampler=sampler, **loading)
-    val_loader = DataLoader(val_set, args.batch_size, **loading)
+    train_loader = DataLoader(train_set, batch_size, sampler=sampler, **loading)
+    # Every process validates every n-th patch, none of them twice.
+    val_loader = DataLoader(
+        val_set, batch_size, sampler=range(rank, len(val_set), processes), **loading
+    )
+    batches = len(train_set) // args.batch_size  # an epoch
     grid = [val_set[len(val_set) * row // GRID_PATCHES] for row in range(GRID_PATCHES)]
     grid_images, grid_masks = (torch.stack([item[part] for item in grid]) for part in (0, 1))
 
     # --- model, optimiser, schedule ---
     model = UNet(args.dimensions).to(device, memory_format=torch.channels_last)
+    if args.init:
+        utils.start_from(model, args.init)
+    if processes > 1:
+        utils.share_batch_norm(model)
     ema = AveragedModel(model, multi_avg_fn=utils.warm_ema(EMA_DECAY), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
-    steps = args.epoch * len(train_loader)
+    steps = args.epoch * batches + 1  # the rate after the last step counts as one, too
     schedule = OneCycleLR(optimizer, args.lr, steps, pct_start=WARM_UP, cycle_momentum=False)
     autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
-    # --- run folder ---
-    run = utils.make_run_folder(args.log, args.name)
-    settings = {**vars(args), "device": str(device), "precision": str(precision)[6:]}
-    settings["versions"] = utils.versions()
-    (run / "args.json").write_text(json.dumps(settings, indent=1) + "\n")
-    log = run / "train.log"
-    writer = SummaryWriter(run)
-    utils.log_line(
-        log,
-        f"{run} | U-Net {args.dimensions} | {device}, {settings['precision']} | "
-        f"{len(train_set)} training and {len(val_set)} validation patches",
-    )
-    checkpoint = {  # what best.pt and last.pt share over the whole run
+    parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}
+    parts["scaler"] = scaler
+
+    # --- run folder, and where an interrupted run goes on ---
+    progress = {"epoch": 1, "batch": 0, "losses": [], "epoch_loss": 0.0, "seconds": 0.0}
+    progress |= {"best_dice": -1.0, "best_epoch": 0, "metrics": [], "finished": False}
+    if args.resume:
+        training = utils.load_training(args.resume / "last.pt", patch_set)
+        progress = training["progress"]
+        for name, part in parts.items():
+            part.load_state_dict(training[name])
+        torch.set_rng_state(training["random"])
+    settings = {**vars(args), "resume": None, "device": str(device), "processes": processes}
+    settings |= {"precision": str(precision).removeprefix("torch."), "versions": utils.versions()}
+    checkpoint = {  # what best.pt and last.pt say all through the run
         "format_version": utils.CHECKPOINT_VERSION,
         "config": model.config,
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
@@ -112,110 +154,154 @@ def main(args):
         "patch_dim": manifest["patch_dim"],
         "pixel_size_um": utils.typical_pixel_size(manifest),
         "threshold": 0.5,
-        "args": vars(args),
+        "args": settings,
         "versions": settings["versions"],
     }
+    if rank == 0:
+        run = args.resume or utils.make_run_folder(args.log, args.name)
+        utils.write_json(run / "args.json", settings)
+        utils.write_table(run / "metrics.csv", progress["metrics"])
+        writer = SummaryWriter(run, purge_step=schedule.last_epoch + 1 if args.resume else None)
+        utils.log_line(
+            run,
+            f"{run} | U-Net {args.dimensions} | {processes} x {device}, {settings['precision']} | "
+            f"{len(train_set)} training and {len(val_set)} validation patches"
+            + (f" | goes on after step {schedule.last_epoch}" if args.resume else ""),
+        )
+
+    losses = [torch.tensor(loss, device=device) for loss in progress["losses"]]  # not yet logged
+    seen = [()] * len(losses)  # the patches behind each of them
+    started = time.monotonic() - progress["seconds"]
+
+    def save_last():
+        utils.check_finite(losses, seen, train_set.files)
+        now = {"losses": [loss.item() for loss in losses], "seconds": time.monotonic() - started}
+        training = {name: part.state_dict() for name, part in parts.items()}
+        training |= {"progress": progress | now, "patch_set": patch_set}
+        training["random"] = torch.get_rng_state()
+        writer.flush()  # the curves reach at least as far as what is saved
+        weights = {"model": ema.module.state_dict(), "training": training}
+        utils.save_checkpoint(run / "last.pt", checkpoint | weights)
 
     # --- loop ---
-    best_dice, metrics, started = -1.0, [], time.monotonic()
-    for epoch in range(1, args.epoch + 1):
-        sampler.epoch = epoch
-        model.train()
-        epoch_started = time.monotonic()
-        losses, epoch_loss = [], 0.0
-        progress = tqdm(train_loader, f"epoch {epoch}", leave=False, disable=None)
-        for batch, (images, masks, _) in enumerate(progress, start=1):
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            masks = masks.to(device, non_blocking=True)
-            with autocast:
-                logits = model(images)
-            loss = binary_cross_entropy_with_logits(logits.float(), masks)
-            optimizer.zero_grad()
-            loss.backward()
-            clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-            optimizer.step()
-            schedule.step()
-            ema.update_parameters(model)
+    if args.compile:
+        model.compile()
+    network = DistributedDataParallel(model) if processes > 1 else model
+    saved = time.monotonic()
+    try:
+        while not progress["finished"]:
+            epoch = sampler.epoch = progress["epoch"]
+            sampler.start = first = progress["batch"]
+            epoch_started = time.monotonic()
+            model.train()
+            for images, masks, indices in tqdm(
+                train_loader, f"epoch {epoch}", batches, initial=first,
+                leave=False, disable=None if rank == 0 else True,
+            ):  # fmt: skip
+                images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+                masks = masks.to(device, non_blocking=True)
+                losses.append(train_step(network, images, masks, optimizer, scaler, autocast))
+                schedule.step()
+                ema.update_parameters(model)
+                seen.append(indices)
+                progress["batch"] += 1
+                log_point = progress["batch"] % LOG_EVERY == 0 or progress["batch"] == batches
+                if log_point:
+                    utils.check_finite(losses, seen, train_set.files)
+                    mean_loss = torch.stack(losses).mean() / processes
+                    utils.add_up([mean_loss], processes)
+                    loss = mean_loss.item()  # here the device is waited for
+                    progress["epoch_loss"] += loss * len(losses) / batches
+                    losses, seen = [], []
+                    if rank == 0:
+                        point = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+                        utils.log_scalars(writer, "train", point, schedule.last_epoch)
+                        if time.monotonic() - saved > SAVE_EVERY:
+                            save_last()
+                            saved = time.monotonic()
+                stop.check(processes, log_point)
+            seconds = time.monotonic() - epoch_started
+            speed = (progress["batch"] - first) * args.batch_size / seconds
 
-            losses.append(loss.detach())
-            if batch % LOG_EVERY == 0 or batch == len(train_loader):
-                interval = torch.stack(losses).sum().item()
-                epoch_loss += interval
-                step = schedule.last_epoch
-                learning_rate = schedule.get_last_lr()[0]
-                point = {"loss": interval / len(losses), "learning_rate": learning_rate}
-                utils.log_scalars(writer, "train", point, step)
-                losses = []
-        epoch_loss /= len(train_loader)
-        speed = len(train_loader) * args.batch_size / (time.monotonic() - epoch_started)
-
-        network = ema.module
-        val_loss, counts = validate(network, val_loader, device, autocast)
-        val = {
-            "loss": val_loss,
-            "accuracy": utils.accuracy(counts),
-            "dice_score": utils.dice(counts),
-        }
-        step = schedule.last_epoch
-        learning_rate = schedule.get_last_lr()[0]
-        utils.log_scalars(writer, "train", {"patches_per_second": speed}, step)
-        utils.log_scalars(writer, "val", val, step)
-        with torch.inference_mode(), autocast:
-            grid_logits = network(grid_images.to(device, memory_format=torch.channels_last))
-        utils.log_images(writer, grid_images, grid_logits.float().sigmoid(), grid_masks, step)
-
-        is_best = val["dice_score"] > best_dice
-        best_dice = max(best_dice, val["dice_score"])
-        checkpoint |= {"model": network.state_dict(), "epoch": epoch, "best_dice": best_dice}
-        utils.save_checkpoint(run / "last.pt", checkpoint)
-        if is_best:
-            utils.save_checkpoint(run / "best.pt", checkpoint)
-        metrics.append(
-            {
+            val_loss, counts = validate(ema.module, val_loader, device, autocast, processes, stop)
+            dice = utils.dice(counts)
+            is_best = dice > progress["best_dice"]
+            if is_best:
+                progress |= {"best_dice": dice, "best_epoch": epoch}
+            waited = epoch - progress["best_epoch"]
+            row = {
                 "epoch": epoch,
-                "train_loss": f"{epoch_loss:.5f}",
-                "val_loss": f"{val_loss:.5f}",
-                "val_accuracy": f"{val['accuracy']:.5f}",
-                "val_dice": f"{val['dice_score']:.5f}",
-                "learning_rate": f"{learning_rate:.3e}",
-                "patches_per_second": f"{speed:.1f}",
-                "seconds": f"{time.monotonic() - started:.1f}",
+                "train_loss": progress["epoch_loss"],
+                "val_loss": val_loss,
+                "val_accuracy": utils.accuracy(counts),
+                "val_dice": dice,
+                "learning_rate": schedule.get_last_lr()[0],
+                "patches_per_second": speed,
+                "seconds": time.monotonic() - started,
             }
-        )
-        with replacing(run / "metrics.csv") as path, path.open("w", newline="") as file:
-            table = csv.DictWriter(file, metrics[0])
-            table.writeheader()
-            table.writerows(metrics)
-        left = (time.monotonic() - started) / epoch * (args.epoch - epoch)
-        utils.log_line(
-            log,
-            f"epoch {epoch}/{args.epoch} | loss {epoch_loss:.4f} | val loss {val_loss:.4f} | "
-            f"val dice {val['dice_score']:.4f} (best {best_dice:.4f}) | lr {learning_rate:.1e} | "
-            f"{speed:.0f} patches/s | left {utils.duration(left)}",
-        )
+            progress["metrics"].append(row)
+            progress |= {"epoch": epoch + 1, "batch": 0, "epoch_loss": 0.0}
+            progress["finished"] = epoch == args.epoch or 0 < args.patience <= waited
+            if rank == 0:
+                step = schedule.last_epoch
+                utils.log_scalars(writer, "train", {"patches_per_second": speed}, step)
+                val = {"loss": val_loss, "accuracy": row["val_accuracy"], "dice_score": dice}
+                utils.log_scalars(writer, "val", val, step)
+                with torch.inference_mode(), autocast:
+                    logits = ema.module(grid_images.to(device))
+                utils.log_images(writer, grid_images, logits.float().sigmoid(), grid_masks, step)
+                checkpoint |= {"epoch": epoch, "best_dice": progress["best_dice"]}
+                if is_best:
+                    best = {"model": ema.module.state_dict()}
+                    utils.save_checkpoint(run / "best.pt", checkpoint | best)
+                save_last()
+                utils.write_table(run / "metrics.csv", progress["metrics"])
+                utils.log_line(run, utils.epoch_line(row, args.epoch, progress["best_dice"]))
+    except utils.Stopped as stopped:
+        if rank == 0:
+            save_last()
+            utils.log_line(run, f"{stopped}; go on with: train.py --resume {run}")
+        raise
 
     # --- clean up ---
-    writer.close()
-    utils.log_line(log, f"best validation Dice {best_dice:.4f}: {run / 'best.pt'}")
+    if rank == 0:
+        utils.log_hyperparameters(writer, settings, progress)
+        writer.close()
+        utils.log_line(run, f"best validation Dice {progress['best_dice']:.4f}: {run / 'best.pt'}")
+
+
+def train_step(network, images, masks, optimizer, scaler, autocast) -> torch.Tensor:
+    """One step of the optimiser; the loss before it, a scalar that stays on the device."""
+    with autocast:
+        logits = network(images)
+    loss = binary_cross_entropy_with_logits(logits.float(), masks)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach()
 
 
 @torch.inference_mode()
-def validate(network, loader, device, autocast) -> tuple[float, torch.Tensor]:
-    """Mean loss a patch and `utils.pixel_counts` over all validation patches."""
+def validate(network, loader, device, autocast, processes, stop) -> tuple[float, torch.Tensor]:
+    """Mean loss a patch and `utils.pixel_counts` over the validation patches of all processes."""
     network.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of patches
     counts = torch.zeros(4, dtype=torch.int64, device=device)
     for images, masks, _ in loader:
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(device, non_blocking=True)
         with autocast:
             logits = network(images).float()
-        loss += (
-            binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2, 3)).sum()
-        )
+        batch_loss = binary_cross_entropy_with_logits(logits, masks)
+        loss += torch.stack([batch_loss * len(masks), torch.tensor(len(masks), device=device)])
         counts += utils.pixel_counts(logits > 0, masks > 0)  # logit 0 is probability 0.5
-    return (loss / len(loader.dataset)).item(), counts.cpu()
+        stop.check(processes, False)
+    utils.add_up([loss, counts], processes)
+    return (loss[0] / loss[1]).item(), counts.cpu()
 
 
 if __name__ == "__main__":
-    utils.run_script(main, parse_args())
+    utils.run_script(main, parse_args)

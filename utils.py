@@ -1,8 +1,12 @@
 """What two or more of the scripts share: transforms, scores, checkpoints, device, logging."""
 
+import csv
+import json
+import multiprocessing
 import os
 import pickle
 import random
+import signal
 import statistics
 import sys
 import time
@@ -15,8 +19,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks t
 import albumentations as A
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
 from albumentations.pytorch import ToTensorV2
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
@@ -96,7 +102,8 @@ def choose_device(gpu_id: int) -> torch.device:
     if gpu_id < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        print(f"No GPU here: --gpu_id {gpu_id} means the CPU.")
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"No GPU here: --gpu_id {gpu_id} means the CPU.")
         return torch.device("cpu")
     if gpu_id >= torch.cuda.device_count():
         raise InputError(
@@ -108,15 +115,157 @@ def choose_device(gpu_id: int) -> torch.device:
 
 
 def choose_precision(device: torch.device) -> torch.dtype:
-    """The number format in which this device multiplies fast without harm to training: bfloat16 on
-    CPUs with AMX or AVX512-BF16 and on GPUs since Ampere, else float32.
+    """The number format that this device multiplies fast: bfloat16 on CPUs with AMX or AVX512-BF16
+    and on GPUs since Ampere, float16 on GPUs since Volta, else float32.
     """
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return torch.bfloat16
+        return torch.float16 if capability >= (7, 0) else torch.float32
+    units = torch.cpu.get_capabilities()
+    fast = units.get("amx_bf16", False) or units.get("avx512_bf16", False)
     return torch.bfloat16 if fast else torch.float32
+
+
+def start_processes(gpu_id: int) -> tuple[torch.device, int, int]:
+    """This process's device, its rank and the number of processes: (device, 0, 1) when alone.
+
+    Under torchrun it joins the others, by NCCL where there are GPUs (one a process, whatever
+    `gpu_id` above -1 says) and by gloo on CPUs.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return choose_device(gpu_id), 0, 1
+    device = choose_device(int(os.environ["LOCAL_RANK"]) if gpu_id >= 0 else -1)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device, dist.get_rank(), dist.get_world_size()
+
+
+def share_of_batch(batch_size: int, patches: int, processes: int) -> int:
+    """A process's share of each batch; InputError if the batch is larger than the set or uneven."""
+    if batch_size > patches:
+        raise InputError(
+            f"--batch_size: found {batch_size}, expected at most the {patches} training patches"
+        )
+    if batch_size % processes:
+        raise InputError(
+            f"--batch_size: found {batch_size}, expected a multiple of the {processes} processes "
+            f"that share each batch"
+        )
+    return batch_size // processes
+
+
+def add_up(tensors: list[torch.Tensor], processes: int) -> None:
+    """Replace each tensor by its sum over all processes."""
+    if processes > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+class AddUp(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return AddUp.forward(ctx, gradient)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, on any device (torch's own is for GPUs).
+
+    With it, n processes compute what one does on the whole batch. Each has the same share of it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        # Of equal shares, the mean is the mean of means, and the mean square that of mean squares.
+        # In float64, because squares of means are taken from each other.
+        variance, mean = (part.double() for part in torch.var_mean(values, (0, 2, 3), correction=0))
+        sums = AddUp.apply(torch.stack([mean, variance + mean.square()]))
+        mean, square = sums / dist.get_world_size()
+        variance = (square - mean.square()).to(values.dtype)
+        mean = mean.to(values.dtype)
+        with torch.no_grad():
+            count = x.numel() / x.shape[1] * dist.get_world_size()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift.view(1, -1, 1, 1), values, scale.view(1, -1, 1, 1)).to(x.dtype)
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm of a network a SharedBatchNorm, in place; its keys stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedBatchNorm
+
+
+class Stopped(BaseException):  # not an Exception: nothing but the script's end may catch it
+    """The user or the machine asked this script to stop; `exit_code` is 128 + the signal."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class StopSignal:
+    """Waits for SIGINT (Ctrl-C) and SIGTERM, and raises Stopped where the loop can be left."""
+
+    def __init__(self):
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number, frame):
+        self.received = number
+
+    def check(self, processes: int, meeting: bool) -> None:
+        """Raise Stopped if a signal came. Several processes agree on it at a `meeting` alone, a
+        point that all of them reach together.
+        """
+        if processes > 1:
+            if not meeting:
+                return
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            highest = torch.tensor(self.received, device=device)
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+            self.received = int(highest)
+        if self.received:
+            raise Stopped(self.received)
+
+
+def ignore_signals(worker: int) -> None:
+    """For loader processes: signals to the whole group reach them too, but it is the training
+    process that ends them, after its step (`run_script`).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def check_finite(losses: list[torch.Tensor], seen: list, files: list[str]) -> None:
+    """Raise InputError with the patches behind the first loss that is not a finite number.
+
+    `losses` are scalars, `seen` the indices of each one's patches in `files`.
+    """
+    if not losses:
+        return
+    finite = torch.stack(losses).isfinite().tolist()
+    if not all(finite):
+        names = [files[index] for index in seen[finite.index(False)]]
+        raise InputError(
+            f"the loss is not a finite number any more, first in the step on {', '.join(names)}; "
+            f"look at these patches, or try a smaller --lr or --no-amp (last.pt is from before)"
+        )
 
 
 def seed_everything(seed: int) -> None:
@@ -150,7 +299,43 @@ def warm_ema(decay: float) -> Callable:
 def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
     """Write a checkpoint, a dict of plain types and tensors, in one move."""
     with replacing(path) as beside:
-        torch.save(checkpoint, beside)
+        try:
+            torch.save(checkpoint, beside)
+        except RuntimeError as error:  # torch's writer does not say OSError
+            raise OSError(
+                f"{path}: could not be written (is the disk full?); the last whole one is kept"
+            ) from error
+
+
+def start_from(model: nn.Module, path: Path | str) -> None:
+    """Give a network the weights of a checkpoint; InputError if it is of another kind or width."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint["config"] != model.config or checkpoint["channel_order"] != "rgb":
+        raise InputError(
+            f"--init {path}: found {checkpoint['config']} for {checkpoint['channel_order']}, "
+            f"expected {model.config} for rgb; change --dimensions or choose another file"
+        )
+    model.load_state_dict(checkpoint["model"])
+
+
+def load_training(path: Path | str, patch_set: str) -> dict:
+    """What last.pt keeps beside the weights, to go on with; InputError if it is finished or of
+    another patch set (`patches.set_hash`).
+    """
+    training = load_checkpoint(path).get("training")
+    if training is None:
+        raise InputError(f"{path}: found no state of training, expected a last.pt by train.py")
+    if training["patch_set"] != patch_set:
+        raise InputError(
+            f"{path}: found a run on another patch set than the one in --root, expected the same; "
+            f"cut it again as it was, or start a new run with --init {path}"
+        )
+    if training["progress"]["finished"]:
+        raise InputError(
+            f"{path}: found a finished run, expected one that was stopped; to train further, "
+            f"start a new run with --init {path}"
+        )
+    return training
 
 
 def load_checkpoint(path: Path | str) -> dict:
@@ -263,10 +448,61 @@ def make_run_folder(log: Path | str, name: str) -> Path:
             time.sleep(0.1)
 
 
-def log_line(path: Path | str, line: str) -> None:
-    """Print a line and add it to a log file."""
+def find_run(log: Path | str, run: str) -> Path:
+    """The run folder that `--resume` means: its path, or "newest" for the last one in `log`."""
+    if run == "newest":
+        runs = sorted(path.parent for path in Path(log).glob("*/last.pt"))
+        if not runs:
+            raise FileNotFoundError(f"{log}: found no run with a last.pt, expected one to resume")
+        return runs[-1]
+    for name in ("args.json", "last.pt"):
+        if not (Path(run) / name).is_file():
+            raise FileNotFoundError(f"{Path(run) / name}: not found, expected a run to resume")
+    return Path(run)
+
+
+def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
+    """Raise InputError for the flags whose value is not the one a run was started with."""
+    for flag in flags:
+        if getattr(args, flag) != saved[flag]:
+            raise InputError(
+                f"--{flag}: found {getattr(args, flag)}, expected {saved[flag]} as the run was "
+                f"started; leave the flag out, or start a new run"
+            )
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a dict as JSON; paths become text."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    """Write rows of equal keys as CSV, numbers with six digits; nothing where there is no row."""
+    if not rows:
+        return
+    with replacing(path) as beside, beside.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        for row in rows:
+            table.writerow({key: f"{value:.6g}" for key, value in row.items()})
+
+
+def epoch_line(row: dict, epochs: int, best_dice: float) -> str:
+    """An epoch's row of metrics.csv for people."""
+    left = row["seconds"] / row["epoch"] * (epochs - row["epoch"])
+    return (
+        f"epoch {row['epoch']}/{epochs} | loss {row['train_loss']:.4f} | "
+        f"val loss {row['val_loss']:.4f} | val dice {row['val_dice']:.4f} "
+        f"(best {best_dice:.4f}) | lr {row['learning_rate']:.1e} | "
+        f"{row['patches_per_second']:.0f} patches/s | left {duration(left)}"
+    )
+
+
+def log_line(run: Path, line: str) -> None:
+    """Print a line and add it to a run's train.log."""
     print(line, flush=True)
-    with open(path, "a") as file:
+    with (run / "train.log").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -298,6 +534,19 @@ def log_images(
     writer.add_image("val/Ref_Prediction_GroundTruth", grid, epoch)
 
 
+def log_hyperparameters(writer: SummaryWriter, settings: dict, progress: dict) -> None:
+    """Put a run's settings beside its final scores, for tensorboard's HPARAMS tab."""
+    values = {
+        key: value if isinstance(value, int | float | bool) else str(value)
+        for key, value in settings.items()
+        if key != "versions"
+    }
+    last = progress["metrics"][-1]
+    scores = {f"final/{key}": last[key] for key in ("val_dice", "val_loss", "epoch", "seconds")}
+    scores["final/best_dice"] = progress["best_dice"]
+    writer.add_hparams(values, scores, run_name=".")  # into the run's own folder
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `48s`, `14m`, `2h05m`."""
     minutes = round(seconds / 60)
@@ -309,20 +558,35 @@ def duration(seconds: float) -> str:
 # --- scripts ------------------------------------------------------------------------------------
 
 
-def run_script(main: Callable, args) -> None:
-    """Call `main(args)`; bad input and files that cannot be read or written end the script with
-    one line and exit code 2, Ctrl-C with exit code 130. Any other exception is a defect and keeps
-    its traceback.
+def run_script(main: Callable, parse_args: Callable) -> None:
+    """Call `main(parse_args())`, the last line of every script.
+
+    Bad input, and files that cannot be read or written, end the script with one line and exit code
+    2, Ctrl-C and SIGTERM with 130 and 143. Any other exception is a defect and keeps its traceback.
     """
     try:
-        main(args)
+        main(parse_args())
     except (InputError, OSError) as error:
-        sys.exit(_fail(str(error)))
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _fail(message: str) -> int:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    return 2
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except RuntimeError as error:  # raised wherever the main process happens to be
+        if "DataLoader worker" not in str(error):
+            raise
+        print(
+            f"{Path(sys.argv[0]).name}: a process that reads patches was killed from outside (is "
+            f"the memory full?); last.pt is whole: go on with --resume, with fewer --workers",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    finally:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise here
+        for child in multiprocessing.active_children():  # loader processes, which ignore SIGTERM
+            child.kill()
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

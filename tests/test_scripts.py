@@ -1,12 +1,10 @@
 """The three scripts, end to end on drawn tissue, and every bad input that they promise to name."""
 
-import csv
 import json
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,44 +17,9 @@ import preprocess
 import train
 import utils
 from model import UNet
+from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
 from tissue import images, report
 from tissue.files import InputError
-
-REPOSITORY = Path(__file__).parent.parent
-SMALL = ["--patch_dim", "32", "--patch_stride", "16", "--val_pattern", "*04"]
-
-
-def cut(root, *more):
-    preprocess.main(preprocess.parse_args(["--root", str(root), *SMALL, *more]))
-
-
-def learn(root, log, *more):
-    """Train a tiny network and return its run folder."""
-    before = set(log.glob("*"))
-    arguments = ["--root", root, "--log", log, "--gpu_id", -1, "--dimensions", 4, "--epoch", 2]
-    train.main(train.parse_args([str(a) for a in [*arguments, "--workers", 0, *more]]))
-    (run,) = set(log.glob("*")) - before
-    return run
-
-
-def infer(results, *more):
-    arguments = ["--image_folder", results, "--gpu_id", -1, *more]
-    inference.main(inference.parse_args([str(a) for a in arguments]))
-
-
-def fingerprint(folder):
-    """Names, contents and times of all files below a folder."""
-    return {
-        path: (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def table_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
 
 # --- end to end
 

@@ -258,7 +258,7 @@ def test_bad_input_is_one_line_and_exit_code_2(error, capsys):
         raise error
 
     with pytest.raises(SystemExit) as stopped:
-        utils.run_script(main, types.SimpleNamespace())
+        utils.run_script(main, types.SimpleNamespace)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.endswith(f": {error}\n")
 
@@ -268,4 +268,4 @@ def test_a_defect_keeps_its_traceback():
         raise ValueError("operands could not be broadcast")
 
     with pytest.raises(ValueError, match="broadcast"):
-        utils.run_script(main, types.SimpleNamespace())
+        utils.run_script(main, types.SimpleNamespace)

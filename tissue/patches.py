@@ -4,6 +4,7 @@ A set lies below one root folder. `patches.json` is written last and is what mak
 """
 
 import csv
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,11 @@ def read_manifest(root: Path | str) -> dict:
     return manifest
 
 
+def set_hash(root: Path | str) -> str:
+    """SHA-256 of a complete set's manifest, which tells sets of other images or settings apart."""
+    return hashlib.sha256((Path(root) / MANIFEST).read_bytes()).hexdigest()
+
+
 def remove_set(root: Path | str) -> None:
     """Remove a patch set, its manifest first, and leave its four folders, without patches."""
     (Path(root) / MANIFEST).unlink(missing_ok=True)
@@ -191,21 +197,30 @@ class PatchDataset(Dataset):
 class PatchSampler(Sampler):
     """Each patch once an epoch, in an order and with seeds that follow from (seed, epoch) alone.
 
-    Yields (index, seed of this patch's augmentation) for PatchDataset, whole batches of them.
-    `epoch` is set by the training loop before each pass.
+    Yields (index, seed of this patch's augmentation) for PatchDataset, whole batches of them. Of
+    each batch of `batch_size` patches, process `rank` of `processes` gets its equal share, so that
+    the batches are the same however many processes there are. The training loop sets `epoch` before
+    each pass, and `start`, the number of batches that an interrupted epoch has behind it.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int):
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1):
         self.count = count
-        self.length = count - count % batch_size
+        self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.processes = processes
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.length
+        batches = self.count // self.batch_size - self.start
+        return batches * self.batch_size // self.processes
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.count)[: self.length].tolist()
-        seeds = generator.integers(2**31, size=self.length).tolist()
-        yield from zip(order, seeds, strict=True)
+        order = generator.permutation(self.count).tolist()
+        seeds = generator.integers(2**31, size=self.count).tolist()
+        first = self.start * self.batch_size + self.rank
+        last = self.count - self.count % self.batch_size
+        for place in range(first, last, self.processes):
+            yield order[place], seeds[place]

@@ -1,0 +1,43 @@
+"""The scripts as the tests call them: on small data, with small settings."""
+
+import csv
+from pathlib import Path
+
+import inference
+import preprocess
+import train
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = ["--patch_dim", "32", "--patch_stride", "16", "--val_pattern", "*04"]
+
+
+def cut(root, *more):
+    preprocess.main(preprocess.parse_args(["--root", str(root), *SMALL, *more]))
+
+
+def learn(root, log, *more):
+    """Train a tiny network and return its run folder."""
+    before = set(log.glob("*"))
+    arguments = ["--root", root, "--log", log, "--gpu_id", -1, "--dimensions", 4, "--epoch", 2]
+    train.main(train.parse_args([str(a) for a in [*arguments, "--workers", 0, *more]]))
+    (run,) = set(log.glob("*")) - before
+    return run
+
+
+def infer(results, *more):
+    arguments = ["--image_folder", results, "--gpu_id", -1, *more]
+    inference.main(inference.parse_args([str(a) for a in arguments]))
+
+
+def fingerprint(folder):
+    """Names, contents and times of all files below a folder."""
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def table_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

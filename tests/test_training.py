@@ -1,0 +1,457 @@
+"""Training goes on exactly where it was stopped, and does the same on one process or many."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+import train
+import utils
+from model import UNet
+from tests.scripts import REPOSITORY, cut, learn, table_of
+from tissue.files import InputError
+from tissue.patches import PatchDataset, PatchSampler
+
+
+def command(root, log, *more):
+    """train.py as a process of its own, on the patches of `root`."""
+    flags = ["--root", root, "--log", log, "--gpu_id", -1, "--dimensions", 4, "--workers", 1]
+    return [sys.executable, "train.py", *map(str, flags), *map(str, more)]
+
+
+def start(arguments, **options):
+    """Start a command and let its output go to a pipe."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, cwd=REPOSITORY, text=True, **pipes, **options)
+
+
+def wait_for(path, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not path() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert path(), process.communicate()
+
+
+def curve(run, tag):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def same_training(run, reference):
+    """Weights, optimiser and curves of two runs are equal to the last bit."""
+    last, wanted = (torch.load(r / "last.pt", weights_only=True) for r in (run, reference))
+    for key, value in wanted["model"].items():
+        assert torch.equal(last["model"][key], value), key
+    for key, value in wanted["training"]["model"].items():
+        assert torch.equal(last["training"]["model"][key], value), key
+    for tag in ("train/loss", "train/learning_rate", "val/loss", "val/dice_score"):
+        assert curve(run, tag) == curve(reference, tag)
+    tables = [table_of(r / "metrics.csv") for r in (run, reference)]
+    for row, wanted_row in zip(*tables, strict=True):
+        for column in ("epoch", "train_loss", "val_loss", "val_accuracy", "val_dice"):
+            assert row[column] == wanted_row[column]
+    bests = [torch.load(r / "best.pt", weights_only=True) for r in (run, reference)]
+    assert bests[0]["epoch"] == bests[1]["epoch"]
+
+
+# --- stopping and going on
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_at_the_next_step_and_resume_ends_as_if_nothing_happened(
+    root, tmp_path, number, code
+):
+    cut(root)
+    settings = ("--epoch", 12, "--batch_size", 2)
+    undisturbed = learn(root, tmp_path / "undisturbed", *settings)
+    log = tmp_path / "log"
+    process = start(command(root, log, *settings), start_new_session=True)
+    wait_for(lambda: list(log.glob("*/metrics.csv")), process)
+    os.killpg(process.pid, number)  # as Ctrl-C does: the loader's processes get it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err == ""
+    assert f"stopped by {number.name}" in out
+    (run,) = log.iterdir()
+    progress = torch.load(run / "last.pt", weights_only=True)["training"]["progress"]
+    assert not progress["finished"]
+    train.main(train.parse_args(["--log", str(log), "--resume"]))
+    same_training(run, undisturbed)
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_happened(root, tmp_path):
+    cut(root)
+    settings = ("--epoch", 10, "--batch_size", 2, "--seed", 3)
+    undisturbed = learn(root, tmp_path / "undisturbed", *settings)
+    log = tmp_path / "log"
+    generator = random.Random(0)
+    process = start(command(root, log, *settings))
+    kills = 0
+    while True:
+        wait_for(lambda: list(log.glob("*/last.pt")), process)
+        time.sleep(generator.uniform(0, 1.0) if kills == 0 else generator.uniform(3.0, 6.0))
+        if process.poll() is not None or kills == 3:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        process = start(command(root, log, "--resume"))
+    _, err = process.communicate(timeout=120)
+    assert kills >= 1
+    (run,) = log.iterdir()
+    assert not list(run.glob(".*")), "half a file was left"
+    if process.returncode:  # it was killed when all was done, and says so
+        assert "finished run" in err
+    same_training(run, undisturbed)
+
+
+def test_a_stop_within_an_epoch_keeps_the_losses_that_no_curve_shows_yet(root, tmp_path):
+    cut(root)
+    settings = ("--epoch", 3, "--batch_size", 2)
+    undisturbed = learn(root, tmp_path / "undisturbed", *settings)
+
+    class StopAt(utils.StopSignal):
+        steps = 0
+
+        def check(self, processes, meeting):
+            self.steps += 1
+            self.received = signal.SIGTERM if self.steps == 11 else 0
+            super().check(processes, meeting)
+
+    original = utils.StopSignal
+    try:
+        utils.StopSignal = StopAt
+        with pytest.raises(utils.Stopped):
+            learn(root, tmp_path / "log", *settings)
+    finally:
+        utils.StopSignal = original
+    (run,) = (tmp_path / "log").iterdir()
+    progress = torch.load(run / "last.pt", weights_only=True)["training"]["progress"]
+    assert (progress["epoch"], progress["batch"], len(progress["losses"])) == (1, 11, 11)
+    train.main(train.parse_args(["--resume", str(run)]))
+    same_training(run, undisturbed)
+
+
+@pytest.fixture
+def stopped_run(root, tmp_path):
+    """A run that was stopped after its first epoch."""
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 2)
+    last = torch.load(run / "last.pt", weights_only=True)
+    last["training"]["progress"] |= {"finished": False, "epoch": 2}
+    torch.save(last, run / "last.pt")
+    return run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--dimensions", "8"],
+        ["--lr", "0.5"],
+        ["--batch_size", "4"],
+        ["--epoch", "3"],
+        ["--seed", "9"],
+    ],
+)
+def test_resume_of_another_set_up_is_named(stopped_run, change):
+    before = (stopped_run / "last.pt").read_bytes()
+    with pytest.raises(InputError, match=f"{change[0]}: found {change[1]}, expected"):
+        train.parse_args(["--resume", str(stopped_run), *change])
+    assert (stopped_run / "last.pt").read_bytes() == before
+
+
+def test_resume_takes_the_settings_of_the_run(stopped_run):
+    args = train.parse_args(["--resume", str(stopped_run), "--workers", "0"])
+    assert (args.dimensions, args.workers, args.resume) == (4, 0, stopped_run)
+
+
+def test_resume_on_another_patch_set_is_named(stopped_run, root):
+    cut(root, "--patch_stride", "32")
+    with pytest.raises(InputError, match="another patch set"):
+        train.main(train.parse_args(["--resume", str(stopped_run)]))
+
+
+def test_resume_of_a_finished_run_says_so(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    with pytest.raises(InputError, match=r"finished run.*--init"):
+        train.main(train.parse_args(["--resume", str(run)]))
+
+
+def test_resume_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run"):
+        train.parse_args(["--log", str(tmp_path), "--resume"])
+    with pytest.raises(FileNotFoundError, match=r"args\.json"):
+        train.parse_args(["--resume", str(tmp_path)])
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_whole(tmp_path):
+    path = tmp_path / "last.pt"
+    utils.save_checkpoint(path, {"weights": torch.zeros(10)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match=r"last\.pt: could not be written"):
+            utils.save_checkpoint(path, {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(torch.load(path, weights_only=True)["weights"]) == 10
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_loader_process_is_one_line(root, tmp_path):
+    cut(root)
+    log = tmp_path / "log"
+    process = start(command(root, log, "--epoch", 500))
+    wait_for(lambda: list(log.glob("*/last.pt")), process)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(err.splitlines()) == 1 and "killed from outside" in err
+    utils.load_checkpoint(next(log.glob("*/last.pt")))
+
+
+# --- what a good run needs
+
+
+def test_a_loss_that_is_no_number_stops_with_the_names_of_its_patches(root, tmp_path):
+    cut(root)
+    with pytest.raises(InputError, match=r"step on Drawn_0._patch_.*\.png") as error:
+        learn(root, tmp_path / "log", "--lr", 1e30, "--no-amp", "--batch_size", 2)
+    assert str(error.value).count(".png") == 2
+
+
+def test_patience_ends_a_run_early(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 40, "--lr", 1e-12, "--patience", 2)
+    dices = [float(row["val_dice"]) for row in table_of(run / "metrics.csv")]
+    assert len(dices) < 40
+    assert len(dices) - 1 - dices.index(max(dices)) == 2
+
+
+def test_init_starts_from_the_weights_of_another_run(root, tmp_path):
+    cut(root)
+    first = learn(root, tmp_path / "log", "--epoch", 1)
+    second = learn(
+        root, tmp_path / "log2", "--epoch", 1, "--lr", 1e-12, "--init", first / "best.pt"
+    )
+    weights = [torch.load(r / "last.pt", weights_only=True)["model"] for r in (first, second)]
+    torch.testing.assert_close(weights[1]["conv1.conv.0.weight"], weights[0]["conv1.conv.0.weight"])
+
+
+def test_init_from_another_width_or_channel_order_is_named(root, tmp_path):
+    cut(root)
+    first = learn(root, tmp_path / "log", "--epoch", 1)
+    with pytest.raises(InputError, match=r"--init .*'dimensions': 4.*'dimensions': 8"):
+        learn(root, tmp_path / "log2", "--dimensions", 8, "--init", first / "best.pt")
+    torch.save(UNet(4).state_dict(), tmp_path / "original.pth")
+    with pytest.raises(InputError, match="bgr"):
+        learn(root, tmp_path / "log2", "--init", tmp_path / "original.pth")
+    assert not (tmp_path / "log2").exists()
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 40, "--lr", 0.01, "--batch_size", 20)
+    rates = [rate for _, rate in curve(run, "train/learning_rate")]
+    top = rates.index(max(rates))
+    assert rates[0] < 0.006 and max(rates) == pytest.approx(0.01, rel=0.05)
+    assert 1 <= top <= 6 and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 1e-6
+
+
+def test_hyperparameters_and_final_scores_are_in_tensorboard(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert "final/best_dice" in events.Tags()["scalars"]
+
+
+def test_settings_and_the_choice_of_precision_are_recorded(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1, "--no-amp")
+    settings = json.loads((run / "args.json").read_text())
+    assert settings["precision"] == "float32" and settings["device"] == "cpu"
+    assert set(settings["versions"]) == {"project", "torch", "torchvision"}
+
+
+@pytest.mark.slow
+def test_a_compiled_run_saves_clean_keys(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1, "--compile")
+    checkpoint = utils.load_checkpoint(run / "best.pt")
+    utils.build_model(checkpoint, run)
+
+
+# --- feeding
+
+
+def batches(root, seed, epoch, workers):
+    dataset = PatchDataset(root, "train", utils.transform("train"))
+    sampler = PatchSampler(len(dataset), 4, seed)
+    sampler.epoch = epoch
+    return list(DataLoader(dataset, 4, sampler=sampler, num_workers=workers))
+
+
+def test_augmentation_repeats_for_a_seed_however_many_workers(root):
+    cut(root)
+    alone, shared = batches(root, 0, 1, workers=0), batches(root, 0, 1, workers=3)
+    for (images, masks, indices), (images_3, masks_3, indices_3) in zip(alone, shared, strict=True):
+        assert torch.equal(images, images_3)
+        assert torch.equal(masks, masks_3)
+        assert torch.equal(indices, indices_3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_differs_between_epochs_seeds_and_patches(root, workers):
+    cut(root)
+
+    def brightness(seed, epoch):
+        means = torch.zeros(60)
+        for images, _, indices in batches(root, seed, epoch, workers):
+            means[indices] = images.mean((1, 2, 3))
+        return means
+
+    first = brightness(0, 1)
+    for other in (brightness(0, 2), brightness(1, 1)):
+        assert (first != other).float().mean() > 0.5
+    dataset = PatchDataset(root, "train", utils.transform("val"))
+    plain = torch.stack([dataset[index][0].mean() for index in range(60)])
+    changes = (first - plain).abs() > 1e-3
+    assert 0.2 < changes.float().mean() < 0.8  # about half of the patches get another brightness
+    assert len(set((first - plain)[changes].tolist())) > 10
+
+
+def test_processes_share_each_batch_without_overlap():
+    whole = PatchSampler(50, 8, seed=0)
+    shares = [PatchSampler(50, 8, 0, rank, 2) for rank in range(2)]
+    for sampler in (whole, *shares):
+        sampler.epoch, sampler.start = 3, 2
+    keys = list(whole)
+    assert [len(share) for share in shares] == [16, 16] and len(whole) == len(keys) == 32
+    parts = [list(share) for share in shares]
+    for batch in range(4):
+        both = parts[0][batch * 4 : batch * 4 + 4] + parts[1][batch * 4 : batch * 4 + 4]
+        assert sorted(both) == sorted(keys[batch * 8 : batch * 8 + 8])
+
+
+def test_an_interrupted_epoch_goes_on_with_the_patches_that_are_left():
+    sampler = PatchSampler(50, 8, seed=0)
+    whole = list(sampler)
+    sampler.start = 2
+    assert list(sampler) == whole[16:]
+
+
+# --- many processes
+
+WITHOUT_AUGMENTATION = """
+import sys
+import train, utils
+
+plain = utils.transform
+utils.transform = lambda split: plain("val")
+train.main(train.parse_args(sys.argv[1:]))
+"""
+
+IN_FLOAT64 = """
+import sys
+import torch
+import utils
+from model import UNet
+from torch.nn.parallel import DistributedDataParallel
+
+device, rank, processes = utils.start_processes(-1)
+torch.manual_seed(0)
+torch.set_default_dtype(torch.float64)
+model = UNet(4)
+if processes > 1:
+    utils.share_batch_norm(model)
+network = DistributedDataParallel(model) if processes > 1 else model
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for step in range(5):
+    images, masks = torch.randn(8, 3, 32, 32), (torch.rand(8, 1, 32, 32) > 0.7).double()
+    logits = network(images[rank::processes])
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks[rank::processes])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+if rank == 0:
+    torch.save(model.state_dict(), sys.argv[1])
+"""
+
+
+def call(folder, code, arguments, processes):
+    """Run Python code on one process, or under torchrun on several."""
+    script = folder / "script.py"
+    script.write_text(code)
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "--",
+    ]
+    done = subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else []), str(script), *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def distance(weights, wanted):
+    """Relative distance of all weights and running statistics together."""
+    keys = [key for key, value in wanted.items() if value.is_floating_point()]
+    apart = sum((weights[key] - wanted[key]).square().sum() for key in keys)
+    return (apart / sum(wanted[key].square().sum() for key in keys)).sqrt().item()
+
+
+def test_two_processes_compute_what_one_does_on_the_whole_batch(tmp_path):
+    """In float64, where rounding hides nothing: batch norm, gradients and steps are the same."""
+    for processes in (1, 2):
+        call(tmp_path, IN_FLOAT64, [tmp_path / f"{processes}.pt"], processes)
+    one, two = (torch.load(tmp_path / f"{processes}.pt", weights_only=True) for processes in (1, 2))
+    assert distance(two, one) < 1e-9
+
+
+def test_two_processes_train_as_one_with_the_same_whole_batch(root, tmp_path):
+    """In float32, at a low learning rate: Adam makes full steps of what is rounding noise."""
+    cut(root)
+    flags = ["--root", root, "--gpu_id", -1, "--dimensions", 4, "--workers", 0, "--no-amp"]
+    flags += ["--epoch", 3, "--batch_size", 8, "--lr", 2e-5]
+    runs = []
+    for processes in (1, 2):
+        log = tmp_path / f"log{processes}"
+        call(tmp_path, WITHOUT_AUGMENTATION, [*flags, "--log", log], processes)
+        runs += log.iterdir()
+    losses = [[value for _, value in curve(run, "train/loss")] for run in runs]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    one, two = (torch.load(run / "last.pt", weights_only=True)["model"] for run in runs)
+    assert distance(two, one) < 1e-4
+    one, two = (table_of(run / "metrics.csv") for run in runs)
+    for column in ("val_accuracy", "val_dice"):
+        assert [row[column] for row in one] == [row[column] for row in two]
+
+
+def test_a_batch_that_processes_cannot_share_is_named():
+    with pytest.raises(InputError, match="multiple of the 3 processes"):
+        utils.share_of_batch(8, 100, 3)
