@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import utils
 from tissue import images, nuclei, patches, report, tiling
-from tissue.files import InputError
+from tissue.files import InputError, check_positive, run_script
 
 SHIPPED = Path("log/ckpt/nuclei_unet.pt")
 
@@ -44,8 +44,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    if args.batch_size <= 0:
-        raise InputError(f"--batch_size: found {args.batch_size}, expected 1 or more")
+    check_positive(args, ("batch_size",))
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
 
@@ -151,4 +150,4 @@ def check_images(todo: list[images.Pair]) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, parse_args)
+    run_script(main, parse_args)

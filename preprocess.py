@@ -20,9 +20,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-import utils
 from tissue import images, patches, report
-from tissue.files import InputError
+from tissue.files import InputError, check_positive, run_script
 
 PREVIEW = "patches_preview.png"
 PREVIEW_PATCHES = 48
@@ -48,15 +47,12 @@ def parse_args(argv=None):
 
 def main(args):
     root = Path(args.root)
-    if args.patch_dim <= 0:
-        raise InputError(f"--patch_dim: found {args.patch_dim}, expected more than 0 pixels")
+    check_positive(args, ("patch_dim", "workers"))
     if not 0 < args.patch_stride <= args.patch_dim:
         raise InputError(
             f"--patch_stride: found {args.patch_stride}, expected 1 to the patch's side of "
             f"{args.patch_dim} pixels; a larger one would leave tissue out"
         )
-    if args.workers <= 0:
-        raise InputError(f"--workers: found {args.workers}, expected 1 or more")
 
     # --- what there is ---
     pairs = images.find_pairs(root)
@@ -192,4 +188,4 @@ def print_counts(root: Path, manifest: dict) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, parse_args)
+    run_script(main, parse_args)

@@ -3,7 +3,7 @@
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
     python3 train.py --resume
-    torchrun --nproc_per_node 4 train.py --batch_size 32
+    torchrun --nproc_per_node 4 -- train.py --batch_size 32
     tensorboard --logdir=.
 
 Writes log/<YYYYmmddHHMMSS>[-<name>]/ with args.json, train.log, metrics.csv, tensorboard's events,
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import utils
 from model import UNet
-from tissue.files import InputError
+from tissue.files import check_positive, run_script
 from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
 
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
@@ -34,7 +34,8 @@ SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
 WARM_UP = 0.1  # fraction of all steps in which the learning rate rises
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
-EMA_DECAY = 0.998  # of the averaged weights, per step, once they are warm: the last 500 steps or so
+EMA_EVERY = 4  # steps between updates of the averaged weights, each of which costs 3 % of a step
+EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
 FIXED = ("dimensions", "lr", "batch_size", "epoch", "seed", "init")  # what --resume cannot change
 
 
@@ -68,7 +69,9 @@ def parse_args(argv=None):
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
-    machine.add_argument("--workers", type=int, default=2, help="processes that read patches")
+    machine.add_argument(
+        "--workers", type=int, help="processes that read patches; without it as many as pay"
+    )
     machine.add_argument(
         "--amp", action=argparse.BooleanOptionalAction, default=True,
         help="bfloat16 or float16 where the device multiplies it fast",
@@ -88,9 +91,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    for flag in ("dimensions", "lr", "batch_size", "epoch"):
-        if getattr(args, flag) <= 0:
-            raise InputError(f"--{flag}: found {getattr(args, flag)}, expected more than 0")
+    check_positive(args, ("dimensions", "lr", "batch_size", "epoch"))
     device, rank, processes = utils.start_processes(args.gpu_id)
     precision = utils.choose_precision(device) if args.amp else torch.float32
     torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
@@ -104,11 +105,13 @@ def main(args):
     val_set = PatchDataset(args.root, "val", utils.transform("val"))
     batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
     sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
+    workers = utils.choose_workers(device) if args.workers is None else args.workers
     loading = {
-        "num_workers": args.workers,
-        "persistent_workers": args.workers > 0,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
         "pin_memory": device.type == "cuda",
         "worker_init_fn": utils.ignore_signals,
+        "generator": torch.Generator(),  # else the loaders draw from the one that is saved
     }
     train_loader = DataLoader(train_set, batch_size, sampler=sampler, **loading)
     # Every process validates every n-th patch, none of them twice.
@@ -125,7 +128,9 @@ def main(args):
         utils.start_from(model, args.init)
     if processes > 1:
         utils.share_batch_norm(model)
-    ema = AveragedModel(model, multi_avg_fn=utils.warm_ema(EMA_DECAY), use_buffers=True)
+    average = utils.warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
+    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    ema.n_averaged = ema.n_averaged.cpu()  # it is looked at on each update
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     steps = args.epoch * batches + 1  # the rate after the last step counts as one, too
     schedule = OneCycleLR(optimizer, args.lr, steps, pct_start=WARM_UP, cycle_momentum=False)
@@ -145,7 +150,11 @@ def main(args):
             part.load_state_dict(training[name])
         torch.set_rng_state(training["random"])
     settings = {**vars(args), "resume": None, "device": str(device), "processes": processes}
-    settings |= {"precision": str(precision).removeprefix("torch."), "versions": utils.versions()}
+    settings |= {
+        "loader_processes": workers,
+        "precision": str(precision).removeprefix("torch."),
+        "versions": utils.versions(),
+    }
     checkpoint = {  # what best.pt and last.pt say all through the run
         "format_version": utils.CHECKPOINT_VERSION,
         "config": model.config,
@@ -202,7 +211,8 @@ def main(args):
                 masks = masks.to(device, non_blocking=True)
                 losses.append(train_step(network, images, masks, optimizer, scaler, autocast))
                 schedule.step()
-                ema.update_parameters(model)
+                if schedule.last_epoch % EMA_EVERY == 1:  # from the first step on
+                    ema.update_parameters(model)
                 seen.append(indices)
                 progress["batch"] += 1
                 log_point = progress["batch"] % LOG_EVERY == 0 or progress["batch"] == batches
@@ -260,8 +270,13 @@ def main(args):
     except utils.Stopped as stopped:
         if rank == 0:
             save_last()
-            utils.log_line(run, f"{stopped}; go on with: train.py --resume {run}")
+            utils.log_line(run, f"stopped by {stopped.name}; go on with: train.py --resume {run}")
         raise
+    except RuntimeError as error:
+        utils.explain_killed_loader(error)
+        raise
+    finally:
+        utils.end_processes()
 
     # --- clean up ---
     if rank == 0:
@@ -304,4 +319,4 @@ def validate(network, loader, device, autocast, processes, stop) -> tuple[float,
 
 
 if __name__ == "__main__":
-    utils.run_script(main, parse_args)
+    run_script(main, parse_args)

@@ -8,7 +8,6 @@ import pickle
 import random
 import signal
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -141,6 +140,15 @@ def start_processes(gpu_id: int) -> tuple[torch.device, int, int]:
     return device, dist.get_rank(), dist.get_world_size()
 
 
+def choose_workers(device: torch.device) -> int:
+    """How many loader processes pay: a GPU takes all that this process's share of the cores gives
+    (16 at most), a CPU needs its cores for the network, so two are enough to read ahead.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16 if device.type == "cuda" else 2, share))
+
+
 def share_of_batch(batch_size: int, patches: int, processes: int) -> int:
     """A process's share of each batch; InputError if the batch is larger than the set or uneven."""
     if batch_size > patches:
@@ -210,12 +218,12 @@ def share_batch_norm(model: nn.Module) -> None:
             module.__class__ = SharedBatchNorm
 
 
-class Stopped(BaseException):  # not an Exception: nothing but the script's end may catch it
-    """The user or the machine asked this script to stop; `exit_code` is 128 + the signal."""
+class Stopped(SystemExit):
+    """The user or the machine asked this script to stop; the exit code is 128 + the signal."""
 
     def __init__(self, signal_number: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
+        super().__init__(128 + signal_number)
+        self.name = signal.Signals(signal_number).name
 
 
 class StopSignal:
@@ -246,10 +254,29 @@ class StopSignal:
 
 def ignore_signals(worker: int) -> None:
     """For loader processes: signals to the whole group reach them too, but it is the training
-    process that ends them, after its step (`run_script`).
+    process that ends them, after its step (`end_processes`).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_processes() -> None:
+    """End the loader processes that are left, and leave the group of training processes."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise here
+    for child in multiprocessing.active_children():
+        child.kill()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def explain_killed_loader(error: RuntimeError) -> None:
+    """Raise InputError if torch's error says that a loader process was killed, else return."""
+    if "DataLoader worker" in str(error):
+        raise InputError(
+            "a process that reads patches was killed from outside (is the memory full?); last.pt "
+            "is whole: go on with --resume, with fewer --workers if need be"
+        ) from error
 
 
 def check_finite(losses: list[torch.Tensor], seen: list, files: list[str]) -> None:
@@ -275,16 +302,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def warm_ema(decay: float) -> Callable:
+def warm_ema(decay: float, updates: Callable[[], int]) -> Callable:
     """An averaging function for AveragedModel: exponential, with a decay that grows to `decay`.
 
-    After n updates the decay is at most (1 + n) / (10 + n), so that the first weights, which know
-    nothing, are forgotten soon (the rule of TensorFlow's ExponentialMovingAverage, `num_updates`).
+    After n = updates() updates the decay is at most (1 + n) / (10 + n), so that the first weights,
+    which know nothing, are forgotten soon (TensorFlow's ExponentialMovingAverage, `num_updates`).
     """
 
     @torch.no_grad()
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], updates) -> None:
-        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], _) -> None:
+        # Not AveragedModel's own count: it comes as a tensor of the device, which would wait.
+        weight = 1 - min(decay, (1 + updates()) / (10 + updates()))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, weight)
         else:  # batch norm's counters
@@ -481,7 +509,7 @@ def write_table(path: Path, rows: list[dict]) -> None:
     """Write rows of equal keys as CSV, numbers with six digits; nothing where there is no row."""
     if not rows:
         return
-    with replacing(path) as beside, beside.open("w", newline="") as file:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         for row in rows:
@@ -553,40 +581,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f}s"
     return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-# --- scripts ------------------------------------------------------------------------------------
-
-
-def run_script(main: Callable, parse_args: Callable) -> None:
-    """Call `main(parse_args())`, the last line of every script.
-
-    Bad input, and files that cannot be read or written, end the script with one line and exit code
-    2, Ctrl-C and SIGTERM with 130 and 143. Any other exception is a defect and keeps its traceback.
-    """
-    try:
-        main(parse_args())
-    except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except Stopped as stopped:
-        sys.exit(stopped.exit_code)
-    except RuntimeError as error:  # raised wherever the main process happens to be
-        if "DataLoader worker" not in str(error):
-            raise
-        print(
-            f"{Path(sys.argv[0]).name}: a process that reads patches was killed from outside (is "
-            f"the memory full?); last.pt is whole: go on with --resume, with fewer --workers",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    finally:
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise here
-        for child in multiprocessing.active_children():  # loader processes, which ignore SIGTERM
-            child.kill()
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()

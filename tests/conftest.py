@@ -1,5 +1,7 @@
 """Small data for the tests, written to tmp_path by the project's own functions."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,15 @@ from tissue import report
 from tissue.synthetic import draw_tissue
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """train.main takes Ctrl-C for itself; pytest gets it back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -168,14 +168,11 @@ def test_changed_input_rebuilds_the_set(root, change):
         assert float(first["foreground"]) == pytest.approx(mask.mean(), abs=1e-4)
 
 
-def test_a_stopped_run_leaves_no_set_that_train_takes(root, monkeypatch):
+def test_a_run_that_ends_half_way_leaves_no_set_that_train_takes(root):
     cut(root)
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(preprocess, "write_preview", stop)  # as Ctrl-C would, after the patches
-    with pytest.raises(KeyboardInterrupt):
+    (root / "patches_preview.png").unlink()
+    (root / "patches_preview.png").mkdir()  # it cannot be written, after the patches were
+    with pytest.raises(OSError, match=r"patches_preview\.png"):
         cut(root, "--patch_stride", "32")
     with pytest.raises(InputError, match="unfinished"):
         learn(root, root / "log")

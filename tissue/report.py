@@ -77,14 +77,13 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
         image = image.astype(np.uint8) * 255
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    with replacing(path) as beside:
-        if not cv2.imwrite(str(beside), image):
-            raise OSError(f"{path}: could not be written; is the disk full?")
+    with replacing(path) as beside:  # not imwrite, which does not always notice a full disk
+        beside.write_bytes(cv2.imencode(beside.suffix, image)[1])
 
 
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown."""
-    with replacing(path) as beside, beside.open("w", newline="") as file:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COUNT_COLUMNS, restval="")
         table.writeheader()
         for row in rows:

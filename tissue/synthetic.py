@@ -8,6 +8,7 @@ Whatever is drawn at a place follows from the seed, the name of a noise field an
 
 import argparse
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import tifffile
 from scipy.ndimage import find_objects
 from scipy.spatial import cKDTree
 
-from tissue.files import replacing
+from tissue.files import InputError, check_positive, replacing, run_script
 
 PIXEL_SIZE = 0.25  # micrometres
 MICRON = 1 / PIXEL_SIZE  # pixels
@@ -146,7 +147,33 @@ class Canvas(NamedTuple):
         return field[y.clip(0, self.height - 1), x.clip(0, self.width - 1)]
 
 
-def beer_lambert(white, stains, concentrations):
+class Ground(NamedTuple):
+    """The tissue before nuclei are put in; every field is (H, W) float32."""
+
+    gland: np.ndarray  # rises from stroma (below 0) into the epithelium (above 0)
+    nest: np.ndarray  # 0 stroma, 1 epithelium
+    solid: np.ndarray  # 0 white, 1 tissue
+    across: np.ndarray  # coordinate across the fibres, in micrometres
+    fibre: np.ndarray  # 0 to 1, strands of collagen
+    infiltrate: np.ndarray  # above 0 where lymphocytes crowd
+
+
+class Nuclei(NamedTuple):
+    """Nuclei that may be drawn, one entry of each array per nucleus."""
+
+    centres: np.ndarray  # (N, 2) float64, y and x in pixels
+    axes: np.ndarray  # (N, 2) half axes in micrometres, the long one first
+    angles: np.ndarray  # (N,) of the long axis, radians from the x axis towards y
+    stain: np.ndarray  # (N,) haematoxylin relative to the image's nuclei
+    vesicular: np.ndarray  # (N,) 0 dense, 1 pale with a dark rim and nucleoli
+    blur: np.ndarray  # (N,) micrometres over which the border fades inwards
+    slit: np.ndarray  # (N,) micrometres left free where it meets another nucleus
+    halo: np.ndarray  # (N,) bool, torn off its cytoplasm
+
+
+def beer_lambert(
+    white: np.ndarray, stains: np.ndarray, concentrations: Sequence[np.ndarray]
+) -> np.ndarray:
     """Return the light that stained tissue lets through: I = I0 exp(-sum_k c_k v_k), base e.
 
     white: (3,) I0; stains: (K, 3) optical density v per unit of concentration; concentrations:
@@ -157,17 +184,17 @@ def beer_lambert(white, stains, concentrations):
     return np.float32(white) * np.exp(-density)
 
 
-def draw_tissue(height, width, seed, organ=None):
+def draw_tissue(height: int, width: int, seed: int, organ: str | None = None) -> Tissue:
     """Return Tissue: an RGB image of H&E tissue at 0.25 micrometres a pixel and its label map.
 
     height, width: pixels, 16 or more; seed: an integer from 0; organ: a key of ORGANS, chosen by
-    the seed if not given. The same arguments give the same bytes. Raises ValueError for a smaller
+    the seed if not given. The same arguments give the same bytes. Raises InputError for a smaller
     image or an unknown organ.
     """
     if min(height, width) < 16:
-        raise ValueError(f"a tissue image of {height} x {width} pixels: 16 x 16 is the smallest")
+        raise InputError(f"found {height} x {width} pixels to draw, expected at least 16 x 16")
     if organ not in (None, *ORGANS):
-        raise ValueError(f"organ {organ!r} is none of {', '.join(ORGANS)}")
+        raise InputError(f"found organ {organ!r}, expected one of {', '.join(ORGANS)}")
     rng = np.random.default_rng([seed, 0])  # for what is the same all over the image
     organ = ORGANS[organ or list(ORGANS)[rng.integers(len(ORGANS))]]
     canvas = Canvas(seed, height, width)
@@ -180,28 +207,17 @@ def draw_tissue(height, width, seed, organ=None):
     return Tissue(image, numbers[index], int(numbers.max()))
 
 
-class Ground(NamedTuple):
-    """The tissue before nuclei are put in; every field is (H, W) float32."""
-
-    gland: np.ndarray  # rises from stroma (below 0) into the epithelium (above 0)
-    nest: np.ndarray  # 0 stroma, 1 epithelium
-    solid: np.ndarray  # 0 white, 1 tissue
-    across: np.ndarray  # coordinate across the fibres, in micrometres
-    fibre: np.ndarray  # 0 to 1, strands of collagen
-    infiltrate: np.ndarray  # above 0 where lymphocytes crowd
-
-
-def level(fraction):
+def level(fraction: float) -> float:
     """Return what a standard normal variable exceeds with this probability."""
     return NormalDist().inv_cdf(1 - min(max(fraction, 1e-6), 1 - 1e-6))
 
 
-def ramp(field, low, high):
+def ramp(field: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return 0 where field <= low, 1 where field >= high, linear between."""
     return np.clip((field - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
-def draw_ground(canvas, organ, rng):
+def draw_ground(canvas: Canvas, organ: Organ, rng: np.random.Generator) -> Ground:
     """Return Ground: where epithelium, stroma, lumens, clefts and collagen are."""
     rough = canvas.noise("edges", 3.0, octaves=4)
     gland = canvas.noise("gland", 45.0, octaves=2) + 0.05 * rough
@@ -234,20 +250,7 @@ def draw_ground(canvas, organ, rng):
     return Ground(gland, nest, solid, across, fibre, infiltrate)
 
 
-class Nuclei(NamedTuple):
-    """Nuclei that may be drawn, one entry of each array per nucleus."""
-
-    centres: np.ndarray  # (N, 2) float64, y and x in pixels
-    axes: np.ndarray  # (N, 2) half axes in micrometres, the long one first
-    angles: np.ndarray  # (N,) of the long axis, radians from the x axis towards y
-    stain: np.ndarray  # (N,) haematoxylin relative to the image's nuclei
-    vesicular: np.ndarray  # (N,) 0 dense, 1 pale with a dark rim and nucleoli
-    blur: np.ndarray  # (N,) micrometres over which the border fades inwards
-    slit: np.ndarray  # (N,) micrometres left free where it meets another nucleus
-    halo: np.ndarray  # (N,) bool, torn off its cytoplasm
-
-
-def place_nuclei(canvas, organ, ground):
+def place_nuclei(canvas: Canvas, organ: Organ, ground: Ground) -> Nuclei:
     """Return Nuclei: epithelial ones, lymphocytes and fibroblasts, no two too close."""
     points, numbers = zip(
         canvas.scatter("epithelium", organ.spacing), canvas.scatter("stroma", 5.2), strict=True
@@ -440,7 +443,7 @@ def _blur(image, sigma):
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
-def write_demo(root, images=27, size=512, seed=0):
+def write_demo(root: str | Path, images: int = 27, size: int = 512, seed: int = 0) -> list[str]:
     """Write drawn images, masks and label maps below root; return their names.
 
     `tissue_images/Demo_<Organ>_<nn>.tif` with its pixel size, `mask binary/<same>.png` (0 / 255)
@@ -458,7 +461,10 @@ def write_demo(root, images=27, size=512, seed=0):
         names.append(f"Demo_{organ}_{number:02d}")
         tissue = draw_tissue(size, size, seed * 10_000 + index, organ)
         if tissue.count > 65_535:
-            raise ValueError(f"{names[-1]}: {tissue.count} nuclei, a 16-bit label map holds 65535")
+            raise InputError(
+                f"{names[-1]}: found {tissue.count} nuclei, expected at most the 65535 that a "
+                f"16-bit label map holds; draw smaller images"
+            )
         with replacing(folders[0] / f"{names[-1]}.tif") as path:
             tifffile.imwrite(
                 path,
@@ -472,8 +478,7 @@ def write_demo(root, images=27, size=512, seed=0):
         mask = np.where(tissue.labels > 0, 255, 0).astype(np.uint8)
         for folder, array in zip(folders[1:], (mask, tissue.labels.astype(np.uint16)), strict=True):
             with replacing(folder / f"{names[-1]}.png") as path:
-                if not cv2.imwrite(str(path), array):
-                    raise OSError(f"cannot write {folder / names[-1]}.png")
+                path.write_bytes(cv2.imencode(".png", array)[1])
     return names
 
 
@@ -491,9 +496,10 @@ def parse_args(argv=None):
 
 
 def main(args):
+    check_positive(args, ("images", "size"))
     names = write_demo(args.root, args.images, args.size, args.seed)
     print(f"wrote {len(names)} images of {args.size} x {args.size} pixels to {args.root}")
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script(main, parse_args)

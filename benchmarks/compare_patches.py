@@ -1,0 +1,41 @@
+"""Compare every patch of a set with its crop of the image and of the mask, bit by bit.
+
+python3 -m benchmarks.compare_patches --root data/demo
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from tissue import images, patches
+from tissue.files import InputError, run_script
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", default="./data/", help="folder with the patch set")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    root = Path(args.root)
+    manifest = patches.read_manifest(root)
+    dim, compared = manifest["patch_dim"], 0
+    for source in manifest["images"]:
+        image = images.read_image(root / source["image"])
+        mask = images.read_mask(root / source["mask"])
+        for row in patches.read_table(root, source["split"]):
+            if row["name"] != source["name"]:
+                continue
+            y, x = int(row["y"]), int(row["x"])
+            crop = slice(y, y + dim), slice(x, x + dim)
+            patch, patch_mask = patches.read_patch(root, source["split"], row["file"])
+            if not (np.array_equal(patch, image[crop]) and np.array_equal(patch_mask, mask[crop])):
+                raise InputError(f"{row['file']}: found other pixels than its crop has")
+            compared += 1
+    print(f"{compared} patches and their masks equal their crops bit by bit")
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args)
