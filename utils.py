@@ -141,12 +141,13 @@ def start_processes(gpu_id: int) -> tuple[torch.device, int, int]:
 
 
 def choose_workers(device: torch.device) -> int:
-    """How many loader processes pay: a GPU takes all that this process's share of the cores gives
-    (16 at most), a CPU needs its cores for the network, so two are enough to read ahead.
+    """How many loader processes pay: on a GPU, all that this process's share of the cores gives (16
+    at most); on a CPU none, because each would hold up one of the threads that the others wait for.
     """
+    if device.type == "cpu":
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16 if device.type == "cuda" else 2, share))
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def share_of_batch(batch_size: int, patches: int, processes: int) -> int:
