@@ -48,6 +48,8 @@ def parse_args(argv=None):
 
 
 def main(args):
+    since = results.moment()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no train.py stays behind
     generator = random.Random(args.seed)
     kills = generator.sample(KILLS, len(KILLS))
     with tempfile.TemporaryDirectory() as folder:
@@ -102,6 +104,7 @@ def main(args):
         f"Unfinished files beside the run's own at the end: {len(halves)}.\n\n"
         f"{results.table(header, lines)}",
         args.results,
+        since,
     )
     if faults:
         sys.exit(1)

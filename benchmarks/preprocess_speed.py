@@ -42,6 +42,7 @@ def parse_args(argv=None):
 
 
 def main(args):
+    since = results.moment()
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(folder, args.root, args.images, args.size)
         command = [sys.executable, "preprocess.py", "--root", str(root)]
@@ -85,6 +86,7 @@ def main(args):
         f"{results.table(header, rows)}\n\n"
         f"Ratios of the single rounds, {'; '.join(rounds)}.",
         args.results,
+        since,
     )
 
 

@@ -14,13 +14,20 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADER = "# Results\n\nEach section is written by the script that it names, and replaced by it.\n"
 
 
-def write_section(title: str, text: str, path: Path | str = RESULTS) -> None:
+def write_section(
+    title: str, text: str, path: Path | str = RESULTS, since: tuple[float, float] | None = None
+) -> None:
     """Print a section and put it into the results file: in place of the one of that title, if any.
 
-    The machine and the date are added. Other sections stay as they are.
+    The machine and the date are added, and how busy others kept the processors `since` a
+    `moment()`. Other sections stay as they are.
     """
     path = Path(path)
     section = f"## {title}\n\n{text.strip()}\n\n{machine_line()}\n"
+    if since and Path("/proc/stat").is_file():
+        seconds, others = (now - then for now, then in zip(moment(), since, strict=True))
+        share = max(0.0, others / seconds / os.cpu_count())
+        section += f"Other programs took {share:.0%} of the processors meanwhile.\n"
     print(f"\n{section}")
     head, *sections = re.split(r"^(?=## )", _content(path), flags=re.MULTILINE)
     places = [i for i, old in enumerate(sections) if old.startswith(f"## {title}\n")]
@@ -29,6 +36,15 @@ def write_section(title: str, text: str, path: Path | str = RESULTS) -> None:
     else:
         sections.append(section)
     path.write_text("\n".join(part.rstrip() + "\n" for part in (head, *sections)))
+
+
+def moment() -> tuple[float, float]:
+    """The time, and the processor seconds of all programs but this one and its children (Linux)."""
+    busy = 0.0
+    if Path("/proc/stat").is_file():
+        ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
+        busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+    return time.monotonic(), busy
 
 
 def has_section(title: str, path: Path | str = RESULTS) -> bool:

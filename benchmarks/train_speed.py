@@ -64,14 +64,15 @@ def parse_args(argv=None):
 
 
 def main(args):
+    since = results.moment()
     device = utils.choose_device(args.gpu_id)
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, IMAGES)
         data.cut(root)
         if args.full_run:
-            write_full_run(args, measure_full_run(args, root, device))
+            write_full_run(args, measure_full_run(args, root, device), since)
             return
-        write_speeds(args, device, *measure_speeds(args, root, device))
+        write_speeds(args, device, *measure_speeds(args, root, device), since)
     if not results.has_section(FULL_TITLE, args.results):
         write_full_run(args, "not measured")
 
@@ -268,7 +269,7 @@ def gpu_memory(device: torch.device) -> float:
 # --- what is told -------------------------------------------------------------------------------
 
 
-def write_speeds(args, device: torch.device, rates: list[float], speeds: dict) -> None:
+def write_speeds(args, device: torch.device, rates: list[float], speeds: dict, since) -> None:
     rate = statistics.median(rates)
     rows = []
     for width, rounds in speeds.items():
@@ -302,10 +303,11 @@ def write_speeds(args, device: torch.device, rates: list[float], speeds: dict) -
         f"TFLOP/s here. Memory: the most that the process and its loaders held.\n\n"
         f"{results.table(header, rows)}",
         args.results,
+        since,
     )
 
 
-def write_full_run(args, measured: str) -> None:
+def write_full_run(args, measured: str, since=None) -> None:
     row = f"{FULL_EPOCHS} epochs of {FULL['train']:,} + {FULL['val']:,} patches, width {FULL_WIDTH}"
     command = "`python3 -m benchmarks.train_speed --full_run`"
     results.write_section(
@@ -314,6 +316,7 @@ def write_full_run(args, measured: str) -> None:
         "included.\n\n"
         + results.table(("training", "wall time", "command"), [(row, measured, command)]),
         args.results,
+        since,
     )
 
 

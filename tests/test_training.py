@@ -35,7 +35,7 @@ def start(arguments, **options):
     return subprocess.Popen(arguments, cwd=REPOSITORY, text=True, **pipes, **options)
 
 
-def wait_for(path, process, seconds=60):
+def wait_for(path, process, seconds=300):
     end = time.monotonic() + seconds
     while not path() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -79,7 +79,7 @@ def test_a_signal_ends_at_the_next_step_and_resume_ends_as_if_nothing_happened(
     process = start(command(root, log, *settings), start_new_session=True)
     wait_for(lambda: list(log.glob("*/metrics.csv")), process)
     os.killpg(process.pid, number)  # as Ctrl-C does: the loader's processes get it too
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert err == ""
     assert f"stopped by {number.name}" in out
@@ -108,7 +108,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_happened(root, tmp_pa
         process.communicate()
         kills += 1
         process = start(command(root, log, "--resume"))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert kills >= 1
     (run,) = log.iterdir()
     assert not list(run.glob(".*")), "half a file was left"
@@ -193,7 +193,7 @@ def test_a_killed_loader_process_is_one_line(root, tmp_path):
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
     ).stdout.split()
     os.kill(int(children[0]), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert len(err.splitlines()) == 1 and "killed from outside" in err
     utils.load_checkpoint(next(log.glob("*/last.pt")))
@@ -387,7 +387,7 @@ def call(folder, code, arguments, processes):
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

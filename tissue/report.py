@@ -24,13 +24,13 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Nuclei: masks and counts</title>
 <style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #222; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; }}
-th, td {{ padding: .4rem .7rem; text-align: left; vertical-align: top;
+th, td {{ padding: .4rem .6rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid #ddd; }}
 td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-img {{ display: block; width: 200px; }}
+img {{ display: block; width: 170px; }}
 </style>
 <h1>Nuclei: masks and counts</h1>
 <p>{summary}.</p>
