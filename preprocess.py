@@ -9,7 +9,6 @@ patches_preview.png and patches.json below <root>. The same input again changes 
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from collections import defaultdict
@@ -21,7 +20,7 @@ import cv2
 from tqdm import tqdm
 
 from tissue import images, patches, report
-from tissue.files import InputError, check_positive, run_script
+from tissue.files import InputError, check_positive, file_hash, run_script
 
 PREVIEW = "patches_preview.png"
 PREVIEW_PATCHES = 48
@@ -146,11 +145,6 @@ def main(args):
     manifest = {**settings, "patches": counts, "images": sources}
     patches.write_manifest(root, manifest, table)
     print_counts(root, manifest)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def is_up_to_date(root: Path, settings: dict, sources: list[dict]) -> bool:

@@ -1,6 +1,7 @@
 """What all scripts and tools share about files: the error for bad input and how it ends a script,
 and writing a file beside its place before moving it there."""
 
+import hashlib
 import os
 import sys
 from argparse import Namespace
@@ -31,6 +32,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_positive(args: Namespace, flags: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ A set lies below one root folder. `patches.json` is written last and is what mak
 """
 
 import csv
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 from patchify import patchify
 
-from tissue.files import InputError, replacing
+from tissue.files import InputError, file_hash, replacing
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
@@ -125,7 +124,7 @@ def read_manifest(root: Path | str) -> dict:
 
 def set_hash(root: Path | str) -> str:
     """SHA-256 of a complete set's manifest, which tells sets of other images or settings apart."""
-    return hashlib.sha256((Path(root) / MANIFEST).read_bytes()).hexdigest()
+    return file_hash(Path(root) / MANIFEST)
 
 
 def remove_set(root: Path | str) -> None:
