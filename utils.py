@@ -1,6 +1,9 @@
 """What two or more of the scripts share: transforms, scores, checkpoints, device, logging."""
 
+import contextlib
+import copy
 import csv
+import ctypes
 import json
 import multiprocessing
 import os
@@ -11,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
@@ -22,6 +26,7 @@ import torch.distributed as dist
 import torchvision
 from albumentations.pytorch import ToTensorV2
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
@@ -90,6 +95,11 @@ def iou(counts: torch.Tensor) -> float:
     return true_positive / pixels if pixels else 1.0
 
 
+def scores(counts: torch.Tensor) -> dict[str, float]:
+    """Accuracy, Dice and IoU by these names, from `pixel_counts`."""
+    return {"accuracy": accuracy(counts), "dice": dice(counts), "iou": iou(counts)}
+
+
 # --- device, precision, seeds -------------------------------------------------------------------
 
 
@@ -127,17 +137,36 @@ def choose_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def start_processes(gpu_id: int) -> tuple[torch.device, int, int]:
+def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, int, int]:
     """This process's device, its rank and the number of processes: (device, 0, 1) when alone.
 
     Under torchrun it joins the others, by NCCL where there are GPUs (one a process, whatever
-    `gpu_id` above -1 says) and by gloo on CPUs.
+    `gpu_id` above -1 says) and by gloo on CPUs. With `waiting`, for processes that meet after hours
+    of their own work and exchange no tensors, by gloo always.
     """
     if "WORLD_SIZE" not in os.environ:
         return choose_device(gpu_id), 0, 1
     device = choose_device(int(os.environ["LOCAL_RANK"]) if gpu_id >= 0 else -1)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device, dist.get_rank(), dist.get_world_size()
+    if waiting:
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    else:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device, *place_among_processes()
+
+
+def place_among_processes() -> tuple[int, int]:
+    """The rank of this process and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def everyone(value) -> list:
+    """What every process gave, in the order of their ranks; all wait here for each other."""
+    values = [value] * place_among_processes()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def choose_workers(device: torch.device) -> int:
@@ -426,12 +455,18 @@ def build_model(checkpoint: dict, path: Path | str) -> UNet:
     return model
 
 
-def predictor(model: UNet, checkpoint: dict, device: torch.device) -> Callable:
+def predictor(
+    model: nn.Module, checkpoint: dict, device: torch.device, flips_and_turns: bool = False
+) -> Callable:
     """A function from RGB uint8 tiles (N, H, W, 3) to nucleus probability float32 (N, H, W).
 
-    It does all that the checkpoint asks for: normalisation and order of the colour channels.
+    It does all that the checkpoint asks for: normalisation and order of the colour channels. With
+    `flips_and_turns` it averages the eight ways to lay a tile (test-time augmentation). It works on
+    a copy of the network that is fused for inference (`fuse`). A batch too large for the GPU's
+    memory is halved, for good, and a line says so.
     """
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = fuse(copy.deepcopy(model).eval(), device)
+    model = model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(device)
     mean, std = (
         torch.tensor(checkpoint["normalisation"][key], device=device).view(3, 1, 1) * 255
@@ -443,11 +478,165 @@ def predictor(model: UNet, checkpoint: dict, device: torch.device) -> Callable:
     def predict(tiles: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = model(batch.contiguous(memory_format=torch.channels_last))
-        return logits.float().sigmoid()[:, 0].cpu().numpy()
+        total = torch.zeros((), device=device)
+        ways = [(turns, flip) for turns in range(4) for flip in (False, True)]
+        ways = ways if flips_and_turns else ways[:1]
+        for turns, flip in ways:
+            laid = batch.rot90(turns, (2, 3))
+            laid = laid.flip(3) if flip else laid
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = model(laid.contiguous(memory_format=torch.channels_last))
+            probability = logits.float().sigmoid()
+            probability = probability.flip(3) if flip else probability
+            total = total + probability.rot90(-turns, (2, 3))
+        return (total / len(ways))[:, 0].cpu().numpy()
 
-    return predict
+    return halving(predict)
+
+
+def halving(predict: Callable) -> Callable:
+    """`predict` for batches of any size: one that does not fit the GPU is halved and tried again.
+
+    The size that fitted is kept for all later batches. Raises InputError if one tile is too much.
+    """
+    most = None
+
+    def in_parts(tiles: np.ndarray) -> np.ndarray:
+        nonlocal most
+        while True:
+            size = min(most or len(tiles), len(tiles))
+            parts = np.split(tiles, range(size, len(tiles), size))
+            try:
+                return np.concatenate([predict(part) for part in parts])
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise InputError(
+                        f"one tile of {tiles.shape[1]} x {tiles.shape[2]} pixels does not fit the "
+                        f"GPU's memory, expected it to; try a smaller --tile"
+                    ) from error
+            most = size // 2
+            torch.cuda.empty_cache()
+            print(f"A batch of {size} tiles does not fit the GPU's memory: going on with {most}.")
+
+    return in_parts
+
+
+class FusedConvReLU(nn.Module):
+    """A convolution and its ReLU in one pass over the memory, as oneDNN offers it on a CPU.
+
+    The operator is the one that torch.compile's CPU code calls; it is half as fast again as
+    convolution and ReLU one after the other.
+    """
+
+    operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+    def __init__(self, convolution: nn.Conv2d, precision: torch.dtype):
+        super().__init__()
+        self.register_buffer("weight", convolution.weight.detach().to(precision))
+        self.register_buffer("bias", convolution.bias.detach().to(precision))
+        self.geometry = convolution.padding, convolution.stride, convolution.dilation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.weight.dtype)
+        return self.operator(x, self.weight, self.bias, *self.geometry, 1, "relu", [], "")
+
+
+def fuse(model: nn.Module, device: torch.device) -> nn.Module:
+    """Take batch norm into the convolution before it, and on a CPU the ReLU after it, in place.
+
+    For inference alone. Works on each nn.Sequential's runs of convolution, batch norm, ReLU.
+    """
+    precision = choose_precision(device)
+    for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for i in range(len(block) - 2):
+            convolution, norm, relu = block[i : i + 3]
+            if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+                continue
+            block[i], block[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+            on_cpu = device.type == "cpu" and FusedConvReLU.operator is not None
+            if on_cpu and isinstance(relu, nn.ReLU) and convolution.groups == 1:
+                block[i], block[i + 2] = FusedConvReLU(block[i], precision), nn.Identity()
+    return model
+
+
+class WithColours(nn.Module):
+    """A network with its normalisation: RGB 0 to 255 float32 (N, 3, H, W) -> probability (N, 1,
+    H, W), for other programs.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: dict):
+        super().__init__()
+        self.model = model
+        self.swapped = checkpoint["channel_order"] == "bgr"
+        for key in ("mean", "std"):
+            values = torch.tensor(checkpoint["normalisation"][key], dtype=torch.float32)
+            self.register_buffer(key, values.view(3, 1, 1) * 255)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.flip(1) if self.swapped else images
+        return self.model((images - self.mean) / self.std).sigmoid()
+
+
+def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarray) -> str:
+    """Write a network for other programs, .pt2 (torch.export) or .onnx, and say what it takes.
+
+    Batch, height and width are free, the latter multiples of 16. Before the file is put in place it
+    is read back and compared with the network on `image`, RGB uint8 (H, W, 3) of 64 pixels or more
+    a side. Raises InputError for another ending, a missing package, or a difference.
+    """
+    if path.suffix not in (".pt2", ".onnx"):
+        raise InputError(f"--export_model: found {path.name}, expected a name in .pt2 or .onnx")
+    height, width = (side // 32 * 32 for side in image.shape[:2])
+    height = min(height, width - 32) or height  # not square, so that swapped sides would show
+    pixels = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None].float()
+    whole = WithColours(model, checkpoint).eval()
+    sides = {2: 16 * torch.export.Dim("rows", min=2), 3: 16 * torch.export.Dim("columns", min=2)}
+    free = {"images": {0: torch.export.Dim("batch")} | sides}
+    batch = torch.cat([pixels, pixels.flip(2)])
+    with torch.inference_mode():
+        expected = whole(pixels)
+    with replacing(path) as beside, torch.no_grad():
+        program = torch.export.export(whole, (batch,), dynamic_shapes=free)
+        if path.suffix == ".pt2":
+            torch.export.save(program, beside)
+            found = torch.export.load(beside).module()(pixels)
+        else:
+            try:
+                import onnxruntime
+                import onnxscript  # noqa: F401
+            except ImportError as error:
+                raise InputError(
+                    f"--export_model: found no package {error.name}, expected it for .onnx; "
+                    f"pip install onnx onnxscript onnxruntime"
+                ) from error
+            torch.onnx.export(
+                program, dynamo=True, input_names=["images"], output_names=["probability"],
+                external_data=False, verbose=False,
+            ).save(beside)  # fmt: skip
+            session = onnxruntime.InferenceSession(beside, providers=["CPUExecutionProvider"])
+            found = torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0])
+        largest = (found - expected).abs().max().item()
+        if not largest < 1e-3:
+            raise InputError(
+                f"{path}: found probabilities that differ from the network's by {largest:.1e}, "
+                f"expected less than 1e-3; nothing was written, please report this"
+            )
+    return (
+        f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of 16 -> probability "
+        f"(N, 1, H, W); differs from the network by {largest:.1e} at most"
+    )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next tile instead of giving it back to the system.
+
+    The network's activations are tens of megabytes; fetching zeroed pages for each of them anew
+    takes as long as the network itself. Elsewhere than with glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
 
 
 def versions() -> dict[str, str]:

@@ -4,25 +4,36 @@ import torch
 
 import utils
 from model import UNet
-from tissue.tiling import HALO, predict_image
+from tissue import tiling
+from tissue.windows import from_array
 
 
-@pytest.fixture(scope="module")
-def predict():
+def predictor(**settings):
     torch.manual_seed(0)
-    model = UNet(4)
     checkpoint = {
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
         "channel_order": "rgb",
     }
-    return utils.predictor(model, checkpoint, torch.device("cpu"))
+    return utils.predictor(UNet(4), checkpoint, torch.device("cpu"), **settings)
+
+
+@pytest.fixture(scope="module")
+def predict():
+    return predictor()
+
+
+def red(tiles):
+    """A network that returns a colour: the prediction is that colour's plane."""
+    return tiles[..., 0].astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", [(300, 470), (256, 512), (513, 257)])
-def test_tiles_give_the_untiled_prediction(predict, generator, shape):
-    image = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    untiled = predict_image(image, predict, tile=1024)
-    tiled = predict_image(image, predict, tile=128, halo=HALO, batch_size=3)
+@pytest.mark.parametrize("flips_and_turns", [False, True])
+def test_tiles_give_the_untiled_prediction(generator, shape, flips_and_turns):
+    predict = predictor(flips_and_turns=flips_and_turns)
+    image = from_array(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    untiled = tiling.predict_image(image, predict, tile=1024)
+    tiled = tiling.predict_image(image, predict, tile=128, batch_size=3)
     assert untiled.shape == tiled.shape == shape
     np.testing.assert_allclose(tiled, untiled, atol=1e-2 if bfloat16() else 1e-5)
     assert np.array_equal(tiled >= 0.5, untiled >= 0.5)
@@ -33,14 +44,74 @@ def bfloat16():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 40), (16, 16), (31, 17)])
-def test_small_images_are_padded_and_cut_back(predict, shape):
-    probability = predict_image(np.full((*shape, 3), 120, np.uint8), predict)
+@pytest.mark.parametrize("scale", [1.0, 1.7, 0.6])
+def test_small_images_are_padded_and_cut_back(predict, shape, scale):
+    image = from_array(np.full((*shape, 3), 120, np.uint8))
+    probability = tiling.predict_image(image, predict, scale=scale)
     assert probability.shape == shape
     assert np.isfinite(probability).all()
 
 
 def test_every_pixel_comes_from_its_own_place():
-    """With a network that returns a colour, the prediction is that colour's plane."""
     image = np.random.default_rng(1).integers(0, 256, (200, 333, 3), dtype=np.uint8)
-    red = predict_image(image, lambda tiles: tiles[..., 0].astype(np.float32), 64, 16, 5)
-    np.testing.assert_array_equal(red, image[..., 0])
+    found = tiling.predict_image(from_array(image), red, tile=64, halo=16, batch_size=5)
+    np.testing.assert_array_equal(found, image[..., 0])
+
+
+@pytest.mark.parametrize("scale", [1.37, 2.0, 3.3, 0.7])
+def test_the_prediction_at_another_pixel_size_lies_where_the_image_does(scale):
+    """A ramp is a ramp at any pixel size, so a network that returns a colour returns the ramp."""
+    ramp = np.add.outer(np.arange(300) * 0.3, np.arange(500) * 0.3).astype(np.uint8)
+    image = from_array(np.repeat(ramp[..., None], 3, axis=2))
+    whole = tiling.predict_image(image, red, scale=scale, tile=1024)
+    tiled = tiling.predict_image(image, red, scale=scale, tile=96, halo=16, batch_size=2)
+    np.testing.assert_array_equal(whole, tiled)
+    inner = slice(8, -8)
+    assert np.abs(whole - ramp)[inner, inner].max() < 1.6
+
+
+def test_glass_is_not_predicted_and_tissue_is_measured():
+    image = np.full((256, 512, 3), 245, np.uint8)
+    image[:128, 384:] = (180, 90, 160)
+    tiles = tiling.tiles_of(256, 512, 128)
+    settings = {"tile": 128, "halo": 0, "skip_glass": True}
+    outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, **settings))
+    assert [outcome.tile for outcome in outcomes] == tiles
+    assert [outcome.probability is not None for outcome in outcomes] == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert [outcome.tissue for outcome in outcomes] == [0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_the_average_over_flips_and_turns_does_not_depend_on_how_the_image_lies(generator):
+    predict = predictor(flips_and_turns=True)
+    image = generator.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    turned = predict(np.ascontiguousarray(np.rot90(image, axes=(1, 2))))
+    np.testing.assert_allclose(np.rot90(turned, -1, axes=(1, 2)), predict(image), atol=2e-3)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(capsys):
+    sizes = []
+
+    def small_memory(tiles):
+        sizes.append(len(tiles))
+        if len(tiles) > 2:
+            raise torch.OutOfMemoryError
+        return red(tiles)
+
+    tiles = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
+    predict = utils.halving(small_memory)
+    np.testing.assert_array_equal(predict(tiles), red(tiles))
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert "going on with 3" in capsys.readouterr().out
+
+
+def test_things_are_computed_ahead_and_come_in_order():
+    assert list(tiling.ahead(lambda x: x * x, range(10), 3)) == [x * x for x in range(10)]
+    with pytest.raises(ZeroDivisionError):
+        list(tiling.ahead(lambda x: 1 / x, [1, 0, 2], 2))
+
+
+def test_seams_are_looked_for_in_large_and_in_small_images():
+    for shape in ((100, 150), (300, 90)):
+        image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        pairs = list(tiling.seam_samples(from_array(image), red, tile=64, side=128, halo=16))
+        assert pairs and all(np.array_equal(*pair) for pair in pairs)

@@ -40,10 +40,11 @@ def file_hash(path: Path) -> str:
 
 
 def check_positive(args: Namespace, flags: Sequence[str]) -> None:
-    """Raise InputError for the first of these flags that is not more than 0."""
+    """Raise InputError for the first of these flags that is given and not more than 0."""
     for flag in flags:
-        if getattr(args, flag) <= 0:
-            raise InputError(f"--{flag}: found {getattr(args, flag)}, expected more than 0")
+        value = getattr(args, flag)
+        if value is not None and value <= 0:
+            raise InputError(f"--{flag}: found {value}, expected more than 0")
 
 
 def run_script(main: Callable, parse_args: Callable) -> None:

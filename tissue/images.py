@@ -24,8 +24,8 @@ IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs")
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
-_ORIENTATION = 0x0112  # tag of TIFF and EXIF; TIFF 6.0, page 36
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
+ORIENTATION = 0x0112  # tag of TIFF and EXIF; TIFF 6.0, page 36
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
 
 # Outside of this range a resolution is a screen's or a printer's (96 dpi: 265 um), or nonsense.
@@ -80,7 +80,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises InputError for a file that is damaged, no image, a stack, or of other channels or types.
     """
     path = Path(path)
-    with _decoding(path):
+    with decoding(path):
         stored = _decode(path)
         if stored.palette is not None:
             pixels = stored.palette[stored.pixels]
@@ -104,7 +104,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     black and white.
     """
     path = Path(path)
-    with _decoding(path):
+    with decoding(path):
         stored = _decode(path)
         if stored.palette is not None:
             return _palette_foreground(path, stored)
@@ -134,9 +134,9 @@ def pixel_size_um(path: str | Path) -> float | None:
     Raises InputError for a file that is damaged or no image.
     """
     path = Path(path)
-    with _decoding(path):
-        if _signature(path).startswith(_TIFF_SIGNATURES):
-            with _open_tiff(path) as tif:
+    with decoding(path):
+        if signature_of(path).startswith(TIFF_SIGNATURES):
+            with open_tiff(path) as tif:
                 size = _tiff_pixel_size(tif.pages.first)
         else:
             with _open_raster(path) as picture:
@@ -152,12 +152,12 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     Raises InputError for a file whose header is damaged or tells of no single image.
     """
     path = Path(path)
-    with _decoding(path):
-        if _signature(path).startswith(_TIFF_SIGNATURES):
-            with _open_tiff(path) as tif:
-                plane = _tiff_plane(path, tif)
+    with decoding(path):
+        if signature_of(path).startswith(TIFF_SIGNATURES):
+            with open_tiff(path) as tif:
+                plane = tiff_plane(path, tif)
                 shape = plane.shape[plane.axes.index("Y")], plane.shape[plane.axes.index("X")]
-                orientation = plane.keyframe.tags.valueof(_ORIENTATION, default=1)
+                orientation = plane.keyframe.tags.valueof(ORIENTATION, default=1)
         else:
             with _open_raster(path) as picture:
                 shape = picture.height, picture.width
@@ -285,7 +285,7 @@ def _by_stem(paths):
 
 
 @contextmanager
-def _decoding(path):
+def decoding(path):
     """Turn whatever a decoder raises on a bad file into an InputError of one line."""
     try:
         yield
@@ -299,7 +299,7 @@ def _decoding(path):
         ) from error
 
 
-def _signature(path):
+def signature_of(path):
     with open(path, "rb") as file:
         return file.read(25)  # up to the bit depth in the header of a PNG
 
@@ -319,7 +319,7 @@ _lost = _Lost()
 
 
 @contextmanager
-def _open_tiff(path):
+def open_tiff(path):
     """Open a TIFF, and raise what tifffile only logs: offsets out of the file, for it is truncated.
 
     Tags and pages would silently be lost with them, and three channels pass as one grey plane.
@@ -341,9 +341,9 @@ def _note_lost_offset(record):
 
 def _decode(path):
     """Return the _Stored pixels of a file of any format."""
-    signature = _signature(path)
-    if signature.startswith(_TIFF_SIGNATURES):
-        with _open_tiff(path) as tif:
+    signature = signature_of(path)
+    if signature.startswith(TIFF_SIGNATURES):
+        with open_tiff(path) as tif:
             return _decode_tiff(path, tif)
     with _open_raster(path) as picture:
         palette = None
@@ -368,7 +368,7 @@ def _raster_orientation(picture):
     # JPEG alone: a PNG may carry its EXIF behind the pixels, out of image_shape's sight.
     if picture.format not in ("JPEG", "MPO"):
         return 1
-    return picture.getexif().get(_ORIENTATION, 1)
+    return picture.getexif().get(ORIENTATION, 1)
 
 
 def _upright(pixels, orientation):
@@ -382,7 +382,7 @@ def _upright(pixels, orientation):
     return pixels
 
 
-def _tiff_plane(path, tif):
+def tiff_plane(path, tif):
     """Return the TiffPageSeries of the file's one image at full resolution."""
     first, *others = tif.series
     # Lower levels of a pyramid, thumbnails, an Aperio file's label and photograph of the slide.
@@ -398,7 +398,7 @@ def _tiff_plane(path, tif):
 
 def _decode_tiff(path, tif):
     """Return the _Stored pixels of an open TIFF."""
-    plane = _tiff_plane(path, tif)
+    plane = tiff_plane(path, tif)
     page = plane.keyframe
     # JPEG and LZW decoders fill up in silence what a truncated file lacks.
     size = tif.filehandle.size
@@ -428,7 +428,7 @@ def _decode_tiff(path, tif):
     if kind == "PALETTE":
         palette = page.colormap.T  # (N, 3), 16 bit by the standard, 8 bit by some writers
         palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
-    orientation = page.tags.valueof(_ORIENTATION, default=1)
+    orientation = page.tags.valueof(ORIENTATION, default=1)
     return _Stored(_upright(pixels, orientation), palette, lossy)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tissue.files import replacing
 
 COUNT_COLUMNS = ("image", "height", "width", "contours", "gt_contours")
-COUNT_COLUMNS += ("accuracy", "dice", "iou", "seconds")
+COUNT_COLUMNS += ("accuracy", "dice", "iou", "tissue_mm2", "seconds")
 FRACTIONS = ("accuracy", "dice", "iou")
 THUMBNAIL = 320  # pixels; the longer side of a picture in the report
 OUTLINE = (255, 224, 0)  # RGB; yellow stands out from both stains
@@ -84,7 +84,7 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown."""
     with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COUNT_COLUMNS, restval="")
+        table = csv.DictWriter(file, COUNT_COLUMNS, restval="", extrasaction="ignore")
         table.writeheader()
         for row in rows:
             rounded = {

@@ -2,58 +2,184 @@
 
 Each tile is predicted with a margin of real context, its halo, which is then cut off. Where a tile
 ends at the image's edge the network meets that edge just as it does in the untiled image, so no
-margin is made up there.
+margin is made up there. Reading, the network, and what is done with a tile overlap in time.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 
-GRID = 16  # pixels; the U-Net pools four times by two, so tiles start at multiples of this
-TILE = 512
+from tissue.windows import Scaled, Windows, from_array, interpolate
+
+GRID = 16  # pixels; the U-Net pools four times by two, so windows start at multiples of this
+TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
 HALO = 96  # pixels; a logit of the U-Net depends on at most this distance around it
+GLASS = 0.06  # saturation, and
+BRIGHT = 0.82  # lightness, 0 to 1: glass is as pale as this and as bright
+COARSE = 16  # pixels; tissue is looked for at this resolution
 
 
-def predict_image(
-    image: np.ndarray,
+class Tile(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+
+class Predicted(NamedTuple):
+    """A tile's outcome; probability is None where there is nothing but glass."""
+
+    tile: Tile
+    probability: np.ndarray | None  # float32 (h, w)
+    tissue: float  # fraction of the tile
+
+
+def tiles_of(height: int, width: int, tile: int) -> list[Tile]:
+    """The tiles that cover an image, row by row, from left to right."""
+    return [
+        Tile(y, x, min(tile, height - y), min(tile, width - x))
+        for y in range(0, height, tile)
+        for x in range(0, width, tile)
+    ]
+
+
+def predict_tiles(
+    image: Windows,
+    tiles: Iterable[Tile],
     predict: Callable[[np.ndarray], np.ndarray],
+    scale: float = 1.0,
     tile: int = TILE,
     halo: int = HALO,
-    batch_size: int = 4,
-) -> np.ndarray:
-    """Nucleus probability of a whole image, float32 (H, W).
+    batch_size: int = 1,
+    skip_glass: bool = False,
+) -> Iterator[Predicted]:
+    """The outcome of each tile, in their order.
 
-    `image` is RGB uint8 (H, W, 3); `predict` takes uint8 (N, h, w, 3) and returns float32
-    (N, h, w). `tile` and `halo` are pixels, multiples of 16.
+    `predict` takes RGB uint8 (N, h, w, 3) and returns probability float32 (N, h, w). Where the
+    network wants pixels `scale` times as large as the image's, it gets them, and its probability
+    is interpolated back. `tile` and `halo` are pixels, multiples of 16; the tiles start at
+    multiples of `tile`. With `skip_glass`, windows without tissue are not predicted.
     """
-    height, width = image.shape[:2]
-    image = np.pad(image, ((0, -height % GRID), (0, -width % GRID), (0, 0)), mode="reflect")
-    probability = np.empty(image.shape[:2], np.float32)
-    windows = sorted(_windows(*image.shape[:2], tile, halo), key=_shape)
-    for _, alike in groupby(windows, key=_shape):  # only windows of one shape make a batch
-        alike = list(alike)
-        for start in range(0, len(alike), batch_size):
-            batch = alike[start : start + batch_size]
-            predicted = predict(np.stack([image[window] for window, _ in batch]))
-            for (window, inner), values in zip(batch, predicted, strict=True):
-                kept = zip(window, inner, strict=True)
-                offset = [slice(i.start - w.start, i.stop - w.start) for w, i in kept]
-                probability[inner] = values[tuple(offset)]
-    return probability[:height, :width]
+    source = image if scale == 1 else Scaled(image, scale)
+    scale = image.height / source.height, image.width / source.width  # rounded to whole pixels
+
+    def read(part):
+        starts, lengths, sides = [], [], []
+        for start, length, step, end in (
+            (part.y, part.height, scale[0], source.height),
+            (part.x, part.width, scale[1], source.width),
+        ):
+            first = int((start + 0.5) / step - 0.5) // GRID * GRID - halo
+            # One length for all, whatever the rounding, so that windows make batches.
+            room = tile if step == 1 else tile / step + GRID + 2
+            stop = min(first + _up(room) + 2 * halo, end)
+            starts.append(max(first, 0))
+            lengths.append(stop - starts[-1])
+            sides.append((np.arange(start, start + length) + 0.5) / step - 0.5 - starts[-1])
+        window = source.read(*starts, *lengths)
+        found = tissue(window)
+        inner = _cut(found, sides[0] / COARSE, sides[1] / COARSE)
+        window = np.pad(
+            window, ((0, -lengths[0] % GRID), (0, -lengths[1] % GRID), (0, 0)), "reflect"
+        )
+        return part, sides, window, found.any() or not skip_glass, float(inner.mean())
+
+    def shape(item):
+        return item[2].shape, item[3]
+
+    for (_, worth), alike in groupby(ahead(read, tiles, 2 * batch_size), key=shape):
+        for items in _batches(alike, batch_size):
+            if not worth:
+                yield from (Predicted(part, None, share) for part, _, _, _, share in items)
+                continue
+            predicted = predict(np.stack([window for _, _, window, _, _ in items]))
+            for (part, (rows, columns), _, _, share), values in zip(items, predicted, strict=True):
+                if scale == (1, 1):
+                    y, x = round(rows[0]), round(columns[0])
+                    values = values[y : y + part.height, x : x + part.width]
+                else:
+                    values = interpolate(values, rows, columns)
+                yield Predicted(part, values, share)
 
 
-def _shape(window_and_inner: tuple) -> tuple[int, ...]:
-    return tuple(side.stop - side.start for side in window_and_inner[0])
+def predict_image(image: Windows, predict: Callable, **settings) -> np.ndarray:
+    """Nucleus probability of a whole image, float32 (H, W); `settings` are `predict_tiles`'."""
+    probability = np.zeros((image.height, image.width), np.float32)
+    tiles = tiles_of(image.height, image.width, settings.get("tile", TILE))
+    for part, values, _ in predict_tiles(image, tiles, predict, **settings):
+        if values is not None:
+            probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
+    return probability
 
 
-def _windows(height: int, width: int, tile: int, halo: int) -> Iterator[tuple]:
-    """For each tile: the window to predict (rows, columns) and the part of it to keep."""
-    for y in range(0, height, tile):
-        for x in range(0, width, tile):
-            inner = (slice(y, min(y + tile, height)), slice(x, min(x + tile, width)))
-            window = (
-                slice(max(y - halo, 0), min(y + tile + halo, height)),
-                slice(max(x - halo, 0), min(x + tile + halo, width)),
-            )
-            yield window, inner
+def seam_samples(
+    image: Windows, predict: Callable, tile: int = TILE, side: int = 2 * TILE, **settings
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows of an image predicted untiled and tiled, both float32 (h, w), for comparing.
+
+    Of a large image three windows of `side` pixels along its diagonal, of a small one all of it. A
+    window that is not larger than a tile is cut into four.
+    """
+    height, width = min(image.height, side), min(image.width, side)
+    places = {(f * (image.height - height) // 4, f * (image.width - width) // 4) for f in (1, 2, 3)}
+    for y, x in sorted(places):
+        window = from_array(image.read(y, x, height, width))
+        smaller = min(tile, _up(max(height, width) / 2))
+        untiled = predict_image(window, predict, tile=_up(max(height, width)), **settings)
+        yield untiled, predict_image(window, predict, tile=smaller, **settings)
+
+
+def tissue(image: np.ndarray) -> np.ndarray:
+    """Where RGB uint8 (H, W, 3) shows tissue, bool, a pixel for each COARSE x COARSE of the image.
+
+    Everything that is not as bright and as pale as glass is tissue.
+    """
+    height, width = (-(-side // COARSE) for side in image.shape[:2])
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    high, low = small.max(axis=2) / 255, small.min(axis=2) / 255
+    return (high - low > GLASS) | (high < BRIGHT)
+
+
+def ahead(function: Callable, items: Iterable, depth: int) -> Iterator:
+    """`function` of each item, in order, computed in a thread up to `depth` items ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        queue = deque()
+        try:
+            for item in items:
+                queue.append(thread.submit(function, item))
+                if len(queue) > depth:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for waiting in queue:
+                waiting.cancel()
+
+
+def _batches(items, size):
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _up(length):
+    """The next multiple of GRID."""
+    return int(-(-length // GRID) * GRID)
+
+
+def _cut(coarse, rows, columns):
+    """The part of a coarse map that holds the places from first to last of rows and columns."""
+    (top, bottom), (left, right) = ((int(p[0]), int(p[-1]) + 1) for p in (rows, columns))
+    return coarse[top : max(bottom, top + 1), left : max(right, left + 1)]

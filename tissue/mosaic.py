@@ -1,0 +1,77 @@
+"""Writes the mask of an image too big for the memory, tile by tile, into one TIFF.
+
+Each process puts its tiles, compressed, one behind the other into a file of its own; at the end one
+of them puts all tiles in order. What is compressed once is copied as it is.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from tissue.files import replacing
+from tissue.tiling import Tile
+
+
+class Spool:
+    """A file of compressed tiles of a mask, each tile x tile pixels, and where each lies in it."""
+
+    def __init__(self, path: Path, tile: int):
+        self.path, self.tile = path, tile
+        self.places = {}  # Tile -> (offset, bytes)
+        self.file = path.open("wb")
+
+    def add(self, part: Tile, mask: np.ndarray) -> None:
+        """Add a tile, bool (h, w), filled up with background to tile x tile pixels."""
+        pixels = np.zeros((self.tile, self.tile), np.uint8)
+        pixels[: part.height, : part.width] = mask * np.uint8(255)
+        data = zlib.compress(pixels, 1)
+        self.places[part] = self.file.tell(), len(data)
+        self.file.write(data)
+
+    def close(self) -> dict[Tile, tuple[Path, int, int]]:
+        """Close the file and return for each tile the file, the offset and the bytes."""
+        self.file.close()
+        return {part: (self.path, *place) for part, place in self.places.items()}
+
+
+def write_mosaic(
+    path: Path,
+    tiles: Sequence[Tile],
+    places: dict[Tile, tuple[Path, int, int]],
+    tile: int,
+    pixel_size_um: float | None,
+    visit: Callable[[Tile, np.ndarray], None],
+) -> None:
+    """Write a tiled, compressed BigTIFF, uint8 0 / 255, and show every mask to `visit`, in order.
+
+    `tiles` are all of an image, row by row, `places` what the processes' spools returned together.
+    `visit` gets each tile's mask as bool (h, w). The spools are left to the caller to remove.
+    """
+    height = tiles[-1].y + tiles[-1].height
+    width = tiles[-1].x + tiles[-1].width
+    files = {spool: spool.open("rb") for spool, _, _ in places.values()}
+
+    def in_order():
+        for part in tiles:
+            spool, offset, size = places[part]
+            files[spool].seek(offset)
+            data = files[spool].read(size)
+            pixels = np.frombuffer(zlib.decompress(data), np.uint8).reshape(tile, tile)
+            visit(part, pixels[: part.height, : part.width] > 0)
+            yield data
+
+    resolution = (1e4 / pixel_size_um,) * 2 if pixel_size_um else None
+    try:
+        with replacing(path) as beside, tifffile.TiffWriter(beside, bigtiff=True) as tif:
+            tif.write(
+                in_order(), shape=(height, width), dtype=np.uint8, tile=(tile, tile),
+                photometric="minisblack", compression="adobe_deflate", metadata=None,
+                resolution=resolution, resolutionunit="CENTIMETER" if resolution else None,
+                software=False,
+            )  # fmt: skip
+    finally:
+        for file in files.values():
+            file.close()

@@ -1,0 +1,324 @@
+"""Reads windows of an image or a mask, of one too big for the memory too, at a wanted pixel size.
+
+TIFFs are read segment by segment (tiles or strips), and of a pyramid the level that is next finer
+than wanted. PNG and JPEG cannot be read in part, and small TIFFs need not: they are read whole.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tissue.files import InputError
+from tissue.images import (
+    ORIENTATION,
+    TIFF_SIGNATURES,
+    decoding,
+    image_shape,
+    open_tiff,
+    pixel_size_um,
+    read_image,
+    read_mask,
+    signature_of,
+    tiff_plane,
+)
+
+BIG = 64e6  # pixels; from here on an image is not held in memory
+LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
+SAME = 0.1  # pixel sizes this close to each other, as a fraction, count as equal
+CACHE = 64 * 2**20  # bytes of decoded segments that are kept, for windows overlap
+VIEW = 2048  # pixels; the longer side of a view of the whole image
+
+
+class Windows:
+    """An open image or mask: `height` and `width` in pixels, `pixel_size_um` or None.
+
+    `read(y, x, height, width)` gives a window at full resolution, which lies within the image: RGB
+    uint8 (h, w, 3), or bool (h, w) of a mask. Any number of threads may read. `levels` has the
+    (height, width) of each level of a pyramid, `levels[0]` the image's own. `is_big` says that
+    what is made of it must not be held in memory either. After `close()`, which frees memory and
+    file, it reads on as if opened anew.
+    """
+
+    def __init__(
+        self, path: Path, pixels, levels: list[tuple], pixel_size: float | None, big: bool
+    ):
+        self.path, self.levels, self.pixel_size_um = path, levels, pixel_size
+        self.height, self.width = levels[0]
+        self.is_big = big
+        self._pixels = pixels  # has read(y, x, height, width, level) and close()
+
+    def close(self) -> None:
+        self._pixels.close()
+
+    def read(self, y: int, x: int, height: int, width: int, level: int = 0) -> np.ndarray:
+        return self._pixels.read(y, x, height, width, level)
+
+    def view(self, longest: int = VIEW) -> np.ndarray:
+        """The whole image, RGB uint8, or mask, 0 to 255, of at most `longest` pixels a side."""
+        step = max(1, -(-max(self.height, self.width) // longest))
+        level, (rows, columns) = _finer_level(self.levels, step)
+        height, width = -(-self.height // step), -(-self.width // step)
+        out = None
+        band = max(1, 4 * 10**6 // columns)  # rows of the level that are read at once
+        for start in range(0, height, max(1, band * height // rows)):
+            stop = min(height, start + max(1, band * height // rows))
+            first, last = start * rows // height, max(1, -(-stop * rows // height))
+            part = self.read(first, 0, last - first, columns, level)
+            part = part * np.uint8(255) if part.dtype == bool else part
+            part = cv2.resize(part, (width, stop - start), interpolation=cv2.INTER_AREA)
+            out = np.empty((height, width, *part.shape[2:]), np.uint8) if out is None else out
+            out[start:stop] = part
+        return out
+
+
+def open_image(path: str | Path, big: float | None = None) -> Windows:
+    """Open an image for reading by windows.
+
+    What has fewer than `big` pixels (BIG of them) and is no pyramid is read whole, at the first
+    window, by `images.read_image`. Raises InputError for a file that is damaged, no image, empty,
+    too large for the memory where it must be read whole, or of a kind without windows.
+    """
+    return _open(Path(path), big, read_image, _colours)
+
+
+def from_array(pixels: np.ndarray, pixel_size_um: float | None = None) -> Windows:
+    """Windows of an image or a mask that is in memory: RGB uint8 (H, W, 3), or bool (H, W)."""
+    whole = _Whole(Path(), lambda _: pixels)
+    return Windows(Path(), whole, [pixels.shape[:2]], pixel_size_um, big=False)
+
+
+def open_mask(path: str | Path, big: float | None = None) -> Windows:
+    """Open a mask for reading by windows, as `open_image` does and `images.read_mask` reads it."""
+    return _open(Path(path), big, read_mask, _foreground)
+
+
+def _open(path, big, read_whole, convert):
+    big = BIG if big is None else big
+    height, width = image_shape(path)
+    if not 0 < height * width <= LARGEST:
+        raise InputError(
+            f"{path}: found {height} x {width} pixels (height x width), expected 1 to "
+            f"{LARGEST:.0e} in all, replace the file"
+        )
+    size = pixel_size_um(path)
+    is_tiff = signature_of(path).startswith(TIFF_SIGNATURES)
+    if is_tiff:
+        with decoding(path), open_tiff(path) as tif:
+            is_pyramid = len(tiff_plane(path, tif).levels) > 1
+        if height * width >= big or is_pyramid:
+            segments = _Segments(path, convert)
+            if segments.odd and height * width < big:
+                is_tiff = False
+            else:
+                segments.check()
+                return Windows(path, segments, segments.levels, size, height * width >= big)
+    if height * width >= big:
+        room = _free_memory()
+        if 6 * height * width > room:
+            raise InputError(
+                f"{path}: found {height} x {width} pixels in a file that can only be read whole, "
+                f"expected at most {room / 6:.1e} pixels for this memory, save it as a tiled TIFF"
+            )
+    return Windows(path, _Whole(path, read_whole), [(height, width)], size, height * width >= big)
+
+
+def _free_memory():
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 8 * 2**30
+
+
+class _Whole:
+    """Windows of an image that is decoded once and held."""
+
+    def __init__(self, path, read_whole):
+        self.path, self.read_whole = path, read_whole
+        self.pixels = None
+        self.lock = threading.Lock()
+
+    def read(self, y, x, height, width, level=0):
+        with self.lock:
+            if self.pixels is None:
+                self.pixels = self.read_whole(self.path)
+            return self.pixels[y : y + height, x : x + width]
+
+    def close(self):
+        with self.lock:
+            self.pixels = None
+
+
+class _Segments:
+    """Windows of a TIFF, from the tiles or strips that they touch."""
+
+    def __init__(self, path, convert):
+        self.path, self.convert = path, convert
+        with decoding(path), open_tiff(path) as tif:
+            plane = tiff_plane(path, tif)
+            self.pages = [level.keyframe for level in plane.levels]
+            self.odd = next(filter(None, (_oddity(plane, page) for page in self.pages)), None)
+            for page in self.pages:  # what tifffile reads at need, and the file is closed then
+                page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
+        self.levels = [(page.imagelength, page.imagewidth) for page in self.pages]
+        self.size = path.stat().st_size
+        self.cache, self.cached = OrderedDict(), 0
+        # A strip is as wide as the image: all that one row of windows needs must stay.
+        strips = not self.pages[0].is_tiled
+        self.room = CACHE if not strips else max(CACHE, 2048 * 3 * self.levels[0][1])
+        self.lock = threading.Lock()
+        self.file = None
+
+    def check(self):
+        if self.odd:
+            raise InputError(
+                f"{self.path}: found {self.odd} in an image too big to be read whole, expected "
+                f"upright 8-bit RGB or grey in tiles or strips, save it so (OME-TIFF, SVS)"
+            )
+
+    def read(self, y, x, height, width, level=0):
+        with decoding_window(self.path, y, x, height, width), self.lock:
+            return self._window(y, x, height, width, level)
+
+    def close(self):
+        with self.lock:
+            if self.file is not None:
+                self.file.close()
+            self.file, self.cached = None, 0
+            self.cache.clear()
+
+    def _window(self, y, x, height, width, level):
+        page = self.pages[level]
+        rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (
+            page.rowsperstrip, page.imagewidth)  # fmt: skip
+        across = -(-page.imagewidth // columns)
+        out = None
+        for row in range(y // rows, -(-(y + height) // rows)):
+            for column in range(x // columns, -(-(x + width) // columns)):
+                segment = self._segment(level, row * across + column)
+                top, left = row * rows, column * columns
+                part = segment[
+                    max(y - top, 0) : y + height - top, max(x - left, 0) : x + width - left
+                ]
+                if out is None:
+                    out = np.empty((height, width, *part.shape[2:]), part.dtype)
+                at_y, at_x = max(top - y, 0), max(left - x, 0)
+                out[at_y : at_y + part.shape[0], at_x : at_x + part.shape[1]] = part
+        return out
+
+    def _segment(self, level, index):
+        key = level, index
+        if key in self.cache:
+            self.cache.move_to_end(key)
+            return self.cache[key]
+        page = self.pages[level]
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        if offset + count > self.size:
+            raise ValueError("the file ends before its pixels do")
+        if self.file is None:
+            self.file = open(self.path, "rb")  # noqa: SIM115, stays open from window to window
+        self.file.seek(offset)
+        data = self.file.read(count) if count else None
+        segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+        if segment is None:  # a tile that was never written is background
+            segment = np.full(shape, page.nodata, page.dtype)
+        segment = self.convert(segment[0], page)
+        self.cache[key] = segment
+        self.cached += segment.nbytes
+        while self.cached > self.room and len(self.cache) > 1:
+            self.cached -= self.cache.popitem(last=False)[1].nbytes
+        return segment
+
+
+def decoding_window(path, y, x, height, width):
+    """As `images.decoding`, with the window's place in the message."""
+    return decoding(f"{path}, rows {y} to {y + height}, columns {x} to {x + width}")
+
+
+def _oddity(plane, page):
+    """What keeps a TIFF from being read by windows, or None."""
+    if page.photometric.name not in ("RGB", "MINISBLACK", "YCBCR"):
+        return f"{page.photometric.name} colours"
+    if page.planarconfig == 2 and page.samplesperpixel > 1:
+        return "separate colour planes"
+    if page.tags.valueof(ORIENTATION, default=1) != 1:
+        return "a turned image"
+    if len(plane.pages) > 1 or len(plane.shape) - (page.samplesperpixel > 1) != 2:
+        return "several planes"
+    if not page.is_tiled and page.rowsperstrip * page.imagewidth > 4 * CACHE:
+        return "no tiles or strips"
+    return None
+
+
+def _colours(segment, page):
+    """A decoded segment (h, w, samples) as RGB uint8 (h, w, 3)."""
+    if segment.dtype != np.uint8:
+        raise InputError(
+            f"found {segment.dtype} pixels in an image too big to be read whole, expected 8 bit, "
+            f"save it as 8-bit RGB"
+        )
+    return np.repeat(segment[..., :1], 3, axis=2) if segment.shape[2] < 3 else segment[..., :3]
+
+
+def _foreground(segment, page):
+    return (segment != 0).any(axis=2)
+
+
+# --- pixel size ---------------------------------------------------------------------------------
+
+
+class Scaled:
+    """An image as it would be with pixels `scale` times as large, still read by windows.
+
+    Averages whole blocks of pixels first, then interpolates linearly, at places that depend on the
+    image alone: windows agree where they overlap. `scale` is a float, `height` and `width` pixels
+    of the scaled image.
+    """
+
+    def __init__(self, source: Windows, scale: float):
+        self.source = source
+        self.height = max(1, round(source.height / scale))
+        self.width = max(1, round(source.width / scale))
+        self.level, (rows, columns) = _finer_level(source.levels, scale)
+        self.step = rows / self.height, columns / self.width  # of the level's pixels, y and x
+        self.block = max(1, int(min(self.step)))
+
+    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+        rows, columns = self.source.levels[self.level]
+        places, starts, sizes = [], [], []
+        for start, count, step, end in (
+            (y, height, self.step[0], -(-rows // self.block)),
+            (x, width, self.step[1], -(-columns // self.block)),
+        ):
+            # Centres of the wanted pixels, in blocks.
+            at = ((np.arange(start, start + count) + 0.5) * step / self.block - 0.5).clip(
+                0, end - 1
+            )
+            first, last = int(at[0]), min(int(at[-1]) + 2, end)
+            places.append((at - first).astype(np.float32))
+            starts.append(first)
+            sizes.append(last - first)
+        top, left = (start * self.block for start in starts)
+        bottom = min(top + sizes[0] * self.block, rows)
+        right = min(left + sizes[1] * self.block, columns)
+        part = self.source.read(top, left, bottom - top, right - left, self.level)
+        if self.block > 1:
+            short = sizes[0] * self.block - len(part), sizes[1] * self.block - part.shape[1]
+            part = cv2.copyMakeBorder(part, 0, short[0], 0, short[1], cv2.BORDER_REPLICATE)
+            part = cv2.resize(part, sizes[::-1], interpolation=cv2.INTER_AREA)
+        return interpolate(part, *places)
+
+
+def interpolate(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`values` (h, w) or (h, w, C), any type of OpenCV, linearly at all `rows` x `columns`."""
+    grid = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
+    return cv2.remap(values, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _finer_level(levels, scale):
+    """(index, shape) of the coarsest level whose pixels are at most `scale` times the image's."""
+    fits = [i for i, (_, width) in enumerate(levels) if levels[0][1] / width <= scale * 1.001]
+    best = max(fits, default=0)
+    return best, levels[best]
