@@ -1,6 +1,9 @@
 """The scripts as the tests call them: on small data, with small settings."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import inference
@@ -27,6 +30,28 @@ def learn(root, log, *more):
 def infer(results, *more):
     arguments = ["--image_folder", results, "--gpu_id", -1, *more]
     inference.main(inference.parse_args([str(a) for a in arguments]))
+
+
+def call(folder, code, arguments, processes):
+    """Run Python code on one process, or under torchrun on several."""
+    script = folder / "script.py"
+    script.write_text(code)
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "--",
+    ]
+    done = subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else []), str(script), *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def fingerprint(folder):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import train
 import utils
 from model import UNet
-from tests.scripts import REPOSITORY, cut, learn, table_of
+from tests.scripts import REPOSITORY, call, cut, learn, table_of
 from tissue.files import InputError
 from tissue.patches import PatchDataset, PatchSampler
 
@@ -368,28 +368,6 @@ for step in range(5):
 if rank == 0:
     torch.save(model.state_dict(), sys.argv[1])
 """
-
-
-def call(folder, code, arguments, processes):
-    """Run Python code on one process, or under torchrun on several."""
-    script = folder / "script.py"
-    script.write_text(code)
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-        "--",
-    ]
-    done = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), str(script), *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def distance(weights, wanted):
