@@ -117,7 +117,7 @@ def _open(path, big, read_whole, convert):
                 segments.check()
                 return Windows(path, segments, segments.levels, size, height * width >= big)
     if height * width >= big:
-        room = _free_memory()
+        room = free_memory()
         if 6 * height * width > room:
             raise InputError(
                 f"{path}: found {height} x {width} pixels in a file that can only be read whole, "
@@ -126,7 +126,8 @@ def _open(path, big, read_whole, convert):
     return Windows(path, _Whole(path, read_whole), [(height, width)], size, height * width >= big)
 
 
-def _free_memory():
+def free_memory() -> int:
+    """Bytes of memory that are free, or a guess where the system does not say."""
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 8 * 2**30

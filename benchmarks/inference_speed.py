@@ -1,0 +1,301 @@
+"""Inference on drawn tissue of 512 to 32,768 pixels a side, beside MONAI and the plain recipe.
+
+    python3 -m benchmarks.inference_speed                      # speed against the two others
+    python3 -m benchmarks.inference_speed --giants             # inference.py: memory and time
+    python3 -m benchmarks.inference_speed --seams my_images/ --ckpt best.pt
+
+ours: reads by windows, predicts exact tiles, writes the mask where it is big, counts contours.
+MONAI: the image in memory, its sliding_window_inference with Gaussian blending and its default
+overlap of 25 %, the same fused network and precision, the best of two tile sizes. plain: the whole
+image at once in float32, as the first version did. Each measurement is a process of its own, and
+all take turns.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+
+import inference
+import utils
+from benchmarks.data import draw_giant
+from benchmarks.results import moment, table, write_section
+from model import UNet
+from tissue import images, nuclei, tiling, windows
+from tissue.files import run_script
+
+SIDES = (512, 4096, 16384)  # pixels
+GIANT_SIDES = (8192, 16384, 32768)
+MONAI_TILES = (512, 1024)
+ROUNDS = {512: 5, 4096: 3, 16384: 1}
+NORMALISATION = {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--dimensions", type=int, help="width; without it 32, and 16 for --giants")
+    parser.add_argument("--gpu_id", type=int, default=-1, help="number of the GPU; -1: the CPU")
+    parser.add_argument("--sides", type=int, nargs="+", help="pixels, instead of all sizes")
+    parser.add_argument("--giants", action="store_true", help="inference.py on giant images")
+    parser.add_argument("--seams", metavar="FOLDER", help="images on which to look for seams")
+    parser.add_argument("--ckpt", help="for --seams")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # way, image, tile
+    return parser.parse_args(argv)
+
+
+def main(args):
+    if args.measure:
+        way, path, tile = args.measure
+        print(json.dumps(measure(way, Path(path), int(tile), args.dimensions, args.gpu_id)))
+    elif args.seams:
+        seams(args)
+    elif args.giants:
+        giants(args)
+    else:
+        speed(args)
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def speed(args):
+    """Each way on each size, in turns."""
+    dimensions, since = args.dimensions or 32, moment()
+    rows, most = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side in args.sides or SIDES:
+            path = draw_giant(Path(folder) / f"{side}.tif", side)
+            ways = [("ours", tiling.TILE), *(("MONAI", tile) for tile in MONAI_TILES), ("plain", 0)]
+            found = {way: [] for way in ways}
+            for _ in range(ROUNDS.get(side, 1)):
+                for way in ways:
+                    found[way].append(in_process(*way, path, dimensions, args.gpu_id))
+            path.unlink()
+            for (way, tile), runs in found.items():
+                if None in runs:
+                    rows.append([f"{side}²", way, tile or "whole", "does not fit", "-", "-", "-"])
+                    continue
+                rate = statistics.median(run["megapixels_per_second"] for run in runs)
+                memory = max(run["memory_gib"] for run in runs)
+                most[way] = rate if way != "MONAI" else max(rate, most.get(way, 0))
+                contours = runs[0]["contours"]
+                rows.append(
+                    [f"{side}²", way, tile or "whole", f"{rate:.2f}", f"{memory:.1f}", contours]
+                )
+                rows[-1].append(f"{rate / statistics.median(r['megapixels_per_second'] for r in found['ours', tiling.TILE]):.2f}x")  # noqa: E501  # fmt: skip
+            print(table(("image", "way", "tile", "Mpx/s", "GiB", "contours", "of ours"), rows))
+    text = (
+        "`python3 -m benchmarks.inference_speed`: from the file to mask and contour count, drawn "
+        f"tissue, U-Net of width {dimensions} with random weights; megapixels a second (median of "
+        f"{', '.join(f'{n} rounds at {side}²' for side, n in ROUNDS.items())}, all ways in turns) "
+        "and the most memory that the process held. MONAI: sliding_window_inference at 25 % "
+        "overlap with Gaussian blending, the same fused network, precision and memory setting as "
+        "ours. plain: the whole image at once in float32.\n\n"
+        + table(("image", "way", "tile", "Mpx/s", "GiB", "contours", "of ours"), rows)
+    )
+    write_section("Inference speed", text, since=since)
+
+
+def in_process(way, tile, path, dimensions, gpu_id):
+    """What `measure` returns, from a process of its own; None if that was killed or had no room."""
+    command = [sys.executable, "-m", "benchmarks.inference_speed", "--measure", way, path, tile]
+    command += ["--dimensions", dimensions, "--gpu_id", gpu_id]
+    if way == "plain" and not plain_fits(path, dimensions, gpu_id):
+        return None
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        print(f"{way} on {path.name}: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def plain_fits(path, dimensions, gpu_id):
+    """Whether the memory holds five activations of the first stage in float32; the kernel would
+    end this whole machine's work if not.
+    """
+    image = windows.open_image(path)
+    return gpu_id >= 0 or 20 * dimensions * image.height * image.width < windows.free_memory()
+
+
+def measure(way, path, tile, dimensions, gpu_id):
+    """Predict and count one image in one of the three ways."""
+    device = utils.choose_device(gpu_id)
+    torch.manual_seed(0)
+    model = UNet(dimensions).eval()
+    checkpoint = {"normalisation": NORMALISATION, "channel_order": "rgb"}
+    with torch.no_grad():  # half of the pixels are nuclei, so that there is something to count
+        model.last_conv.bias -= model(torch.zeros(1, 3, 64, 64)).median()
+    if way != "plain":
+        utils.keep_freed_memory()
+    started = time.perf_counter()
+    image = windows.open_image(path)
+    if way == "ours":
+        predict = utils.predictor(model, checkpoint, device)
+        contours = ours(image, predict, tile)
+    else:
+        network = model.to(device) if way == "plain" else utils.fuse(model, device).to(device)
+        contours = in_memory(way, images.read_image(path), network, tile, device)
+    seconds = time.perf_counter() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    rate = image.height * image.width / 1e6 / seconds
+    return {"megapixels_per_second": rate, "memory_gib": memory, "contours": contours}
+
+
+def ours(image, predict, tile):
+    settings = {"tile": tile, "halo": tiling.HALO, "batch_size": 1, "scale": 1.0}
+    if not image.is_big:
+        mask = tiling.predict_image(image, predict, **settings) >= 0.5
+        return len(nuclei.contours(mask))
+    with tempfile.TemporaryDirectory() as folder:
+        pair = images.Pair("image", image.path, None)
+        bar = contextlib.nullcontext()
+        bar.update = lambda _: None
+        return inference.infer_shared(Path(folder), pair, image, predict, 0.5, settings, bar)[
+            "contours"
+        ]
+
+
+@torch.inference_mode()
+def in_memory(way, image, network, tile, device):
+    """The image as one tensor, in MONAI's tiles or whole."""
+    mean, std = (torch.tensor(NORMALISATION[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
+    precision = utils.choose_precision(device) if way == "MONAI" else torch.float32
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float().sub_(mean).div_(std)
+
+    def predict(part):
+        layout = torch.channels_last if way == "MONAI" else torch.contiguous_format
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return network(part.to(device).contiguous(memory_format=layout)).float().cpu()
+
+    if way == "MONAI":
+        logits = sliding_window_inference(
+            pixels, (tile, tile), 1, predict, overlap=0.25, mode="gaussian"
+        )
+    else:
+        logits = predict(pixels)
+    return len(nuclei.contours((logits[0, 0] >= 0).numpy()))
+
+
+# --- giants -------------------------------------------------------------------------------------
+
+
+def giants(args):
+    """inference.py as a command on images of up to a gigapixel."""
+    dimensions, since = args.dimensions or 16, moment()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        torch.manual_seed(0)
+        model = UNet(dimensions).eval()
+        with torch.no_grad():
+            model.last_conv.bias -= model(torch.zeros(1, 3, 64, 64)).median()
+        checkpoint = {"format_version": 1, "model": model.state_dict(), "config": model.config}
+        checkpoint |= {"normalisation": NORMALISATION, "channel_order": "rgb", "threshold": 0.5}
+        utils.save_checkpoint(folder / "net.pt", checkpoint)
+        for side in args.sides or GIANT_SIDES:
+            path = draw_giant(folder / f"drawn_{side}.tif", side)
+            command = [
+                sys.executable,
+                "inference.py",
+                "--ckpt",
+                folder / "net.pt",
+                "--images",
+                path,
+            ]
+            command += ["--image_folder", folder / "out", "--gpu_id", args.gpu_id]
+            started = time.perf_counter()
+            subprocess.run([str(part) for part in command], check=True, capture_output=True)
+            seconds = time.perf_counter() - started
+            # Of the children so far, so sizes must grow for this to be the last one's.
+            memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            row = json.loads((folder / "out" / "rows" / f"{path.stem}.json").read_text())["row"]
+            rows.append([f"{side}²", f"{seconds:.0f}", f"{side**2 / 1e6 / seconds:.2f}"])
+            rows[-1] += [f"{memory:.2f}", row["contours"]]
+            if side <= 8192:
+                whole = images.read_mask(folder / "out" / f"{path.stem}_prediction.tif")
+                rows[-1].append(len(nuclei.contours(whole)))
+            else:
+                rows[-1].append("-")
+            path.unlink()
+            print(rows[-1], flush=True)
+    text = (
+        "`python3 -m benchmarks.inference_speed --giants`: the whole command `inference.py` on "
+        f"drawn tissue (JPEG tiles), U-Net of width {dimensions} with random weights. Memory: the "
+        "most that the process held. The last column counts on the whole mask, read back.\n\n"
+        + table(("image", "seconds", "Mpx/s", "GiB", "contours", "on the whole mask"), rows)
+    )
+    write_section("Giant images", text, since=since)
+
+
+# --- seams --------------------------------------------------------------------------------------
+
+
+def seams(args):
+    """Tiled against untiled on the user's images: pixels and contours that differ."""
+    path = inference.find_checkpoint(args.ckpt)
+    checkpoint = utils.load_checkpoint(path)
+    model = utils.build_model(checkpoint, path).eval()
+    device = utils.choose_device(args.gpu_id)
+    predict = utils.predictor(model, checkpoint, device)
+    network = utils.fuse(model, device)
+    mean, std = (torch.tensor(checkpoint["normalisation"][key]).view(3, 1, 1) * 255
+                 for key in ("mean", "std"))  # fmt: skip
+    precision = utils.choose_precision(device)
+
+    @torch.inference_mode()
+    def logits(part):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return network(part.to(device).contiguous(memory_format=torch.channels_last)).float()
+
+    rows = []
+    for number, file in enumerate(images.find_images(args.seams).values(), start=1):
+        image = windows.open_image(file)
+        whole = tiling.predict_image(image, predict, tile=10**6 // 16 * 16) >= 0.5
+        masks = {
+            f"ours, halo {halo}": tiling.predict_image(image, predict, tile=512, halo=halo) >= 0.5
+            for halo in (tiling.HALO, 64, 32)
+        }
+        pixels = image.read(0, 0, image.height, image.width)
+        tensor = (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - mean) / std
+        with torch.inference_mode():
+            blended = sliding_window_inference(
+                tensor, (512, 512), 1, logits, overlap=0.25, mode="gaussian"
+            )
+        masks["MONAI"] = (blended[0, 0] >= 0).numpy()
+        untiled = len(nuclei.contours(whole))
+        row = [f"{number}", untiled]
+        for mask in masks.values():
+            row += [f"{np.mean(mask != whole):.4%}", f"{len(nuclei.contours(mask)) - untiled:+d}"]
+        rows.append(row)
+    header = ["image", "contours"]
+    for name in masks:
+        header += [f"{name}: pixels", "contours"]
+    text = (
+        "`python3 -m benchmarks.inference_speed --seams FOLDER --ckpt CKPT`: pixels of the mask "
+        "and contours that differ from the untiled prediction, on the user's images (tile 512; "
+        f"MONAI: roi 512, 25 % overlap, Gaussian blending). U-Net of width "
+        f"{checkpoint['config']['dimensions']}.\n\n" + table(header, rows)
+    )
+    write_section("Seams", text)
+
+
+if __name__ == "__main__":
+    with (
+        contextlib.redirect_stderr(io.StringIO())
+        if "--measure" in sys.argv
+        else (contextlib.nullcontext())
+    ):
+        run_script(main, parse_args)
