@@ -126,6 +126,33 @@ def read_mask(path: str | Path) -> np.ndarray:
         return np.ascontiguousarray(values != 0)
 
 
+def read_label_map(path: str | Path) -> np.ndarray | None:
+    """Return one integer per nucleus, (H, W), 0 the background, or None if it is but a mask.
+
+    A file with a single value beside 0 (0 / 255, 0 / 1, bool), a palette or JPEG is a mask. Raises
+    InputError for what `read_mask` does, and for numbers below 0.
+    """
+    path = Path(path)
+    with decoding(path):
+        stored = _decode(path)
+    values = stored.pixels
+    if stored.palette is not None or stored.lossy or values.dtype == bool:
+        return None
+    if values.ndim == 3:
+        if (values != values[..., :1]).any():
+            return None
+        values = values[..., 0]
+    if values.dtype.kind == "f":
+        values = np.rint(values).astype(np.int64)
+    if values.size and values.min() < 0:
+        raise InputError(
+            f"{path}: found the label {values.min()}, expected 0 for the background and numbers "
+            f"above for nuclei, save it so"
+        )
+    found = values[values > 0]
+    return values if found.size and found.min() != found.max() else None
+
+
 def pixel_size_um(path: str | Path) -> float | None:
     """Return micrometres per pixel along x, or None if the file does not tell.
 

@@ -5,8 +5,17 @@ touch a border get a node, and nodes that meet across a border are united (union
 Pfaltz 1966, J. ACM 13:471). What is kept is one row of labels and the nodes.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+
+from tissue.tiling import Tile
+from tissue.windows import Windows
+
+MARGIN = 64  # pixels around a tile in which nuclei are looked for, at first
+WIDEST = 512  # pixels; the margin that clumps too large for a smaller one get at most
 
 
 class ContourCounter:
@@ -122,6 +131,74 @@ class ContourCounter:
             for node, objects in self.enclosed.items()
             if self.surroundings.root(node) == outside
         )
+
+
+class FoundNuclei(NamedTuple):
+    """What `nuclei_by_tiles` found in a tile, and which nuclei it met there for the first time."""
+
+    tile: Tile
+    labels: np.ndarray  # int64 (h, w): ids of the whole image in the tile's pixels
+    window: Tile  # where the new nuclei lie, which may reach beyond the tile
+    new: np.ndarray  # int32 (h, w) of the window: 1 to n, the new nuclei alone
+    ids: np.ndarray  # int64 (n,): their ids
+
+
+def nuclei_by_tiles(
+    mask: Windows, tiles: Iterable[Tile], find: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[FoundNuclei]:
+    """The nuclei of a mask that is read by windows, each met once, tile by tile.
+
+    `find` gives the labels of a mask bool (H, W), int32; what it makes of an object must depend on
+    that object and its nearest surroundings alone. Ids are 1, 2, 3, ... in the order in which tiles
+    meet the nuclei. A nucleus in several tiles is known by its first pixel. That is exact for
+    objects that reach no more than WIDEST pixels beyond the tiles they lie in.
+    """
+    known = {}  # first pixel's place -> id, of nuclei that reach beyond a tile seen so far
+    count = 0
+    for tile in tiles:
+        if tile.x == 0:
+            above = (tile.y - 2 * WIDEST) * mask.width
+            known = {place: number for place, number in known.items() if place >= above}
+        window, labels = _labels_around(mask, tile, find)
+        top, left = tile.y - window.y, tile.x - window.x
+        core = labels[top : top + tile.height, left : left + tile.width]
+        present = np.flatnonzero(np.bincount(core.ravel(), minlength=1))
+        present = present[present > 0]
+        highest = int(labels.max(initial=0))
+        y, x = np.divmod(_first_pixels(labels, highest + 1)[present], window.width)
+        places = ((window.y + y) * mask.width + window.x + x).tolist()
+        number = np.zeros(highest + 1, np.int64)
+        fresh = np.array([place not in known for place in places], bool)
+        ids = count + 1 + np.arange(np.count_nonzero(fresh))
+        count += len(ids)
+        number[present[fresh]] = ids
+        number[present[~fresh]] = [
+            known[p] for p, new in zip(places, fresh, strict=True) if not new
+        ]
+        at_border = np.isin(present, _on_border(core))
+        known.update((p, int(number[label])) for p, label, reaches in
+                     zip(places, present, at_border, strict=True) if reaches)  # fmt: skip
+        local = np.zeros(highest + 1, np.int32)
+        local[present[fresh]] = np.arange(1, len(ids) + 1)
+        yield FoundNuclei(tile, number[core], window, local[labels], ids)
+
+
+def _labels_around(mask, tile, find):
+    """A window around a tile that holds all objects of the tile whole, and its labels."""
+    margin = MARGIN
+    while True:
+        y, x = max(tile.y - margin, 0), max(tile.x - margin, 0)
+        bottom = min(tile.y + tile.height + margin, mask.height)
+        right = min(tile.x + tile.width + margin, mask.width)
+        pixels = mask.read(y, x, bottom - y, right - x)
+        _, objects = cv2.connectedComponents(pixels.astype(np.uint8), connectivity=4)
+        inside = objects[tile.y - y :, tile.x - x :][: tile.height, : tile.width]
+        sides = ((y, objects[0]), (x, objects[:, 0]))
+        sides += ((mask.height - bottom, objects[-1]), (mask.width - right, objects[:, -1]))
+        cut = np.unique(np.concatenate([side for more, side in sides if more] or [[0]]))
+        if margin >= WIDEST or not np.isin(cut[cut > 0], inside).any():
+            return Tile(y, x, bottom - y, right - x), find(pixels)
+        margin *= 2
 
 
 class _Nodes:
