@@ -16,14 +16,29 @@ BigTIFF and the others are small views; it is never held in memory.
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import utils
-from tissue import images, mosaic, nuclei, patches, report, stitching, synthetic, tiling, windows
+from tissue import (
+    agreement,
+    exports,
+    images,
+    mosaic,
+    nuclei,
+    patches,
+    report,
+    stitching,
+    synthetic,
+    tiling,
+    windows,
+)
 from tissue.files import InputError, check_positive, file_hash, run_script
 
 SHIPPED = Path("log/ckpt/nuclei_unet.pt")
@@ -51,6 +66,16 @@ def parse_args(argv=None):
     )
     segmentation.add_argument(
         "--tta", action="store_true", help="average over flips and quarter turns: 8 times the work"
+    )
+    segmentation.add_argument(
+        "--split", nargs="+", metavar="NAME=VALUE", default=[],
+        help=f"change how touching nuclei are split: {', '.join(nuclei.Split._fields)}",
+    )  # fmt: skip
+    segmentation.add_argument(
+        "--export", action="store_true", help="write ImageJ's ROI zip and COCO JSON too"
+    )
+    segmentation.add_argument(
+        "--check_exports", action="store_true", help="read all exports back and compare them"
     )
     tiles = parser.add_argument_group("tiles, for large images")
     tiles.add_argument("--tile", type=int, default=tiling.TILE, help="side of a tile, pixels")
@@ -103,13 +128,15 @@ def main(args):
             raise InputError("; ".join(faults))
         return
     sizes = {pair.name: args.pixel_size or opened[pair.name].pixel_size_um for pair in todo}
+    split = split_of(checkpoint, args.split)
     trained_at = checkpoint.get("pixel_size_um")
     scales = {name: scale_of(size, trained_at) for name, size in sizes.items()}
     say = print if rank == 0 else (lambda *_: None)
     say(
         f"{path} | U-Net {model.config['dimensions']} | {device}"
         + (f" x {processes}" if processes > 1 else "")
-        + f" | threshold {threshold:g} | {len(todo)} image{'s' if len(todo) > 1 else ''}"
+        + f" | threshold {threshold:g} | split {text_of(split)} | {len(todo)} image"
+        + ("s" if len(todo) > 1 else "")
     )
     if checkpoint["channel_order"] == "bgr":
         say(
@@ -136,54 +163,57 @@ def main(args):
     # --- what is finished already ---
     results = Path(args.image_folder)
     (results / "rows").mkdir(parents=True, exist_ok=True)
-    made_with = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
-    made_with |= {"overlap": halo, "skip": args.skip, "version": utils.VERSION}
-    made_with = {
-        pair.name: made_with
-        | {"scale": scales[pair.name], "files": [file_mark(file) for file in pair[1:]]}
-        for pair in todo
-    }
-    left = [
-        pair for pair in todo
-        if args.overwrite or finished_row(results, pair.name, made_with[pair.name]) is None
-    ]  # fmt: skip
-    if len(left) < len(todo):
-        say(f"{len(todo) - len(left)} of them finished already; --overwrite redoes them")
+    formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
+    settings = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
+    settings |= {"overlap": halo, "skip": args.skip, "split": split._asdict()}
+    settings |= {"formats": list(formats), "version": utils.VERSION}
+    made_with = {}
+    tasks = []
+    for pair in todo:
+        label_map = label_map_of(args, pair)
+        files = [file_mark(path) for path in (*pair[1:], label_map)]
+        made_with[pair.name] = settings | {"pixel_size": sizes[pair.name], "files": files}
+        image = opened[pair.name]
+        how = tiled | {"scale": scales[pair.name], "skip_glass": args.skip and image.is_big}
+        task = Task(
+            pair, image, sizes[pair.name], label_map, threshold, split, formats, how, results
+        )
+        if args.overwrite or finished_row(results, pair.name, made_with[pair.name]) is None:
+            tasks.append(task)
+    if len(tasks) < len(todo):
+        say(f"{len(todo) - len(tasks)} of them finished already; --overwrite redoes them")
     utils.everyone(None)  # nobody writes before all have looked
 
     # --- predict, count, write ---
-    is_big = {pair.name: opened[pair.name].is_big for pair in left}
-    shared = [pair for pair in left if is_big[pair.name]]
-    mine = [pair for pair in left if not is_big[pair.name]][rank::processes]
-    megapixels = {
-        pair.name: opened[pair.name].height * opened[pair.name].width / 1e6 for pair in left
-    }
+    shared = [task for task in tasks if task.image.is_big]
+    mine = [task for task in tasks if not task.image.is_big][rank::processes]
     failures = []
     bar = tqdm(
-        total=round(sum(megapixels[pair.name] for pair in mine + shared), 1), desc="infer",
+        total=round(sum(megapixels(task.image) for task in mine + shared), 1), desc="infer",
         unit="Mpx", leave=False, disable=None if rank == 0 else True,
     )  # fmt: skip
-    for pair in mine + shared:
+    for task in mine + shared:
         started = time.monotonic()
-        image = opened[pair.name]
-        settings = tiled | {"scale": scales[pair.name]}
-        infer = infer_shared if is_big[pair.name] else infer_alone
-        extra = {"skip_glass": args.skip} if is_big[pair.name] else {}
         try:
-            row = infer(results, pair, image, predict, threshold, settings | extra, bar)
+            row = (infer_shared if task.image.is_big else infer_alone)(task, predict, bar)
         except (InputError, OSError) as error:
             failures.append(str(error))
             continue
         finally:
-            image.close()
-        if row:
-            if sizes[pair.name]:
-                row["tissue_mm2"] = (
-                    row.pop("tissue") * megapixels[pair.name] * sizes[pair.name] ** 2
-                )
-            row["seconds"] = time.monotonic() - started
-            content = {"row": row, "made_with": made_with[pair.name]}
-            utils.write_json(results / "rows" / f"{pair.name}.json", content)
+            task.image.close()
+        if row is None:  # the first process has it
+            continue
+        name, size = task.pair.name, task.pixel_size_um
+        row |= {"image": name, "height": task.image.height, "width": task.image.width}
+        if size:
+            row["tissue_mm2"] = row["tissue"] * megapixels(task.image) * size**2
+        if size and row["tissue"]:
+            row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
+        row["seconds"] = time.monotonic() - started
+        content = {"row": row, "made_with": made_with[name]}
+        utils.write_json(results / "rows" / f"{name}.json", content)
+        if args.check_exports:
+            tqdm.write(f"{name}: {exports.check_exports(results, name)}")
     bar.close()
     failures = [fault for faults in utils.everyone(failures) for fault in faults]
 
@@ -192,13 +222,15 @@ def main(args):
         found = (finished_row(results, pair.name, made_with[pair.name]) for pair in todo)
         rows = [row for row in found if row is not None]
         if rows:
-            report.write_counts(results / "counts.csv", rows)
-            settings = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
-            settings |= {"device": str(device), "flips and turns averaged": args.tta}
-            settings |= {f"{name} version": version for name, version in utils.versions().items()}
+            about = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
+            about |= {"split": text_of(split), "flips and turns averaged": args.tta}
+            about |= {"device": str(device)}
+            about |= {f"{name} version": version for name, version in utils.versions().items()}
             skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}
-            settings |= {f"skipped as glass in {name}": share for name, share in skipped.items()}
-            report.write_report(results / "report.html", results, rows, settings)
+            about |= {f"skipped as glass in {name}": share for name, share in skipped.items()}
+            report.write_counts(results / "counts.csv", rows)
+            report.write_errors(results / "errors.csv", error_rows(rows))
+            report.write_report(results / "report.html", results, rows, about)
             print(report.text_table(rows))
             for name, share in skipped.items():
                 print(f"{name}: {share} of it is glass and was skipped (--no-skip predicts it too)")
@@ -209,40 +241,94 @@ def main(args):
         raise InputError("; ".join(failures))
 
 
-def infer_alone(results, pair, image, predict, threshold, settings, bar) -> dict:
-    """Predict one image in memory, write its files, and return its row of counts.csv."""
+class Task(NamedTuple):
+    """One image to infer, and how."""
+
+    pair: images.Pair
+    image: windows.Windows
+    pixel_size_um: float | None
+    label_map: Path | None  # one number per nucleus, if there is such a reference
+    threshold: float
+    split: nuclei.Split
+    formats: tuple[str, ...]  # of exports.FORMATS
+    tiled: dict  # settings of tiling.predict_tiles
+    results: Path
+
+    def file(self, ending: str) -> Path:
+        return self.results / f"{self.pair.name}{ending}"
+
+
+def infer_alone(task, predict, bar) -> dict:
+    """Predict one image in memory, write its files, and return what is counted and scored."""
+    image = task.image
     probability = np.zeros((image.height, image.width), np.float32)
-    share = 0.0  # of tissue
-    tiles = tiling.tiles_of(image.height, image.width, settings["tile"])
-    for part, values, tissue in tiling.predict_tiles(image, tiles, predict, **settings):
+    tissue = 0.0  # pixels
+    tiles = tiling.tiles_of(image.height, image.width, task.tiled["tile"])
+    for part, values, share in tiling.predict_tiles(image, tiles, predict, **task.tiled):
         probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
-        share += tissue * part.height * part.width / probability.size
+        tissue += share * part.height * part.width
         bar.update(part.height * part.width / 1e6)
-    mask = probability >= threshold
+    mask = probability >= task.threshold
     pixels = image.read(0, 0, image.height, image.width)
-    row = {"image": pair.name, "height": image.height, "width": image.width, "tissue": share}
-    row["contours"] = len(nuclei.contours(mask))
-    report.write_image(results / f"{pair.name}_prediction.png", mask)
-    report.write_image(results / f"{pair.name}_image.png", pixels)
-    report.write_image(results / f"{pair.name}_overlay.png", report.overlay(pixels, mask))
-    if pair.mask:
-        reference = images.read_mask(pair.mask)
+    row = {"tissue": tissue / mask.size, "contours": len(nuclei.contours(mask))}
+    whole = tiling.tiles_of(image.height, image.width, max(mask.shape))
+    (labels,) = (found.labels for found in write_nuclei(task, windows.from_array(mask), whole, row))
+    exports.write_labels(task.file("_labels.tif"), labels, task.pixel_size_um)
+    report.write_image(task.file("_prediction.png"), mask)
+    report.write_image(task.file("_image.png"), pixels)
+    report.write_image(task.file("_overlay.png"), report.overlay(pixels, labels))
+    if task.pair.mask:
+        reference = images.read_mask(task.pair.mask)
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
         row |= {"gt_contours": len(nuclei.contours(reference)), **utils.scores(counts)}
-        report.write_image(results / f"{pair.name}_gt.png", reference)
+        truth = reference_nuclei(task, reference)
+        table = agreement.overlap(labels, truth)
+        found = agreement.errors(table)
+        row |= {"gt_nuclei": int(truth.max(initial=0)), "aji": agreement.aji(table)}
+        row |= agreement.panoptic_quality(table) | {"errors": found.counts}
+        report.write_image(task.file("_gt.png"), reference)
+        classes = [np.array(agreement.CLASSES)[part] for part in found[:2]]
+        drawn = report.error_overlay(pixels, labels, truth, *classes)
+        report.write_image(task.file("_errors.png"), drawn)
     return row
 
 
-def infer_shared(results, pair, image, predict, threshold, settings, bar) -> dict | None:
+def reference_nuclei(task, mask) -> np.ndarray:
+    """The reference's nuclei, int32 (H, W): as its label map has them, or else split."""
+    label_map = images.read_label_map(task.label_map or task.pair.mask)
+    if label_map is not None:
+        return nuclei.reference_labels(label_map)
+    return nuclei.nuclei(mask, task.pixel_size_um, nuclei.REFERENCE_SPLIT)
+
+
+def write_nuclei(task, mask, tiles, row) -> Iterator[stitching.FoundNuclei]:
+    """Write the files of a mask's nuclei while they are found, tile by tile, and count them."""
+    find = partial(nuclei.nuclei, pixel_size_um=task.pixel_size_um, split=task.split)
+    shape = mask.height, mask.width
+    row |= {"nuclei": 0, "nuclei_in_frame": 0}
+    with exports.NucleiFiles(task.results, task.pair.name, shape, task.formats) as files:
+        for found in stitching.nuclei_by_tiles(mask, tiles, find):
+            table = nuclei.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
+            corner = np.array([found.window.x, found.window.y])
+            table |= {"id": found.ids, "y": table["y"] + corner[1], "x": table["x"] + corner[0]}
+            rings = [ring + corner for ring in nuclei.outlines(found.new)]
+            files.add(table, rings)
+            row["nuclei"] += len(rings)
+            # Gundersen's frame around the image: what its top or left line touches is out.
+            row["nuclei_in_frame"] += sum(bool(ring.min(axis=0).all()) for ring in rings)
+            yield found
+
+
+def infer_shared(task, predict, bar) -> dict | None:
     """Predict one image by windows, its rows of tiles shared out among all processes.
 
-    The first process puts the mask together, counts, and returns the row of counts.csv.
+    The first process puts the mask together, finds the nuclei, and returns what is counted.
     """
     rank, processes = utils.place_among_processes()
-    tile = settings["tile"]
+    image, tile = task.image, task.tiled["tile"]
     tiles = tiling.tiles_of(image.height, image.width, tile)
     mine = [part for part in tiles if part.y // tile % processes == rank]
-    spool = mosaic.Spool(results / f".{pair.name}.{rank}.part", tile)
+    spool = mosaic.Spool(task.results / f".{task.pair.name}.{rank}.part", tile)
     pixels = {"tissue": 0.0, "skipped": 0.0}
 
     def keep(predicted):
@@ -250,14 +336,13 @@ def infer_shared(results, pair, image, predict, threshold, settings, bar) -> dic
         size = part.height * part.width
         pixels["tissue"] += tissue * size
         pixels["skipped"] += size if probability is None else 0
-        spool.add(
-            part, np.zeros(part[2:], bool) if probability is None else probability >= threshold
-        )
+        glass = np.zeros((part.height, part.width), bool)
+        spool.add(part, glass if probability is None else probability >= task.threshold)
         return size
 
     outcome = {"fault": None, "pixels": pixels}
     try:
-        predicted = tiling.predict_tiles(image, mine, predict, **settings)
+        predicted = tiling.predict_tiles(image, mine, predict, **task.tiled)
         for size in tiling.ahead(keep, predicted, 4):
             bar.update(size * processes / 1e6)
     except (InputError, OSError) as error:
@@ -268,11 +353,10 @@ def infer_shared(results, pair, image, predict, threshold, settings, bar) -> dic
     row = None
     try:
         if rank == 0 and not fault:
-            row = {"image": pair.name, "height": image.height, "width": image.width}
-            row |= {k: sum(o["pixels"][k] for o in outcomes) for k in pixels}
-            row |= {k: row[k] / image.height / image.width for k in pixels}
+            totals = {key: sum(o["pixels"][key] for o in outcomes) for key in pixels}
+            row = {key: value / image.height / image.width for key, value in totals.items()}
             places = {part: place for o in outcomes for part, place in o["places"].items()}
-            row |= merge(results, pair, image, tiles, places, tile)
+            row |= merge(task, tiles, places)
     finally:
         utils.everyone(None)  # the others' tiles are read
         spool.path.unlink(missing_ok=True)
@@ -281,10 +365,11 @@ def infer_shared(results, pair, image, predict, threshold, settings, bar) -> dic
     return row
 
 
-def merge(results, pair, image, tiles, places, tile) -> dict:
-    """Write the mask of all processes' tiles, and count and score it on the way."""
+def merge(task, tiles, places) -> dict:
+    """Write the mask of all processes' tiles, count and score it on the way, find its nuclei."""
+    image, tile = task.image, task.tiled["tile"]
     counter = stitching.ContourCounter(image.height, image.width)
-    reference = windows.open_mask(pair.mask) if pair.mask else None
+    reference = windows.open_mask(task.pair.mask) if task.pair.mask else None
     gt_counter = stitching.ContourCounter(image.height, image.width)
     counts = torch.zeros(4, dtype=torch.int64)
 
@@ -295,19 +380,26 @@ def merge(results, pair, image, tiles, places, tile) -> dict:
             gt_counter.add(truth, part.y, part.x)
             counts.add_(utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(truth)))
 
-    prediction = results / f"{pair.name}_prediction.tif"
-    mosaic.write_mosaic(prediction, tiles, places, tile, image.pixel_size_um, visit)
+    prediction = task.file("_prediction.tif")
+    mosaic.write_mosaic(prediction, tiles, places, tile, task.pixel_size_um, visit)
     row = {"contours": counter.count()}
+    mask = windows.open_mask(prediction)
+    found = write_nuclei(task, mask, tiles, row)
+    labels = (part.labels.astype(np.uint32) for part in found)
+    mosaic.write_tiles(task.file("_labels.tif"), labels, tiles, tile, np.uint32, task.pixel_size_um)
     if reference:
-        row |= {"gt_contours": gt_counter.count(), **utils.scores(counts)}
-        report.write_image(results / f"{pair.name}_gt.png", reference.view() > 127)
+        find = partial(
+            nuclei.nuclei, pixel_size_um=task.pixel_size_um, split=nuclei.REFERENCE_SPLIT
+        )
+        found = stitching.nuclei_by_tiles(reference, tiles, find)
+        row |= {"gt_contours": gt_counter.count(), "gt_nuclei": sum(len(f.ids) for f in found)}
+        row |= utils.scores(counts)
+        report.write_image(task.file("_gt.png"), reference.view() > 127)
         reference.close()
     small = image.view()
-    with_mask = windows.open_mask(prediction)
-    report.write_image(results / f"{pair.name}_image.png", small)
-    mask = with_mask.view() > 127
-    report.write_image(results / f"{pair.name}_overlay.png", report.overlay(small, mask))
-    with_mask.close()
+    report.write_image(task.file("_image.png"), small)
+    report.write_image(task.file("_overlay.png"), report.overlay(small, mask.view() > 127))
+    mask.close()
     return row
 
 
@@ -336,6 +428,49 @@ def export(args, model, checkpoint) -> str:
     else:
         image = synthetic.draw_tissue(256, 256, seed=0).image
     return utils.export_model(Path(args.export_model), model, checkpoint, image[:512, :512])
+
+
+def error_rows(rows) -> list[dict]:
+    """What became of each image's reference nuclei, for errors.csv."""
+    table = []
+    for row in rows:
+        if counts := row.get("errors"):
+            both = {key: counts[key] for key in ("matched", "missed", "spurious")}
+            both |= {key: counts[f"{key}_reference"] for key in ("merged", "split")}
+            true = sum(count for key, count in both.items() if key != "spurious")
+            table.append({"image": row["image"], "true": true} | both)
+    return table
+
+
+def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
+    """How touching nuclei are split: the checkpoint's way, or the default, with `--split`'s."""
+    split = nuclei.PREDICTION_SPLIT._replace(**checkpoint.get("split", {}))
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            split = split._replace(**{name: float(value)})
+        except ValueError as error:
+            raise InputError(
+                f"--split: found {change}, expected NAME=NUMBER with a name of "
+                f"{', '.join(nuclei.Split._fields)}"
+            ) from error
+    return split
+
+
+def text_of(split: nuclei.Split) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in split._asdict().items())
+
+
+def megapixels(image: windows.Windows) -> float:
+    return image.height * image.width / 1e6
+
+
+def label_map_of(args, pair) -> Path | None:
+    """The image's file in the root's folder of label maps, if there is one."""
+    if args.images:
+        return None
+    folder = Path(args.root) / images.LABEL_FOLDER
+    return images.find_images(folder).get(pair.name) if folder.is_dir() else None
 
 
 def find_checkpoint(ckpt: str | None) -> Path:

@@ -58,7 +58,8 @@ class UpScale(nn.Module):
         # Pooling rounds odd sizes down, so a row or a column may be missing here.
         rows = skip.shape[2] - x.shape[2]
         columns = skip.shape[3] - x.shape[3]
-        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        if rows or columns:  # padding by nothing would copy
+            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return torch.cat([skip, x], dim=1)
 
 

@@ -22,6 +22,7 @@ from tissue.files import InputError
 
 IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs")
 IMAGE_FOLDER = "tissue_images"
+LABEL_FOLDER = "instance_labels"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders

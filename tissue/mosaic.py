@@ -5,7 +5,7 @@ of them puts all tiles in order. What is compressed once is copied as it is.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,6 @@ def write_mosaic(
     `tiles` are all of an image, row by row, `places` what the processes' spools returned together.
     `visit` gets each tile's mask as bool (h, w). The spools are left to the caller to remove.
     """
-    height = tiles[-1].y + tiles[-1].height
-    width = tiles[-1].x + tiles[-1].width
     files = {spool: spool.open("rb") for spool, _, _ in places.values()}
 
     def in_order():
@@ -63,15 +61,32 @@ def write_mosaic(
             visit(part, pixels[: part.height, : part.width] > 0)
             yield data
 
-    resolution = (1e4 / pixel_size_um,) * 2 if pixel_size_um else None
     try:
-        with replacing(path) as beside, tifffile.TiffWriter(beside, bigtiff=True) as tif:
-            tif.write(
-                in_order(), shape=(height, width), dtype=np.uint8, tile=(tile, tile),
-                photometric="minisblack", compression="adobe_deflate", metadata=None,
-                resolution=resolution, resolutionunit="CENTIMETER" if resolution else None,
-                software=False,
-            )  # fmt: skip
+        write_tiles(path, in_order(), tiles, tile, np.uint8, pixel_size_um)
     finally:
         for file in files.values():
             file.close()
+
+
+def write_tiles(
+    path: Path,
+    contents: Iterable[np.ndarray | bytes],
+    tiles: Sequence[Tile],
+    tile: int,
+    dtype: type,
+    pixel_size_um: float | None,
+) -> None:
+    """Write a tiled, deflated BigTIFF, (H, W) of `dtype`, from what its tiles hold, in order.
+
+    `tiles` are all of an image, row by row; `contents` arrays of their sizes, or compressed bytes.
+    """
+    height = tiles[-1].y + tiles[-1].height
+    width = tiles[-1].x + tiles[-1].width
+    resolution = (1e4 / pixel_size_um,) * 2 if pixel_size_um else None
+    with replacing(path) as beside, tifffile.TiffWriter(beside, bigtiff=True) as tif:
+        tif.write(
+            iter(contents), shape=(height, width), dtype=dtype, tile=(tile, tile),
+            photometric="minisblack", compression="adobe_deflate", metadata=None,
+            resolution=resolution, resolutionunit="CENTIMETER" if resolution else None,
+            software=False,
+        )  # fmt: skip
