@@ -1,6 +1,45 @@
+import math
+from itertools import pairwise, product
+
+import cv2
 import numpy as np
+import pytest
+from skimage.measure import regionprops_table
+from skimage.morphology import convex_hull_image
 
 from tissue import nuclei
+from tissue.files import InputError
+from tissue.nuclei import PREDICTION_SPLIT, REFERENCE_SPLIT, Split
+from tissue.synthetic import draw_tissue
+
+EVERYTHING = Split(sigma=0.5, h=0.05, hole=0.0, smallest=0.0)  # drops nothing
+
+
+def discs(shape, *centres_and_radii):
+    rows, columns = np.indices(shape)
+    mask = np.zeros(shape, bool)
+    for y, x, radius in centres_and_radii:
+        mask |= (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+    return mask
+
+
+def blobs(seed, shape=(300, 280), share=0.45):
+    """A mask of touching shapes of all kinds, with holes, specks and corners that meet."""
+    noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 3) * 10 + noise * 0.3
+    return smooth > np.quantile(smooth, 1 - share)
+
+
+def pieces(mask):
+    """The number of its pieces, pixels being joined by their sides."""
+    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
+
+
+def one_colour(labels, colour=(200, 100, 180)):
+    return np.full((*labels.shape, 3), colour, np.uint8)
+
+
+# --- contours ---
 
 
 def test_contours_are_counted_without_holes_and_without_what_lies_in_them():
@@ -18,3 +57,360 @@ def test_objects_that_touch_at_a_corner_are_one():
 
 def test_an_empty_mask_has_no_contours():
     assert nuclei.contours(np.zeros((5, 5), bool)) == []
+
+
+# --- splitting ---
+
+
+@pytest.mark.parametrize("split", [REFERENCE_SPLIT, PREDICTION_SPLIT])
+def test_touching_discs_are_split_where_they_touch_and_a_long_one_is_not(split):
+    mask = discs((60, 120), (30, 20, 11), (30, 40, 11), (30, 90, 10))
+    mask[20:41, 90:110] = True
+    labels = nuclei.nuclei(mask, 0.25, split)
+    assert labels.dtype == np.int32
+    assert labels.max() == 3
+    assert labels[30, 20] != labels[30, 40]
+    assert (labels[mask] > 0).all()
+    assert abs(np.flatnonzero(labels[30] == labels[30, 40])[0] - 30) <= 1  # the neck
+
+
+def test_the_same_tissue_at_another_pixel_size_is_split_alike():
+    small = discs((80, 120), (40, 30, 11), (40, 50, 11), (40, 90, 10), (10, 100, 4))
+    large = (
+        cv2.resize(small.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) > 0
+    )
+    assert nuclei.nuclei(small, 0.25, PREDICTION_SPLIT).max() == 4
+    assert nuclei.nuclei(large, 0.125, PREDICTION_SPLIT).max() == 4
+    specks_too_small = PREDICTION_SPLIT._replace(smallest=3.5)
+    assert nuclei.nuclei(small, 0.25, specks_too_small).max() == 3
+    assert nuclei.nuclei(large, 0.125, specks_too_small).max() == 3
+
+
+def test_an_unknown_pixel_size_is_split_as_at_a_quarter_micrometre():
+    mask = blobs(0)
+    unknown = nuclei.nuclei(mask, None, PREDICTION_SPLIT)
+    np.testing.assert_array_equal(unknown, nuclei.nuclei(mask, 0.25, PREDICTION_SPLIT))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("split", [EVERYTHING, PREDICTION_SPLIT])
+def test_every_nucleus_is_one_piece_without_holes_in_raster_order(seed, split):
+    labels = nuclei.nuclei(blobs(seed), 0.25, split)
+    numbers, first = np.unique(labels, return_index=True)
+    assert np.array_equal(numbers, np.arange(labels.max() + 1))
+    assert (np.diff(first[1:]) > 0).all()
+    for number in numbers[1:]:
+        nucleus = np.pad(labels == number, 1)
+        assert pieces(nucleus) == 1
+        assert pieces(~nucleus) == 1
+        assert nucleus.sum() * 0.25**2 >= split.smallest
+
+
+def test_nothing_is_lost_but_specks():
+    mask = blobs(1)
+    labels = nuclei.nuclei(mask, 0.25, EVERYTHING)
+    assert (labels[mask] > 0).all()
+    large = nuclei.nuclei(mask, 0.25, EVERYTHING._replace(smallest=2.5))
+    _, objects, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    specks = stats[objects, cv2.CC_STAT_AREA] < 40  # pixels
+    assert (large[mask & ~specks] > 0).all()
+
+
+def test_a_hole_belongs_to_its_nucleus_and_what_lies_in_it_too():
+    mask = discs((40, 40), (20, 20, 12))
+    mask[16:24, 16:24] = False
+    mask[19:21, 19:21] = True
+    labels = nuclei.nuclei(mask, 0.25, PREDICTION_SPLIT._replace(hole=5.0))
+    np.testing.assert_array_equal(labels, discs((40, 40), (20, 20, 12)))
+
+
+def test_a_ring_around_other_nuclei_does_not_swallow_them():
+    ring = discs((160, 160), (80, 80, 70)) & ~discs((160, 160), (80, 80, 60))
+    inside = discs((160, 160), (70, 60, 8), (90, 100, 8))
+    for split in (PREDICTION_SPLIT, PREDICTION_SPLIT._replace(h=0.9)):
+        labels = nuclei.nuclei(ring | inside, 0.25, split)
+        assert labels[80, 80] == 0
+        assert labels[70, 60] != labels[90, 100]
+        assert np.count_nonzero(labels == labels[70, 60]) == discs((160, 160), (70, 60, 8)).sum()
+        assert len(nuclei.outlines(labels)) == labels.max()
+
+
+@pytest.mark.parametrize(("top", "left"), [(40, 56), (7, 3), (200, 90)])
+def test_a_window_has_the_nuclei_that_the_whole_image_has_there(top, left, monkeypatch):
+    """What becomes of an object depends on nothing farther off than 32 pixels."""
+    labels = draw_tissue(480, 460, 5, "Spleen").labels
+    mask = labels > 0
+    mask[::64] = mask[:, ::72] = False  # or all objects of dense tissue hang together
+    whole = nuclei.nuclei(mask, 0.25, PREDICTION_SPLIT)
+    part = mask[top : top + 256, left : left + 320]
+    windowed = nuclei.nuclei(part, 0.25, PREDICTION_SPLIT)
+    _, objects = cv2.connectedComponents(part.astype(np.uint8), connectivity=4)
+    margin = np.ones(part.shape, bool)
+    margin[32:-32, 32:-32] = False
+    inner = ~np.isin(objects, np.unique(objects[margin]))
+    assert len(np.unique(windowed[inner])) > 40
+    places = whole[top : top + 256, left : left + 320]
+    pairs = np.unique(np.stack([windowed[inner], places[inner]]), axis=1)
+    assert len(pairs[0]) == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
+    monkeypatch.setattr(nuclei, "WINDOW", 50)
+    np.testing.assert_array_equal(nuclei.nuclei(mask, 0.25, PREDICTION_SPLIT), whole)
+
+
+def test_drawn_tissue_is_counted_within_a_tenth():
+    for seed, organ in enumerate(("Colon", "Breast", "Liver")):
+        tissue = draw_tissue(512, 512, seed, organ)
+        counted = nuclei.nuclei(tissue.labels > 0, 0.25, REFERENCE_SPLIT).max()
+        assert abs(counted - tissue.count) < 0.1 * tissue.count
+
+
+def test_masks_of_nothing_of_all_and_of_one_pixel():
+    assert not nuclei.nuclei(np.zeros((30, 40), bool), 0.25, PREDICTION_SPLIT).any()
+    assert (nuclei.nuclei(np.ones((30, 40), bool), 0.25, PREDICTION_SPLIT) == 1).all()
+    one = np.zeros((30, 40), bool)
+    one[3, 4] = True
+    assert not nuclei.nuclei(one, 0.25, PREDICTION_SPLIT).any()
+    np.testing.assert_array_equal(nuclei.nuclei(one, 0.25, EVERYTHING), one)
+    assert nuclei.nuclei(np.ones((1, 1), bool), None, EVERYTHING).tolist() == [[1]]
+
+
+# --- label maps of annotators ---
+
+
+@pytest.mark.parametrize("numbers", [[3, 70_000, 2**31 + 5], [1, 2, 3], [9, 8, 200]])
+def test_label_maps_with_gaps_keep_their_nuclei_and_order(numbers):
+    label_map = np.zeros((4, 6), np.uint64)
+    label_map[0, :2], label_map[3, 3], label_map[3, 5] = numbers[0], numbers[1], numbers[2]
+    label_map[2, 0] = numbers[0]  # in two places by its annotator's word
+    labels = nuclei.reference_labels(label_map)
+    assert labels.dtype == np.int32
+    order = [sorted(numbers).index(number) + 1 for number in numbers]
+    assert labels[0, 0] == labels[2, 0] == order[0]
+    assert [labels[3, 3], labels[3, 5]] == order[1:]
+    assert np.count_nonzero(labels) == 5
+
+
+def test_more_than_65535_labels():
+    label_map = np.arange(300 * 300, dtype=np.uint32).reshape(300, 300)
+    np.testing.assert_array_equal(nuclei.reference_labels(label_map), label_map)
+    assert nuclei.reference_labels(label_map * 100).max() == 300 * 300 - 1
+    full = nuclei.reference_labels(label_map + 1_000_000)
+    assert (full.min(), full.max()) == (1, 300 * 300)
+
+
+def test_label_maps_without_labels():
+    assert not nuclei.reference_labels(np.zeros((3, 4), np.uint8)).any()
+    assert nuclei.reference_labels(np.zeros((0, 4), np.uint8)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "found"),
+    [
+        (np.zeros((4, 4)), "float64"),
+        (np.zeros((4, 4, 3), np.uint8), "(4, 4, 3)"),
+        (np.full((4, 4), [[0], [3], [-2], [1]]), "-2"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(label_map, found):
+    with pytest.raises(InputError, match="label map: found") as error:
+        nuclei.reference_labels(label_map)
+    assert found in str(error.value)
+
+
+# --- parameters from training images ---
+
+
+def test_the_chosen_split_counts_best_and_its_error_is_that_of_the_counts():
+    drawn = [draw_tissue(200, 200, seed, "Colon") for seed in range(3)]
+    masks, sizes = [tissue.labels > 0 for tissue in drawn], [0.25, None, 0.25]
+    counts = [tissue.count for tissue in drawn]
+
+    def error(split):
+        found = [nuclei.nuclei(m, size, split).max() for m, size in zip(masks, sizes, strict=True)]
+        return np.mean([abs(n - c) / c for n, c in zip(found, counts, strict=True)])
+
+    default = REFERENCE_SPLIT._replace(smallest=20.0, h=0.9)
+    chosen, chosen_error = nuclei.choose_split(masks, counts, sizes, default)
+    assert error(chosen) == pytest.approx(chosen_error, abs=0.01)
+    assert chosen_error < error(default) / 2
+    assert chosen.hole == default.hole
+
+
+def test_without_true_counts_the_default_stays():
+    for masks, counts in (([], []), ([blobs(0)], [0])):
+        chosen, error = nuclei.choose_split(masks, counts, [0.25] * len(masks))
+        assert chosen == PREDICTION_SPLIT
+        assert math.isnan(error)
+
+
+# --- measures ---
+
+
+def test_measures_are_those_of_scikit_image():
+    labels = nuclei.nuclei(blobs(2), 0.25, PREDICTION_SPLIT)
+    table = nuclei.measure(labels, one_colour(labels), 0.5)
+    theirs = {
+        "y": "centroid-0",
+        "x": "centroid-1",
+        "area_px": "area",
+        "perimeter": "perimeter_crofton",
+        "eccentricity": "eccentricity",
+        "orientation": "orientation",
+        "equivalent_diameter": "equivalent_diameter_area",
+    }
+    properties = {name.split("-")[0] for name in theirs.values()}
+    expected = regionprops_table(labels, properties=sorted(properties))
+    assert len(table["id"]) > 50
+    for ours, name in theirs.items():
+        np.testing.assert_allclose(table[ours], expected[name], rtol=1e-9, atol=1e-6, err_msg=ours)
+    np.testing.assert_allclose(table["area_um2"], table["area_px"] * 0.25)
+    np.testing.assert_allclose(table["perimeter_um"], table["perimeter"] * 0.5)
+    np.testing.assert_allclose(table["equivalent_diameter_um"], table["equivalent_diameter"] * 0.5)
+
+
+def test_solidity_counts_the_pixels_of_the_convex_hull():
+    labels = nuclei.nuclei(blobs(3), 0.25, PREDICTION_SPLIT)
+    solidity = nuclei.measure(labels, one_colour(labels), None)["solidity"]
+    for number in range(1, 40):
+        nucleus = labels == number
+        hull = convex_hull_image(nucleus, offset_coordinates=False, include_borders=True)
+        assert solidity[number - 1] == pytest.approx(nucleus.sum() / hull.sum())
+
+
+def test_measures_by_hand():
+    labels = np.zeros((8, 12), np.int32)
+    labels[2, 3] = 1
+    labels[4:7, 4:6] = 2
+    labels[0, 6:10] = 3
+    labels[2:5, 8], labels[4, 9:11] = 4, 4  # an L of 5 pixels in a hull of 6
+    table = nuclei.measure(labels, one_colour(labels), 2.0)
+    assert {name: len(column) for name, column in table.items()} == dict.fromkeys(table, 4)
+    assert table["id"].tolist() == [1, 2, 3, 4]
+    assert table["y"].tolist() == [2, 5, 0, 3.4]
+    assert table["x"].tolist() == [3, 4.5, 7.5, 8.6]
+    assert table["area_px"].tolist() == [1, 6, 4, 5]
+    assert table["area_um2"].tolist() == [4, 24, 16, 20]
+    assert table["touches_border"].tolist() == [False, False, True, False]
+    assert table["solidity"] == pytest.approx([1, 1, 1, 5 / 6])
+    # variances 2/3 and 1/4 about the centre; a line; a single point has none
+    assert table["eccentricity"][:3] == pytest.approx([0, math.sqrt(1 - 3 / 8), 1])
+    assert table["orientation"][1:3] == pytest.approx([0, math.pi / 2])
+    assert table["perimeter"][0] == pytest.approx(math.pi / 4 * (2 + math.sqrt(2)))
+
+
+def test_without_a_pixel_size_no_micrometre_is_guessed():
+    labels = np.ones((5, 5), np.int32)
+    table = nuclei.measure(labels, one_colour(labels), None)
+    for name, column in table.items():
+        assert np.isnan(column).all() == ("_um" in name)
+
+
+def test_haematoxylin_is_read_back_from_drawn_stain():
+    """Light through stains of known optical densities: haematoxylin, then eosin."""
+    haematoxylin, eosin = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])
+    labels = np.zeros((10, 30), np.int32)
+    labels[:, 5:10], labels[:, 12:20], labels[:, 22:25] = 1, 2, 3
+    density = np.zeros((10, 30, 1))
+    density[labels == 1], density[labels == 2] = 0.3, 0.8
+    pink = np.where(labels == 3, 0.5, 0.2)[..., None]
+    image = np.rint(255 * 10 ** -(density * haematoxylin + pink * eosin)).astype(np.uint8)
+    found = nuclei.measure(labels, image, None)["haematoxylin_od"]
+    assert found == pytest.approx([0.3, 0.8, 0.0], abs=0.01)
+    assert np.isfinite(nuclei.measure(labels, image * 0, None)["haematoxylin_od"]).all()
+
+
+def test_no_nucleus_has_empty_columns_and_no_outline():
+    labels = np.zeros((6, 7), np.int32)
+    table = nuclei.measure(labels, one_colour(labels), 0.25)
+    assert all(column.shape == (0,) for column in table.values())
+    assert nuclei.outlines(labels) == []
+    assert nuclei.unbiased_frame_count(labels) == 0
+
+
+def test_a_nucleus_that_fills_the_image():
+    labels = np.ones((30, 40), np.int32)
+    table = nuclei.measure(labels, one_colour(labels), 0.25)
+    assert table["area_px"].tolist() == [1200]
+    assert table["solidity"].tolist() == [1]
+    assert table["touches_border"].tolist() == [True]
+    (ring,) = nuclei.outlines(labels)
+    assert ring.tolist() == [[0, 0], [40, 0], [40, 30], [0, 30], [0, 0]]
+
+
+# --- outlines ---
+
+
+def test_the_outline_of_a_pixel_is_its_square():
+    labels = np.zeros((4, 6), np.int32)
+    labels[2, 3] = 1
+    (ring,) = nuclei.outlines(labels)
+    assert ring.tolist() == [[3, 2], [4, 2], [4, 3], [3, 3], [3, 2]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outlines_are_simple_closed_rings_around_the_nucleus_and_no_other_pixel(seed):
+    labels = nuclei.nuclei(blobs(seed), 0.25, EVERYTHING)
+    rings = nuclei.outlines(labels)
+    assert len(rings) == labels.max() > 100
+    for number, ring in enumerate(rings, 1):
+        assert ring.dtype == np.int32
+        assert np.array_equal(ring[0], ring[-1])
+        assert len(np.unique(ring[:-1], axis=0)) == len(ring) - 1  # touches itself nowhere
+        sides = np.diff(ring, axis=0)
+        assert ((sides == 0).sum(1) == 1).all()
+        assert ((sides[1:] == 0) != (sides[:-1] == 0)).all()  # corners only
+        x, y = ring[:-1].astype(float).T
+        area = (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+        assert area == np.count_nonzero(labels == number)  # and clockwise where y points down
+    drawn = np.zeros(labels.shape, np.int32)
+    for number, ring in enumerate(rings, 1):  # a row of pixels is inside between its odd crossings
+        for (x, y), (_, end) in pairwise(ring):
+            drawn[min(y, end) : max(y, end), x:] += number if end < y else -number
+    np.testing.assert_array_equal(drawn, labels)
+
+
+@pytest.mark.parametrize("fault", ["missing", "two pieces", "hole"])
+def test_a_label_without_one_simple_outline_is_refused(fault):
+    labels = np.zeros((9, 9), np.int32)
+    labels[1, 1] = 1
+    labels[3:8, 3:8] = {"missing": 3, "two pieces": 2, "hole": 2}[fault]
+    if fault == "two pieces":
+        labels[1, 8] = 2
+    if fault == "hole":
+        labels[5, 5] = 0
+    with pytest.raises(ValueError, match="label 2"):
+        nuclei.outlines(labels)
+
+
+# --- counts for an area ---
+
+
+def test_the_frame_of_an_image_leaves_out_two_edges():
+    labels = np.zeros((10, 10), np.int32)
+    for number, place in enumerate([(0, 5), (5, 0), (9, 5), (5, 9), (5, 5), (0, 0), (9, 9)], 1):
+        labels[place] = number
+    # Out: at the top, at the left, at both. In: at the bottom, at the right, at both, inside.
+    assert nuclei.unbiased_frame_count(labels) == 4
+
+
+def test_frames_side_by_side_count_every_nucleus_once():
+    """What makes the frame unbiased, on shapes of all kinds, some larger than a frame."""
+    for seed in range(3):
+        inner = nuclei.nuclei(blobs(seed, (120, 150), 0.3), 0.25, EVERYTHING)
+        labels = np.pad(inner, 200)
+        tops, lefts = range(8, 480, 31), range(3, 510, 27)
+        counts = [
+            nuclei.unbiased_frame_count(labels, (top, left, top + 31, left + 27))
+            for top, left in product(tops, lefts)
+        ]
+        assert sum(counts) == inner.max() > 20
+
+
+def test_glass_is_no_tissue():
+    image = np.full((160, 100, 3), 243, np.uint8)
+    image[:, 48:] = (225, 190, 215)  # pale eosin
+    image[80:, :48] = 120  # dark, without colour
+    mask = nuclei.tissue_mask(image)
+    assert mask.shape == (10, 7)
+    assert mask[:, 3:].all()
+    assert mask[5:].all()
+    assert not mask[:5, :3].any()

@@ -1,7 +1,46 @@
-"""From probability to mask to nuclei: what is counted."""
+"""From mask to nuclei: contours, touching nuclei split, measures and outlines of each nucleus.
+
+A label map is int32 (H, W): 0 is background, 1 to n are the nuclei. Everything here works for a
+place of an image as it does for the whole: what becomes of an object depends on that object and on
+what lies within a few micrometres of it.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy import ndimage
+from skimage.color import hed_from_rgb
+from skimage.segmentation import watershed
+
+from tissue.files import InputError
+
+TISSUE_BLOCK = 16  # pixels; 4 micrometres at 40x
+USUAL_PIXEL_SIZE = 0.25  # micrometres; 40x, what an image of unknown pixel size is split as
+DEEPEST = 1000  # pixels; an image without background would have no distance to it
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+WINDOW = 1024  # pixels; the side of what is split at once, which bounds the memory
+
+
+class Split(NamedTuple):
+    """How objects of a mask become nuclei; lengths in micrometres, areas in square micrometres."""
+
+    sigma: float  # of the Gaussian that smooths the distance to the background
+    h: float  # a neck is cut if the distance falls there by this share of the smaller peak, or more
+    hole: float  # holes up to this area are filled first; larger ones tell nuclei apart
+    smallest: float  # smaller objects are dropped, smaller parts stay with their neighbour
+
+
+# One rule for both: only holes and specks mean less where a network made them.
+REFERENCE_SPLIT = Split(sigma=0.5, h=0.05, hole=0.0, smallest=1.25)
+PREDICTION_SPLIT = Split(sigma=0.5, h=0.05, hole=2.5, smallest=2.5)
+# What `choose_split` tries.
+SIGMAS = (0.25, 0.375, 0.5, 0.75)
+HS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+SMALLESTS = (1.25, 2.5, 3.75, 5.0)
 
 
 def contours(mask: np.ndarray) -> list[np.ndarray]:
@@ -12,3 +51,430 @@ def contours(mask: np.ndarray) -> list[np.ndarray]:
     """
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return list(found)
+
+
+# --- splitting ---
+
+
+def nuclei(mask: np.ndarray, pixel_size_um: float | None, split: Split) -> np.ndarray:
+    """The nuclei of a mask bool (H, W): int32 (H, W), 1 to n in raster order of the first pixels.
+
+    Every nucleus is one piece (its pixels share sides) without holes. Small holes are filled, the
+    distance to the background is smoothed, each of its maxima floods a basin (watershed, Meyer
+    1994, Signal Processing 38:113), and basins whose neck is shallow are joined again, the highest
+    neck first. An unknown pixel size (None) is taken as 0.25 micrometres.
+    """
+    um = pixel_size_um or USUAL_PIXEL_SIZE
+    mask = _fill_small_holes(mask, split.hole / um**2)
+    # Objects that meet at a corner only are two, so that each nucleus has a simple outline.
+    _, objects, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
+    large = stats[:, cv2.CC_STAT_AREA] >= split.smallest / um**2
+    large[0] = False  # the background
+    labels = np.zeros(mask.shape, np.int32)
+    count = 0
+    sigma, smallest = split.sigma / um, split.smallest / um**2
+    for window, ids in _windows(stats, large, reach=math.ceil(8 * sigma) + 8):
+        own = np.isin(objects[window], ids, kind="table")
+        basins, pairs, saddles, peak, area = _flood(mask[window], own, sigma)
+        nucleus = _join(pairs, saddles, peak, area, split.h, smallest)
+        np.add(nucleus[basins], count, out=labels[window], where=own)
+        count += int(nucleus.max())
+    count = _without_holes(labels, count)
+    return _in_raster_order(labels, count)
+
+
+def reference_labels(label_map: np.ndarray) -> np.ndarray:
+    """An annotator's label map, any integers (H, W), as labels int32 1 to n without gaps.
+
+    The order of the numbers is kept, and so is every pixel: one number in two places is one nucleus
+    by its annotator's word. Raises InputError for what is not a map of whole numbers from 0 up.
+    """
+    if label_map.ndim != 2 or label_map.dtype.kind not in "ui":
+        found = f"{label_map.dtype} of shape {label_map.shape}"
+        raise InputError(f"label map: found {found}, expected whole numbers (height, width)")
+    if label_map.size == 0 or label_map.max() == 0:
+        return np.zeros(label_map.shape, np.int32)
+    if label_map.min() < 0:
+        raise InputError(f"label map: found {label_map.min()}, expected no number below 0")
+    if label_map.max() <= label_map.size:
+        number = np.zeros(int(label_map.max()) + 1, np.int32)
+        number[label_map.ravel()] = 1
+        number[0] = 0
+        return (np.cumsum(number, dtype=np.int32) * number)[label_map]
+    found, places = np.unique(label_map, return_inverse=True)
+    return places.reshape(label_map.shape).astype(np.int32) + (found[0] > 0)
+
+
+def choose_split(
+    masks: Sequence[np.ndarray],
+    counts: Sequence[int],
+    pixel_sizes_um: Sequence[float | None],
+    default: Split = PREDICTION_SPLIT,
+) -> tuple[Split, float]:
+    """The parameters with the smallest mean |count - true count| / true count, and that error.
+
+    `masks` are bool (H, W), `counts` the true numbers of nuclei, which only label maps tell: where
+    masks are all that is known, the defaults stay. Images without nuclei do not count; with none
+    left it returns the default and NaN. Equally good parameters: the first of the grid wins, which
+    begins with the default.
+    """
+    known = [i for i, count in enumerate(counts) if count > 0]
+    if not known:
+        return default, math.nan
+    tried = dict.fromkeys([(default.sigma, default.h, default.smallest)], 0.0)
+    tried |= dict.fromkeys(product(SIGMAS, HS, SMALLESTS), 0.0)
+    for i in known:
+        um = pixel_sizes_um[i] or USUAL_PIXEL_SIZE
+        mask = _fill_small_holes(masks[i], default.hole / um**2)
+        floods = {sigma: _flood(mask, mask, sigma / um) for sigma in {key[0] for key in tried}}
+        for sigma, h, smallest in tried:
+            least = smallest / um**2
+            _, pairs, saddles, peak, area = floods[sigma]
+            nucleus = _join(pairs, saddles, peak, area, h, least)
+            found = np.count_nonzero(np.bincount(nucleus, area)[1:] >= least)
+            tried[sigma, h, smallest] += abs(found - counts[i]) / counts[i] / len(known)
+    sigma, h, smallest = min(tried, key=tried.get)
+    best = default._replace(sigma=sigma, h=h, smallest=smallest)
+    return best, tried[sigma, h, smallest]
+
+
+def _fill_small_holes(mask, largest):
+    """A copy of the mask with its holes of up to `largest` pixels filled."""
+    _, regions, stats, _ = cv2.connectedComponentsWithStats((~mask).view(np.uint8), connectivity=4)
+    x, y, width, height, area = stats.T
+    inside = (x > 0) & (y > 0) & (x + width < mask.shape[1]) & (y + height < mask.shape[0])
+    fill = inside & (area <= largest)
+    fill[0] = True  # the mask itself
+    return fill[regions]
+
+
+def _windows(stats, kept, reach):
+    """Windows (rows, columns) that hold all objects of `kept` (bool, by id) once, and their ids.
+
+    An object belongs to the window in which its bounding box begins; each window is as large as its
+    objects need, and `reach` pixels wider on all sides where the image goes on.
+    """
+    ids = np.flatnonzero(kept)
+    x, y, width, height = stats[ids, :4].T
+    cell = (y // WINDOW).astype(np.int64) << 32 | (x // WINDOW)
+    order = np.argsort(cell, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1) if len(ids) else ():
+        rows = slice(max(y[group].min() - reach, 0), (y + height)[group].max() + reach)
+        columns = slice(max(x[group].min() - reach, 0), (x + width)[group].max() + reach)
+        yield (rows, columns), ids[group]
+
+
+def _flood(mask, own, sigma):
+    """Basins of the smoothed distance in the objects `own` of a mask, both bool (H, W).
+
+    Returns basins int (H, W), 1 to n; what touches what, int (m, 2), and the depth of the highest
+    way between them (m,); each basin's peak and area, (n + 1,). Lengths and areas in pixels.
+    """
+    depth = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Squared distances are whole numbers; without rounding they would depend on the window's place.
+    depth = np.sqrt(np.rint(np.square(np.minimum(depth, DEEPEST))))
+    depth = cv2.GaussianBlur(depth, (0, 0), sigma) * own
+    peaks = own & (depth == cv2.dilate(depth, CROSS))
+    _, markers = cv2.connectedComponents(peaks.view(np.uint8), connectivity=4)
+    # Peaks of one depth would be flooded in an order that depends on all others in the window.
+    relief = -depth.astype(np.float64)
+    relief[peaks] = np.arange(np.count_nonzero(peaks)) - relief.size
+    basins = watershed(relief, markers, connectivity=1, mask=own)
+    peak, area = np.zeros(basins.max() + 1), np.bincount(basins.ravel())
+    peak[basins[peaks]] = depth[peaks]
+    area[0] = 0
+    return basins, *_necks(basins, depth), peak, area
+
+
+def _necks(basins, depth):
+    """Pairs of touching basins int (n, 2) and the depth of the highest way between them (n,)."""
+    pairs, heights = [], []
+    for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        meet = (basins[a] != basins[b]) & (basins[a] > 0) & (basins[b] > 0)
+        pairs.append(np.sort(np.stack([basins[a][meet], basins[b][meet]], 1), 1))
+        heights.append(np.minimum(depth[a][meet], depth[b][meet]))
+    pairs, heights = np.concatenate(pairs), np.concatenate(heights)
+    order = np.lexsort((-heights, pairs[:, 1], pairs[:, 0]))
+    pairs, heights = pairs[order], heights[order]
+    highest = np.append(True, (pairs[1:] != pairs[:-1]).any(1))[: len(pairs)]
+    return pairs[highest], heights[highest]
+
+
+def _join(pairs, saddles, peak, area, h, smallest):
+    """The number of each basin's nucleus, without gaps, int32 (n,); basin 0 is the background.
+
+    From the highest neck to the lowest, two nuclei are joined if the neck lies below the lower of
+    their peaks by less than h of that peak, or if one of them is too small to be a nucleus.
+    """
+    nucleus = list(range(len(peak)))
+    peak, area = peak.tolist(), area.tolist()
+
+    def find(basin):
+        while nucleus[basin] != basin:
+            nucleus[basin] = nucleus[nucleus[basin]]
+            basin = nucleus[basin]
+        return basin
+
+    order = np.argsort(-saddles, kind="stable")
+    for (a, b), saddle in zip(pairs[order].tolist(), saddles[order].tolist(), strict=True):
+        high, low = find(a), find(b)
+        if peak[high] < peak[low]:
+            high, low = low, high
+        shallow = peak[low] - saddle < h * peak[low]
+        if high != low and (shallow or min(area[high], area[low]) < smallest):
+            nucleus[low] = high
+            area[high] += area[low]
+    _, number = np.unique([find(basin) for basin in range(len(nucleus))], return_inverse=True)
+    return number.astype(np.int32)
+
+
+def _without_holes(labels, count):
+    """Give each nucleus 1 to `count` what it encloses, in place; returns the highest label then.
+
+    Labels are of one piece each. One encloses something, be it closed at corners only, if its Euler
+    number is below 1 with pixels that meet at corners connected; it is counted from 2 x 2 pixels
+    (Gray 1971, IEEE Trans. Comput. C-20:551).
+    """
+    nw, ne, sw, se = labels[:-1, :-1], labels[:-1, 1:], labels[1:, :-1], labels[1:, 1:]
+    euler = _count(labels, labels > 0, count)
+    euler -= _count(labels[:, 1:], labels[:, 1:] == labels[:, :-1], count)
+    euler -= _count(labels[1:], labels[1:] == labels[:-1], count)
+    euler += _count(nw, (nw == ne) & (nw == sw) & (nw == se), count)
+    euler -= _count(nw, (nw == se) & (nw != ne) & (nw != sw), count)
+    euler -= _count(ne, (ne == sw) & (ne != nw) & (ne != se), count)
+    closed = np.flatnonzero(euler < 1) + 1
+    boxes = ndimage.find_objects(labels) if len(closed) else ()
+    for number in closed:
+        count = _fill_or_cut(labels[boxes[number - 1]], number, count)
+    return count
+
+
+def _fill_or_cut(box, number, count):
+    """Fill what a label encloses, or cut it if that is more than itself; returns the highest label.
+
+    A ring around that much is no nucleus but, say, a vessel's wall, and what it encloses has nuclei
+    of its own. `box` is a view of the label map, as large as the label, and is changed in place.
+    """
+    own = box == number
+    filled = ndimage.binary_fill_holes(own)
+    if np.count_nonzero(filled) <= 2 * np.count_nonzero(own):
+        box[filled] = number
+        return count
+    along = int(box.shape[1] > box.shape[0])
+    for half in np.array_split(np.arange(box.shape[along]), 2):
+        part = box[half[0] : half[-1] + 1] if along == 0 else box[:, half[0] : half[-1] + 1]
+        _, pieces = cv2.connectedComponents((part == number).astype(np.uint8), connectivity=4)
+        first, places = count, ndimage.find_objects(pieces)
+        part[pieces > 0] = first + pieces[pieces > 0]
+        count += len(places)
+        for piece, place in enumerate(places, first + 1):
+            count = _fill_or_cut(part[place], piece, count)
+    return count
+
+
+def _count(labels, where, count):
+    """How often each label from 1 to `count` is found `where` a bool (H, W) is true, (count,)."""
+    return np.bincount(labels[where & (labels > 0)], minlength=count + 1)[1:]
+
+
+def _in_raster_order(labels, count):
+    """The same labels numbered 1 to n without gaps, in raster order of their first pixels."""
+    places = np.flatnonzero(labels)[::-1]
+    first = np.full(count + 1, labels.size)
+    first[labels.ravel()[places]] = places  # of a label's pixels the first is written last
+    number = np.zeros(count + 1, np.int32)
+    present = np.flatnonzero(first < labels.size)
+    number[present[np.argsort(first[present])]] = np.arange(1, len(present) + 1)
+    return number[labels]
+
+
+# --- measures ---
+
+
+def measure(
+    labels: np.ndarray, image: np.ndarray, pixel_size_um: float | None
+) -> dict[str, np.ndarray]:
+    """A table of the nuclei 1 to n of a label map: columns of n values in the order of their ids.
+
+    `image` is RGB uint8 (H, W, 3). `y` and `x` are the centroid, whole numbers at pixel centres.
+    Lengths are pixels, with `_um` micrometres (NaN where the pixel size is None).
+
+    - `perimeter`: from the chords in four directions (Crofton), unbiased over all directions, as
+      skimage.measure.perimeter_crofton's; pi / 4 * (2 + sqrt(2)) = 2.7 for one pixel.
+    - `eccentricity`, `orientation` (radians from the row axis to the long axis, -pi/2 to pi/2): of
+      the ellipse with the same second moments, as skimage.measure.regionprops'.
+    - `equivalent_diameter`: of the disc with the same area.
+    - `solidity`: area / number of pixels whose centres lie in the convex hull of the nucleus' pixel
+      centres; 1 for what has no dent.
+    - `haematoxylin_od`: mean decadic optical density of haematoxylin, white being 255, after colour
+      deconvolution with skimage's `hed_from_rgb`, whose vectors are those of Ruifrok & Johnston
+      2001, Anal. Quant. Cytol. Histol. 23:291. Below 0 where there is far more of other stains.
+    """
+    count = int(labels.max(initial=0))
+    runs, y, start, stop = _runs(labels)
+
+    def total(values):
+        return np.bincount(runs, values, minlength=count + 1)[1:]
+
+    length, middle = stop - start, (start + stop - 1) / 2
+    area = total(length).astype(np.int64)
+    centre_y, centre_x = total(length * y) / area, total(length * middle) / area
+    dy, dx = y - centre_y[runs - 1], middle - centre_x[runs - 1]
+    yy, xy = total(length * dy**2) / area, total(length * dx * dy) / area
+    xx = total(length * (dx**2 + (length**2 - 1) / 12)) / area
+    spread, mean = np.hypot((yy - xx) / 2, xy), (yy + xx) / 2  # of the two principal moments
+    ratio = np.divide(mean - spread, mean + spread, out=np.ones(count), where=mean > 0)
+    perimeter = math.pi / 4 * _chords(labels, area)
+    diameter = np.sqrt(4 * area / math.pi)
+    um = math.nan if pixel_size_um is None else pixel_size_um
+    at_border = np.zeros(count + 1, bool)
+    for edge in (labels[:1], labels[-1:], labels[:, :1], labels[:, -1:]):
+        at_border[edge] = True
+    return {
+        "id": np.arange(1, count + 1),
+        "y": centre_y,
+        "x": centre_x,
+        "area_px": area,
+        "area_um2": area * um**2,
+        "perimeter": perimeter,
+        "perimeter_um": perimeter * um,
+        "equivalent_diameter": diameter,
+        "equivalent_diameter_um": diameter * um,
+        "eccentricity": np.sqrt(np.clip(1 - ratio, 0, 1)),
+        "solidity": area / _convex_area(runs, y, start, stop, count),
+        "orientation": np.arctan2(2 * xy, yy - xx) / 2,
+        "haematoxylin_od": _haematoxylin(labels, image, count) / area,
+        "touches_border": at_border[1:],
+    }
+
+
+def outlines(labels: np.ndarray) -> list[np.ndarray]:
+    """The outline of each nucleus 1 to n: a closed ring int32 (m, 2) of x, y, first point = last.
+
+    It runs along the outer edges of the pixels, clockwise as seen, from the image's top left corner
+    at (0, 0): the ring of one pixel is a square of area 1, and any ring's area is that of its
+    nucleus. Rings are simple for labels as `nuclei` gives them. Raises ValueError for a label that
+    is missing, in pieces or has a hole.
+    """
+    count = int(labels.max(initial=0))
+    runs, y, start, stop = _runs(labels)
+    ids = np.tile(runs, 4)
+    xs, ys = np.concatenate([start, stop] * 2), np.concatenate([y, y, y + 1, y + 1])
+    order = np.lexsort((xs, ys, ids))
+    ids, xs, ys = ids[order], xs[order], ys[order]
+    # Where a run ends right below another's end the outline goes straight on: no corner.
+    new = (np.diff(ids) != 0) | (np.diff(ys) != 0) | (np.diff(xs) != 0)
+    corner = np.append(True, new)[: len(ids)] & np.append(new, True)[: len(ids)]
+    ids, xs, ys = ids[corner], xs[corner], ys[corner]
+    # Corners come in pairs along each row of corners, and likewise along each column.
+    across = np.arange(len(ids)) ^ 1
+    by_column = np.lexsort((ys, xs, ids))
+    along = np.empty_like(across)
+    along[by_column] = by_column[across]
+    across, along = across.tolist(), along.tolist()
+    points = np.stack([xs, ys], 1).astype(np.int32)
+    first = np.searchsorted(ids, np.arange(1, count + 2))
+    rings = []
+    for begin, end in pairwise(first.tolist()):
+        ring, at = [], begin
+        while len(ring) < end - begin and (at != begin or not ring):
+            ring += (at, across[at])
+            at = along[ring[-1]]
+        if len(ring) < max(end - begin, 4):
+            raise ValueError(f"label {len(rings) + 1} is not one piece without holes")
+        rings.append(points[[*ring, begin]])
+    return rings
+
+
+def unbiased_frame_count(labels: np.ndarray, frame: tuple[int, int, int, int] | None = None) -> int:
+    """The number of nuclei that an unbiased counting frame counts (Gundersen 1977, J. Microsc.
+    111:219).
+
+    `frame` is its top, left, bottom and right line, each a row or column of pixels; without one it
+    is the image's. A nucleus counts if it meets the frame and none of the forbidden lines, which
+    are top and left, the left line's extension downwards and the right line's upwards. Frames side
+    by side that share their lines count every nucleus once. (bottom - top) * (right - left) pixels
+    is the area to divide by. Extensions outside the image are not seen, so a frame as far from its
+    edges as a nucleus is long is exact and the default nearly so.
+    """
+    top, left, bottom, right = frame or (0, 0, labels.shape[0] - 1, labels.shape[1] - 1)
+    counted = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    counted[labels[top + 1 : bottom + 1, left + 1 : right + 1]] = True
+    for line in (labels[top, left : right + 1], labels[top:, left], labels[: top + 1, right]):
+        counted[line] = False
+    return int(np.count_nonzero(counted[1:]))
+
+
+def tissue_mask(image: np.ndarray) -> np.ndarray:
+    """Where an RGB uint8 (H, W, 3) image shows tissue: bool, one value a block of 16 x 16 pixels.
+
+    Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
+    below 200 or a saturation, (max - min) / max, above 0.06. Its mean is the tissue's share of the
+    image. Fat and lumina wider than a block count as glass.
+    """
+    height, width = image.shape[:2]
+    size = (-(-width // TISSUE_BLOCK), -(-height // TISSUE_BLOCK))
+    colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    high, low = colour.max(2), colour.min(2)
+    return (high < 200) | (high - low > 0.06 * high)
+
+
+def _runs(labels):
+    """Runs of one label in a row, in raster order: labels, rows, first columns, columns behind."""
+    change = labels[:, 1:] != labels[:, :-1]
+    first, last = labels > 0, labels > 0
+    first[:, 1:] &= change
+    last[:, :-1] &= change
+    y, start = np.nonzero(first)
+    stop = np.nonzero(last)[1] + 1
+    return labels[y, start], y, start, stop
+
+
+def _chords(labels, area):
+    """Total length of each nucleus' shadows in four directions, pixels (n,).
+
+    A shadow is as long as there are chords, which are as many as pixels less those that have the
+    next pixel of the direction in the same nucleus; diagonals lie 1 / sqrt(2) apart.
+    """
+    count = len(area)
+    straight = 2 * area - _count(labels[1:], labels[1:] == labels[:-1], count)
+    straight -= _count(labels[:, 1:], labels[:, 1:] == labels[:, :-1], count)
+    diagonal = 2 * area - _count(labels[1:, 1:], labels[1:, 1:] == labels[:-1, :-1], count)
+    diagonal -= _count(labels[1:, :-1], labels[1:, :-1] == labels[:-1, 1:], count)
+    return straight + diagonal / math.sqrt(2)
+
+
+def _convex_area(runs, y, start, stop, count):
+    """Pixels whose centres lie in the convex hull of each nucleus' pixel centres, int (n,).
+
+    By Pick's theorem, area + boundary points / 2 + 1, with the hull's corners at pixel centres.
+    """
+    order = np.argsort(runs, kind="stable")
+    points = np.stack([start[order], y[order], stop[order] - 1, y[order]], 1).astype(np.int32)
+    bounds = np.cumsum(np.bincount(runs, minlength=count + 1)).tolist()
+    hulls = [
+        cv2.convexHull(points[begin:end].reshape(-1, 2)).reshape(-1, 2)
+        for begin, end in pairwise(bounds)
+    ]
+    if not hulls:
+        return np.zeros(0, np.int64)
+    sizes = np.array([len(hull) for hull in hulls])
+    begin = np.cumsum(sizes) - sizes
+    x, y = np.concatenate(hulls).astype(np.int64).T
+    following = np.arange(1, len(x) + 1)
+    following[begin + sizes - 1] = begin
+    doubled = np.add.reduceat(x * y[following] - y * x[following], begin)
+    boundary = np.add.reduceat(np.gcd(x[following] - x, y[following] - y), begin)
+    return (np.abs(doubled) + boundary) // 2 + 1
+
+
+def _haematoxylin(labels, image, count):
+    """Sum of the haematoxylin density over each nucleus, float (n,)."""
+    density = -np.log10(np.maximum(np.arange(256), 1) / 255)
+    inside = labels > 0
+    total = np.zeros(count)
+    ids = labels[inside]
+    for channel in range(3):
+        values = density[image[..., channel][inside]]
+        total += hed_from_rgb[channel, 0] * np.bincount(ids, values, minlength=count + 1)[1:]
+    return total
