@@ -1,0 +1,403 @@
+"""Nuclei for other programs: CSV, GeoJSON (QuPath), label TIFF, ROI zip (ImageJ), COCO JSON.
+
+A nucleus has the same id in all of them. Polygons are in pixels of the full resolution, x to the
+right and y down from the top left corner of the image's first pixel, so that the outer edges of a
+nucleus' pixels enclose exactly its area. Texts of JSON are ASCII, so any name survives any reader.
+"""
+
+import csv
+import json
+import struct
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import roifile
+import tifffile
+
+from tissue.files import InputError, replacing
+
+CLASS = "Nucleus"
+COLOUR = (255, 224, 0)  # RGB; in QuPath, as in the overlay
+DIGITS = 4  # decimals kept of a measure
+BATCH = 5000  # nuclei that are turned into text at once
+TILE = 256  # pixels; side of a tile of the label image
+LARGEST_UINT16 = 65535
+LARGEST_TIFF = 2**32 - 2**25  # bytes; offsets of a classic TIFF have 32 bits
+
+# ImageJ keeps whole coordinates in 16 bits. Since this version of the format (and ImageJ 1.46) it
+# reads 32-bit floats beside them, which are exact up to 2**24.
+ROI_VERSION = 228
+LARGEST_ROI_INTEGER = 32767
+
+_DAMAGED = (ValueError, LookupError, TypeError, struct.error)  # what readers raise on other bytes
+_DAMAGED += (zipfile.BadZipFile, tifffile.TiffFileError)
+
+
+def write_labels(path: Path | str, labels: np.ndarray, pixel_size_um: float | None) -> None:
+    """Write a label image as a tiled, deflated TIFF with resolution tags where the size is known.
+
+    `labels` is integer (H, W), 0 the background; a memory map is read tile by tile. Stored as
+    uint16 up to label 65535, as uint32 above; a BigTIFF where a classic one might not suffice.
+    """
+    height, width = labels.shape
+    dtype = np.dtype(np.uint16 if labels.max(initial=0) <= LARGEST_UINT16 else np.uint32)
+    tiles = (
+        np.ascontiguousarray(labels[y : y + TILE, x : x + TILE], dtype)
+        for y in range(0, height, TILE)
+        for x in range(0, width, TILE)
+    )
+    resolution = {}
+    if pixel_size_um:
+        per_cm = 1e4 / pixel_size_um
+        resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+    big = height * width * dtype.itemsize > LARGEST_TIFF
+    with replacing(path) as beside, tifffile.TiffWriter(beside, bigtiff=big) as tif:
+        tif.write(
+            tiles, shape=(height, width), dtype=dtype, tile=(TILE, TILE), compression="zlib",
+            photometric="minisblack", metadata=None, **resolution,
+        )  # fmt: skip
+
+
+class NucleiFiles:
+    """Writes the files of one image's nuclei as the nuclei come, so that any number fits.
+
+        with NucleiFiles(folder, name, (height, width)) as files:
+            for table, rings in batches:
+                files.add(table, rings)
+
+    `formats` are keys of FORMATS. Files move into their place together when the block ends well;
+    those of other formats that an earlier run left are then removed, for their ids hold no more.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        name: str,
+        shape: tuple[int, int],
+        formats: Sequence[str] = ("csv", "geojson"),
+    ):
+        self.paths = {key: export_path(folder, name, key) for key in formats}
+        self.count = 0  # nuclei
+        self._outdated = [export_path(folder, name, key) for key in FORMATS if key not in formats]
+        self._image = _Image(name, *shape)
+        self._columns = None
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            besides = [stack.enter_context(replacing(path)) for path in self.paths.values()]
+            # Closed before anything is moved: a full disk may show only then.
+            files = stack.enter_context(ExitStack())
+            self._writers = [
+                files.enter_context(FORMATS[key].write(beside, self._image))
+                for key, beside in zip(self.paths, besides, strict=True)
+            ]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised):
+        self._stack.__exit__(*raised)
+        if raised == (None, None, None):
+            for path in self._outdated:
+                path.unlink(missing_ok=True)
+
+    def add(self, table: dict[str, np.ndarray], rings: Sequence[np.ndarray]) -> None:
+        """Append nuclei: arrays (n,) of one measure each, with `id` among them, and n outlines.
+
+        A ring is (k, 2) of x, y pixels, closed or not. NaN is an unknown measure: empty in the CSV,
+        left out elsewhere. Every call must have the same columns. Ids are unique over all calls.
+        """
+        columns = tuple(table)
+        if self._columns not in (None, columns):
+            raise ValueError(f"found the columns {columns}, expected {self._columns} as before")
+        self._columns = columns
+        for start in range(0, max(1, len(rings)), BATCH):  # once without nuclei: the CSV's header
+            values = [_plain(column[start : start + BATCH]) for column in table.values()]
+            rows = list(zip(*values, strict=True))
+            closed = [_closed(ring) for ring in rings[start : start + BATCH]]
+            if len(rows) != len(closed):
+                raise ValueError(f"found {len(closed)} rings for {len(rows)} nuclei")
+            for write in self._writers:
+                write(columns, rows, closed)
+        self.count += len(rings)
+
+
+class Exported(NamedTuple):
+    """What `check_exports` found to be the same in all files."""
+
+    nuclei: int
+    area_px: int  # of all nuclei together
+    files: tuple[str, ...]  # names
+
+    def __str__(self):
+        return f"{self.nuclei} nuclei, {self.area_px} pixels, the same in {', '.join(self.files)}"
+
+
+def export_path(folder: Path | str, name: str, key: str) -> Path:
+    """Where the file of a format (a key of FORMATS, or "labels") of an image lies."""
+    ending = "_labels.tif" if key == "labels" else FORMATS[key].ending
+    return Path(folder) / f"{name}{ending}"
+
+
+def check_exports(folder: Path | str, name: str) -> Exported:
+    """Read back what there is of an image's exports, and compare ids and areas with the CSV's.
+
+    The area of a polygon is that of its outline (the shoelace formula), of a label its number of
+    pixels. Raises InputError that names the file and the first difference.
+    """
+    path = export_path(folder, name, "csv")
+    ids, areas = _reading(path, _read_csv)
+    if len(np.unique(ids)) != len(ids):
+        raise InputError(f"{path}: found an id twice, expected one row per nucleus")
+    files = [path.name]
+    readers = {key: export.read for key, export in FORMATS.items() if key != "csv"}
+    for key, read in (readers | {"labels": _read_labels}).items():
+        other = export_path(folder, name, key)
+        if other.exists():
+            order = np.argsort(ids) if key == "labels" else slice(None)
+            _compare(path, ids[order], areas[order], other, *_reading(other, read))
+            files.append(other.name)
+    return Exported(len(ids), int(areas.sum()), tuple(files))
+
+
+# --- one format each: a context that gives what writes a batch, and what reads ids and areas back
+
+
+class _Image(NamedTuple):
+    name: str
+    height: int  # pixels
+    width: int
+
+
+class _Format(NamedTuple):
+    ending: str
+    write: Callable  # (path, _Image) -> context of (columns, rows, rings) -> None
+    read: Callable  # path -> ids, areas
+
+
+@contextmanager
+def _write_csv(path, image):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        started = False
+
+        def write(columns, rows, rings):
+            nonlocal started
+            if not started:
+                table.writerow(columns)
+            started = True
+            table.writerows(rows)
+
+        yield write
+        if not started:
+            table.writerow(["id"])
+
+
+def _read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header == ["id"]:
+            return _arrays(())
+        id_at, area_at = header.index("id"), header.index("area_px")
+        return _arrays((int(row[id_at]), float(row[area_at])) for row in rows)
+
+
+@contextmanager
+def _write_geojson(path, image):
+    """Features as QuPath 0.4 and later reads them (QuPathTypeAdapters.java): it keeps an id only
+    if that is a UUID, so the shared id is the name and a measurement."""
+    uuids = uuid.uuid5(uuid.NAMESPACE_URL, ascii(image.name))
+    common = {"objectType": "detection", "classification": {"name": CLASS, "color": COLOUR}}
+
+    def feature(columns, row, ring):
+        measures = {k: v for k, v in zip(columns, row, strict=True) if v is not None}
+        number = str(measures["id"])
+        return {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuids, number)),
+            "geometry": {"type": "Polygon", "coordinates": [ring.tolist()]},
+            "properties": {**common, "name": number, "measurements": measures},
+        }
+
+    with _json_lines(path, {"type": "FeatureCollection"}, "features", feature) as write:
+        yield write
+
+
+def _read_geojson(path):
+    return _arrays(
+        (
+            feature["properties"]["measurements"]["id"],
+            _shoelace(np.array(feature["geometry"]["coordinates"][0], float)),
+        )
+        for feature in _lines(path)
+    )
+
+
+@contextmanager
+def _write_coco(path, image):
+    """The format of cocodataset.org; the picture named is the copy beside the file."""
+    picture = {"id": 1, "file_name": f"{image.name}_image.png"}
+    picture |= {"width": image.width, "height": image.height}
+    head = {"images": [picture], "categories": [{"id": 1, "name": CLASS.lower()}]}
+
+    def annotation(columns, row, ring):
+        measures = dict(zip(columns, row, strict=True))
+        corner = ring.min(axis=0)
+        return {
+            "id": measures["id"],
+            "image_id": 1,
+            "category_id": 1,
+            "segmentation": [ring[:-1].ravel().tolist()],
+            "bbox": [*corner.tolist(), *(ring.max(axis=0) - corner).tolist()],
+            "area": measures.get("area_px", _shoelace(ring)),
+            "iscrowd": 0,
+        }
+
+    with _json_lines(path, head, "annotations", annotation) as write:
+        yield write
+
+
+def _read_coco(path):
+    return _arrays(
+        (annotation["id"], _shoelace(np.array(annotation["segmentation"][0], float).reshape(-1, 2)))
+        for annotation in _lines(path)
+    )
+
+
+@contextmanager
+def _write_rois(path, image):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+
+        def write(columns, rows, rings):
+            at = columns.index("id")
+            for row, ring in zip(rows, rings, strict=True):
+                far = ring.dtype.kind == "f" or ring.max() > LARGEST_ROI_INTEGER
+                points = ring[:-1].astype(np.float32 if far else np.int32)
+                roi = roifile.ImagejRoi.frompoints(points, name=str(row[at]))
+                roi.roitype = roifile.ROI_TYPE.POLYGON
+                roi.version = ROI_VERSION
+                archive.writestr(f"{row[at]}.roi", roi.tobytes())
+
+        yield write
+
+
+def _read_rois(path):
+    with zipfile.ZipFile(path) as archive:
+        rois = map(roifile.ImagejRoi.frombytes, map(archive.read, archive.namelist()))
+        return _arrays((int(roi.name), _shoelace(roi.coordinates().astype(float))) for roi in rois)
+
+
+FORMATS = {
+    "csv": _Format("_nuclei.csv", _write_csv, _read_csv),
+    "geojson": _Format("_nuclei.geojson", _write_geojson, _read_geojson),
+    "rois": _Format("_rois.zip", _write_rois, _read_rois),
+    "coco": _Format("_coco.json", _write_coco, _read_coco),
+}
+
+
+def _read_labels(path):
+    ids, areas = [np.empty(0, int)], [np.empty(0, int)]
+    with tifffile.TiffFile(path) as tif:
+        for tile, _, (_, height, width, _) in tif.pages.first.segments():
+            tile = tile[0, :height, :width]
+            found, pixels = np.unique(tile[tile > 0], return_counts=True)
+            ids.append(found.astype(int))
+            areas.append(pixels)
+    found, where = np.unique(np.concatenate(ids), return_inverse=True)
+    return found, np.bincount(where, np.concatenate(areas), len(found))
+
+
+# --- shared by the formats
+
+
+@contextmanager
+def _json_lines(path, head, key, item):
+    """A JSON object: `head` and a list under `key`, one item a line so that none need be held."""
+    with path.open("w", encoding="ascii") as file:
+        file.write(f'{json.dumps(head)[:-1]}, "{key}": [')
+        separator = "\n"
+
+        def write(columns, rows, rings):
+            nonlocal separator
+            for row, ring in zip(rows, rings, strict=True):
+                file.write(separator)
+                file.write(json.dumps(item(columns, row, ring), separators=(",", ":")))
+                separator = ",\n"
+
+        yield write
+        file.write("\n]}\n")
+
+
+def _lines(path) -> Iterator[dict]:
+    """The items that `_json_lines` wrote."""
+    with path.open(encoding="ascii") as file:
+        file.readline()
+        for line in file:
+            if line == "]}\n":
+                return
+            yield json.loads(line.rstrip(",\n"))
+    raise ValueError("its end is missing")
+
+
+def _plain(column):
+    """A measure as Python's numbers, floats rounded; None where it is not known."""
+    column = np.asarray(column)
+    if column.dtype.kind in "bui":
+        return column.astype(int).tolist()
+    rounded = np.round(column.astype(float), DIGITS) + 0.0  # turns -0.0 into 0.0
+    return [value if isfinite(value) else None for value in rounded.tolist()]
+
+
+def _closed(ring):
+    """A ring with its first point repeated at its end, int64 where all coordinates are whole."""
+    ring = np.asarray(ring)
+    whole = ring.astype(np.int64)
+    if (whole == ring).all():
+        ring = whole
+    return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+
+
+def _shoelace(ring):
+    """Area within a ring (k, 2), closed or not."""
+    x, y = (ring - ring[0]).T
+    return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
+
+
+def _arrays(pairs):
+    """Ids int64 (n,) and areas float64 (n,) of pairs of them."""
+    table = np.fromiter(pairs, "i8, f8")
+    return table["f0"], table["f1"]
+
+
+def _reading(path, read):
+    """Call `read(path)`, and turn what it raises on bytes that are not ours into InputError."""
+    try:
+        return read(path)
+    except _DAMAGED as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path}: found a file that cannot be read back ({said}), expected what inference.py "
+            f"writes, run it again"
+        ) from error
+
+
+def _compare(path, ids, areas, other, other_ids, other_areas):
+    if len(ids) != len(other_ids):
+        found, expected = f"{len(other_ids)} nuclei", f"{len(ids)}"
+    elif len(different := np.flatnonzero(ids != other_ids)):
+        at = different[0]
+        found, expected = f"id {other_ids[at]} at nucleus {at + 1}", f"id {ids[at]}"
+    elif len(different := np.flatnonzero(np.abs(areas - other_areas) > 1e-6 * areas)):
+        at = different[0]
+        found, expected = f"{other_areas[at]:g} pixels for nucleus {ids[at]}", f"{areas[at]:g}"
+    else:
+        return
+    raise InputError(
+        f"{other}: found {found}, expected {expected} as in {path}, run inference.py again"
+    )
