@@ -1,60 +1,169 @@
-"""What a person or another program opens: overlays, contact sheets, CSV, HTML."""
+"""What a person opens: overlays, contact sheets, counts.csv, errors.csv, report.html."""
 
 import base64
 import csv
 import html
+import math
+import os
+import string
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from tissue.files import replacing
 
-COUNT_COLUMNS = ("image", "height", "width", "contours", "gt_contours")
-COUNT_COLUMNS += ("accuracy", "dice", "iou", "seconds")
-FRACTIONS = ("accuracy", "dice", "iou")
-THUMBNAIL = 320  # pixels; the longer side of a picture in the report
-OUTLINE = (255, 224, 0)  # RGB; yellow stands out from both stains
+COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
+COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2", "seconds")
+ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Nuclei: masks and counts</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .4rem .6rem; text-align: left; vertical-align: top;
-  border-bottom: 1px solid #ddd; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-img {{ display: block; width: 170px; }}
-</style>
-<h1>Nuclei: masks and counts</h1>
-<p>{summary}.</p>
-<div class="scroll"><table>
-<thead><tr>{head}<th>image</th><th>prediction outlined</th><th>reference mask</th></tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
-<h2>Settings of this run</h2>
-<table>{settings}</table>
-</html>
-"""
+OUTLINE = (255, 224, 0)  # RGB; yellow stands out from both stains
+# Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind people can tell apart, without
+# those that are near the stains.
+ERROR_COLOURS = {
+    "matched": (255, 255, 255),
+    "missed": (86, 180, 233),
+    "merged": (0, 158, 115),
+    "split": (240, 228, 66),
+    "spurious": (213, 94, 0),
+}
+ERROR_MEANINGS = {
+    "matched": "found",
+    "missed": "in the reference alone",
+    "merged": "several nuclei found as one",
+    "split": "one nucleus found as several",
+    "spurious": "found, not in the reference",
+}
+
+# A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; the wide forms count in
+# East Asian locales).
+FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
+
+LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
+FILES = {
+    "_nuclei.csv": "CSV",
+    "_nuclei.geojson": "GeoJSON",
+    "_labels.tif": "labels",
+    "_rois.zip": "ROIs",
+    "_coco.json": "COCO",
+    "_prediction.png": "mask",
+}
+
+
+class Column(NamedTuple):
+    """A number of the report's tables: its key in a row, its title, and its digits as a mean."""
+
+    key: str
+    title: str
+    digits: int
+
+
+COLUMNS = (
+    Column("nuclei", "nuclei", 1),
+    Column("gt_nuclei", "reference nuclei", 1),
+    Column("contours", "contours", 1),
+    Column("gt_contours", "reference contours", 1),
+    Column("dice", "Dice", 4),
+    Column("aji", "AJI", 4),
+    Column("pq", "PQ", 4),
+    Column("nuclei_per_mm2", "nuclei per mm\u00b2", 0),
+)
+
+PAGE = Path(__file__).with_name("report.html")
+# Pictures of a page share so many bytes; a JPEG of tissue has about so many per pixel in base64.
+PAGE_BYTES = 40_000_000
+BYTES_PER_PIXEL = 0.7
+LARGEST_SIDE = 1024  # pixels of an embedded picture
+ENLARGED_SIDE = 512  # pixels; smaller ones are enlarged from the file beside the page
+THUMBNAIL = 240  # pixels of those
+LARGEST_PICTURE = 2**28  # pixels; larger files are linked alone
+QUALITY = 80  # of JPEG
+
+DEFINITIONS = {
+    "nuclei": "Objects after touching ones are split and specks are dropped.",
+    "contours": "Outer contours of the mask: touching nuclei are one, holes are not counted.",
+    "count error": "Mean over images of |predicted - reference|, and of that / reference.",
+    "bias, limits of agreement": "Mean of predicted - reference, and that mean \u00b1 1.96 "
+    "standard deviations, between which 95 % of images are expected (Bland and Altman 1986).",
+    "R\u00b2": "1 - sum of squared differences to the reference / sum of squared differences of "
+    "the reference to its mean: 1 where all counts are equal, below 0 where the reference's mean "
+    "would be the better guess.",
+    "Dice": "2 TP / (2 TP + FP + FN) of an image's pixels.",
+    "AJI": "Aggregated Jaccard index (Kumar et al. 2017), of nuclei.",
+    "PQ": "Panoptic quality (Kirillov et al. 2019), of nuclei: detection times segmentation.",
+    "nuclei per mm\u00b2": "Nuclei / area of the tissue in the image.",
+}
+
+
+# --- pictures
 
 
 def overlay(
-    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = OUTLINE
+    image: np.ndarray, labels: np.ndarray, colour: tuple[int, int, int] = OUTLINE
 ) -> np.ndarray:
-    """The image with the outlines of a mask's objects (holes too) drawn in.
+    """The image with the outlines of objects (holes too) drawn in, on the objects' own pixels.
 
-    `image` is RGB uint8 (H, W, 3), `mask` bool (H, W); returns RGB uint8 (H, W, 3).
+    `image` is RGB uint8 (H, W, 3), `labels` a mask bool (H, W) or one integer per nucleus (H, W);
+    returns RGB uint8 (H, W, 3).
     """
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(image.copy(), outlines, -1, colour, 1)
+    drawn = image.copy()
+    drawn[_edges(labels)] = colour
+    return drawn
+
+
+def error_overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    reference_labels: np.ndarray,
+    prediction_class: np.ndarray,
+    reference_class: np.ndarray,
+) -> np.ndarray:
+    """The image with each nucleus outlined in the colour of its class (ERROR_COLOURS).
+
+    `image` is RGB uint8 (H, W, 3), both label maps integer (H, W) with 0 as background. The class
+    arrays have a class per label, at the label's own place, 0's is not used: keys of ERROR_COLOURS,
+    or their numbers, counted from 1. Of the reference, what is not matched is drawn, below the
+    prediction. An outline is two pixels wide where something is wrong, but one where the prediction
+    shows the same fault. Returns RGB uint8 (H, W, 3).
+    """
+    drawn = image.copy()
+    palette = np.array([(0, 0, 0), *ERROR_COLOURS.values()], np.uint8)
+    matched, missed = 1, 2
+    classes = _class_numbers(reference_class)[reference_labels]
+    edge = _edges(reference_labels) & (classes != matched)
+    edge |= _second_edges(reference_labels) & (classes == missed)
+    drawn[edge] = palette[classes[edge]]
+    classes = _class_numbers(prediction_class)[labels]
+    edge = _edges(labels) | _second_edges(labels) & (classes != matched)
+    drawn[edge] = palette[classes[edge]]
+    return drawn
+
+
+def _class_numbers(classes):
+    """Numbers into (none, *ERROR_COLOURS), uint8 (n,), of classes given as names or numbers."""
+    classes = np.asarray(classes)
+    if classes.dtype.kind in "iu":
+        return classes.astype(np.uint8)
+    numbers = {name: number for number, name in enumerate(ERROR_COLOURS, 1)}
+    return np.array([0, *(numbers[name] for name in classes[1:].tolist())], np.uint8)
+
+
+def _edges(labels):
+    """Pixels of objects, bool (H, W), with a side on another object, background or the outside."""
+    padded = np.pad(labels, 1)
+    edge = np.zeros(labels.shape, bool)
+    for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+        edge |= neighbour != labels
+    return edge & (labels != 0)
+
+
+def _second_edges(labels):
+    """Pixels within objects that lie at `_edges`."""
+    return _edges(np.where(_edges(labels), 0, labels))
 
 
 def contact_sheet(tiles: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
@@ -81,107 +190,478 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
         beside.write_bytes(cv2.imencode(beside.suffix, image)[1])
 
 
+# --- tables
+
+
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
-    """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown."""
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COUNT_COLUMNS, restval="")
+    """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown.
+
+    A name that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an
+    apostrophe before it, which `read_table` takes away again.
+    """
+    _write_table(path, COUNT_COLUMNS, rows)
+
+
+def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
+    """Write errors.csv, a row per image with a reference: the columns of ERROR_COLUMNS, as above.
+
+    Numbers of nuclei: of the reference matched, missed, merged, split and all (`true`), and of the
+    prediction those that match nothing (`spurious`).
+    """
+    _write_table(path, ERROR_COLUMNS, rows)
+
+
+def read_table(path: Path | str) -> list[dict[str, str]]:
+    """The rows of counts.csv or errors.csv, with the names of images as they were."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["image"] = row["image"].removeprefix("'")
+    return rows
+
+
+def _write_table(path, columns, rows):
+    # backslashreplace: a file name on Linux may hold bytes that are no text
+    with (
+        replacing(path) as beside,
+        beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        table = csv.DictWriter(file, columns)
         table.writeheader()
         for row in rows:
-            rounded = {
-                key: f"{value:.4f}" if isinstance(value, float) else value
-                for key, value in row.items()
-            }
-            table.writerow(rounded)
+            table.writerow({key: _cell(row.get(key)) for key in columns} | _safe(row["image"]))
 
 
-def mean_count_error(rows: Sequence[dict]) -> float | None:
-    """Mean over images of |contours - reference contours| / reference contours.
+def _cell(value):
+    if value is None or value != value:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float | np.floating) else value
 
-    Images without a reference, or whose reference is empty, do not count; None if none is left.
+
+def _safe(name):
+    return {"image": f"'{name}" if name.startswith((*FORMULA, "'")) else name}
+
+
+class Agreement(NamedTuple):
+    """How the predicted counts of images relate to the reference's; see `count_agreement`."""
+
+    counted: str  # "nuclei" or "contours"
+    images: int  # with a reference
+    absolute_error: float  # mean |predicted - reference|
+    relative_error: float | None  # mean of that / reference, where the reference is not empty
+    bias: float  # mean of predicted - reference
+    deviation: float | None  # standard deviation of the differences, of two images or more
+    r2: float | None  # None where the reference is the same in all images
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The 95 % limits of agreement."""
+        if self.deviation is None:
+            return None
+        return self.bias - 1.96 * self.deviation, self.bias + 1.96 * self.deviation
+
+
+def count_pairs(rows: Sequence[dict]) -> tuple[str, list[tuple[int, dict]]]:
+    """What is compared, nuclei or else contours, and (place, row) of the images that have both."""
+    for counted in ("nuclei", "contours"):
+        pairs = [
+            (place, row)
+            for place, row in enumerate(rows)
+            if _known(row, counted) and _known(row, f"gt_{counted}")
+        ]
+        if pairs:
+            return counted, pairs
+    return "nuclei", []
+
+
+def count_agreement(rows: Sequence[dict]) -> Agreement | None:
+    """The Agreement of counts, None where no image has a reference.
+
+    Bias and limits: Bland & Altman 1986, Lancet 327:307. R^2 is the coefficient of determination,
+    1 - sum (p - g)^2 / sum (g - mean g)^2.
     """
-    errors = [
-        abs(row["contours"] - row["gt_contours"]) / row["gt_contours"]
-        for row in rows
-        if row.get("gt_contours")
-    ]
-    return sum(errors) / len(errors) if errors else None
+    counted, pairs = count_pairs(rows)
+    if not pairs:
+        return None
+    predicted = np.array([row[counted] for _, row in pairs], float)
+    reference = np.array([row[f"gt_{counted}"] for _, row in pairs], float)
+    difference, there = predicted - reference, reference > 0
+    relative = np.abs(difference[there]) / reference[there]
+    spread = ((reference - reference.mean()) ** 2).sum()
+    return Agreement(
+        counted,
+        len(pairs),
+        float(np.abs(difference).mean()),
+        float(relative.mean()) if len(relative) else None,
+        float(difference.mean()),
+        float(difference.std(ddof=1)) if len(pairs) > 1 else None,
+        float(1 - (difference**2).sum() / spread) if spread else None,
+    )
 
 
 def mean_row(rows: Sequence[dict]) -> dict:
     """Means over the images that have a value, by the columns that are averaged."""
     means = {}
-    for column in ("contours", "gt_contours", "accuracy", "dice", "iou"):
-        values = [row[column] for row in rows if column in row]
+    for key in ("accuracy", "iou", *(column.key for column in COLUMNS)):
+        values = [row[key] for row in rows if _known(row, key)]
         if values:
-            means[column] = sum(values) / len(values)
+            means[key] = sum(values) / len(values)
     return means
 
 
 def text_table(rows: Sequence[dict]) -> str:
     """The counts and scores for a terminal: a line an image, a mean line, the mean count error."""
-    width = max(len(row["image"]) for row in rows)
-    lines = [f"{'image':{width}} | contours | reference contours | accuracy |   Dice"]
+    columns = _columns(rows)
+    lines = [["image", *(column.title for column in columns)]]
     for row in [*rows, {"image": "mean", **mean_row(rows)}]:
-        cells = [
-            f"{row['image']:{width}}",
-            _cell(row.get("contours"), 8, 1),
-            _cell(row.get("gt_contours"), 18, 1),
-            _cell(row.get("accuracy"), 8, 4),
-            _cell(row.get("dice"), 6, 4),
-        ]
-        lines.append(" | ".join(cells))
-    error = mean_count_error(rows)
-    if error is not None:
-        lines.append(f"mean absolute error of the contour count: {error:.1%}")
-    return "\n".join(lines)
+        lines.append([row["image"], *(_text(row, column) for column in columns)])
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    text = "\n".join(" | ".join(cells) for cells in padded)
+    agreement = count_agreement(rows)
+    if agreement and agreement.relative_error is not None:
+        error = f"{agreement.relative_error:.1%}"
+        text += f"\nmean absolute error of the count of {agreement.counted}: {error}"
+    return text
+
+
+def _known(row, key):
+    return row.get(key) is not None and row[key] == row[key]  # NaN is not
+
+
+def _columns(rows):
+    """Those of COLUMNS for which any row has a value."""
+    return [column for column in COLUMNS if any(_known(row, column.key) for row in rows)]
+
+
+def _text(row, column):
+    """A row's number as a text, empty where it is not known."""
+    if not _known(row, column.key):
+        return ""
+    value = row[column.key]
+    return f"{value:.{column.digits}f}" if isinstance(value, float | np.floating) else f"{value}"
+
+
+# --- the page
 
 
 def write_report(path: Path | str, folder: Path, rows: Sequence[dict], settings: dict) -> None:
-    """Write report.html: one offline page with a row per image and the run's settings.
+    """Write report.html: one page that needs no network, for a screen or for paper.
 
-    Pictures are the `<name>_image.png`, `_overlay.png` and `_gt.png` of `folder`, embedded small;
-    each links to its file, which lies beside the page.
+    It has what the rows (as for `write_counts`) come to, two plots from two images with a reference
+    on, a table with a row per image, and the settings of the run. Pictures are `folder`'s
+    `<name>_image.png`, `_overlay.png`, `_gt.png` and `_errors.png`, as far as they are there; they
+    are embedded, the smaller the more there are, so that all fit into PAGE_BYTES, and are links to
+    the files, which lie beside the page.
     """
-    columns = ["image", "contours", "gt_contours", "accuracy", "dice", "iou"]
-    titles = {"gt_contours": "reference contours", "dice": "Dice", "iou": "IoU"}
-    head = "".join(f"<th>{titles.get(column, column)}</th>" for column in columns)
-    body = []
-    for row in [*rows, {"image": "mean", **mean_row(rows)}]:
-        name = row["image"]
-        cells = [f"<td>{html.escape(name)}</td>"]
-        for column in columns[1:]:
-            digits = 4 if column in FRACTIONS else 1
-            cells.append(f'<td class="number">{_cell(row.get(column), 0, digits)}</td>')
-        for layer in ("image", "overlay", "gt"):
-            cells.append(f"<td>{_thumbnail(folder / f'{name}_{layer}.png')}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    error = mean_count_error(rows)
-    summary = f"{len(rows)} images" if len(rows) > 1 else "1 image"
-    if error is not None:
-        summary += f"; mean absolute error of the contour count {error:.1%}"
-    listed = "".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>"
-        for key, value in settings.items()
+    folder = Path(folder)
+    pictures = [_pictures(folder, row["image"]) for row in rows]
+    layers = [layer for layer in LAYERS if any(layer in there for there in pictures)]
+    side = _embedded_side(sum(map(len, pictures)))
+    with ThreadPoolExecutor() as pool:
+        cells = list(pool.map(lambda there: _picture_cells(there, layers, side), pictures))
+    columns = _columns(rows)
+    body = [
+        _table_row(place, row, links, columns, folder)
+        for place, (row, links) in enumerate(zip(rows, cells, strict=True))
+    ]
+    agreement = count_agreement(rows)
+    page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(
+        lead=_lead(folder, rows, agreement),
+        facts="\n".join(_facts(rows, agreement)),
+        plots=_plots(rows, agreement),
+        legend=_legend(layers),
+        head=_head(layers, columns),
+        body="\n".join(body),
+        foot=_foot(rows, layers, columns) if len(rows) > 1 else "",
+        definitions="\n".join(
+            f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in DEFINITIONS.items()
+        ),
+        layers="".join(
+            f'<button type="button" data-layer="{layer}">{LAYERS[layer]}</button>'
+            for layer in layers
+        ),
+        settings="".join(
+            f'<tr><th scope="row">{_escape(key)}</th><td>{_escape(value)}</td></tr>'
+            for key, value in settings.items()
+        ),
     )
-    page = PAGE.format(summary=summary, head=head, body="\n".join(body), settings=listed)
     with replacing(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+        beside.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _cell(value: float | None, width: int, digits: int) -> str:
-    if value is None:
-        return " " * width
-    return f"{value:{width}.{digits}f}" if isinstance(value, float) else f"{value:{width}}"
+def _escape(value):
+    return html.escape(str(value))
 
 
-def _thumbnail(path: Path) -> str:
-    """An <img> of at most THUMBNAIL pixels a side that links to the file; empty without a file."""
-    if not path.is_file():
+def _breakable(name):
+    """A name as HTML that a browser breaks after _ and - first."""
+    return _escape(name).replace("_", "_<wbr>").replace("-", "-<wbr>")
+
+
+def _link(path):
+    """A relative URL of a file beside the page; of its bytes, for it may not be text."""
+    return urllib.parse.quote(os.fsencode(path.name))
+
+
+def _number(value, digits=1):
+    return f"{value:,.{digits}f}".replace(",", "\u202f")
+
+
+def _signed(value):
+    return f"{value:+.1f}".replace("-", "\u2212")
+
+
+def _lead(folder, rows, agreement):
+    text = f"{len(rows)} image{'s' * (len(rows) != 1)}"
+    text += f", {agreement.images} with a reference" if agreement else ", no reference"
+    tables = [
+        f'<a href="{name}">{name}</a>'
+        for name in ("counts.csv", "errors.csv")
+        if (folder / name).is_file()
+    ]
+    return f"{text}. The numbers: {', '.join(tables)}." if tables else f"{text}."
+
+
+def _facts(rows, agreement) -> Iterable[str]:
+    def fact(title, value, small=""):
+        small = f"<small>{small}</small>" if small else ""
+        return f"<div><dt>{title}</dt><dd>{value}{small}</dd></div>"
+
+    means = mean_row(rows)
+    counted = agreement.counted if agreement else "nuclei" if "nuclei" in means else "contours"
+    total = sum(row[counted] for row in rows if _known(row, counted))
+    yield fact(f"{counted} found", _number(total, 0), f"in {_number(len(rows), 0)} images")
+    if agreement:
+        error = agreement.relative_error
+        share = f"{error:.1%} of the reference".replace("%", " %") if error is not None else ""
+        yield fact(
+            f"mean error of the count of {counted}", _number(agreement.absolute_error), share
+        )
+        limits = agreement.limits
+        small = "95 % limits {} to {}".format(*map(_signed, limits)) if limits else ""
+        yield fact("bias of the count", _signed(agreement.bias), small)
+        if agreement.r2 is not None:
+            yield fact("R\u00b2 of the count", f"{agreement.r2:.3f}")
+    for key, title in (("dice", "Dice"), ("aji", "AJI"), ("pq", "PQ")):
+        if key in means:
+            lowest = min(row[key] for row in rows if _known(row, key))
+            yield fact(f"mean {title}", f"{means[key]:.3f}", f"lowest {lowest:.3f}")
+    if "nuclei_per_mm2" in means:
+        yield fact("mean nuclei per mm\u00b2", _number(means["nuclei_per_mm2"], 0))
+
+
+def _legend(layers):
+    lists = {"overlay": {"nuclei": OUTLINE}}
+    lists["errors"] = {f"{name}: {ERROR_MEANINGS[name]}": c for name, c in ERROR_COLOURS.items()}
+    return "\n".join(
+        f'<ul class="legend" data-of="{layer}"><li>Outlines of \u201c{LAYERS[layer]}\u201d:</li>'
+        + "".join(_swatch(text, colour) for text, colour in colours.items())
+        + "</ul>"
+        for layer, colours in lists.items()
+        if layer in layers
+    )
+
+
+def _swatch(text, colour):
+    thin = ' class="thin"' if colour in (OUTLINE, ERROR_COLOURS["matched"]) else ""
+    return f'<li><i{thin} style="border-color:rgb({",".join(map(str, colour))})"></i>{text}</li>'
+
+
+def _head(layers, columns):
+    def sortable(title, kind):
+        button = f'<button type="button">{title}</button>'
+        return f'<th scope="col"{kind} aria-sort="none">{button}</th>'
+
+    pictures = [f'<th scope="col" class="picture">{LAYERS[layer]}</th>' for layer in layers]
+    numbers = [sortable(column.title, ' class="number"') for column in columns]
+    return "".join([sortable("image", ""), *pictures, *numbers])
+
+
+def _table_row(place, row, links, columns, folder):
+    name = row["image"]
+    beside = {title: folder / f"{name}{ending}" for ending, title in FILES.items()}
+    files = " ".join(
+        f'<a href="{_link(path)}">{title}</a>' for title, path in beside.items() if path.is_file()
+    )
+    texts = {column.title: _text(row, column) for column in columns}
+    facts = ", ".join(f"{title} {text}" for title, text in texts.items() if text)
+    return (
+        f'<tr id="row-{place}" data-facts="{facts}"><th scope="row" data-value="{_escape(name)}">'
+        f'{_breakable(name)}<span class="files">{files}</span></th>{links}{_number_cells(texts)}'
+        "</tr>"
+    )
+
+
+def _foot(rows, layers, columns):
+    means = mean_row(rows)
+    texts = {column.title: _text(means, column) for column in columns}
+    pictures = '<td class="picture"></td>' * len(layers)
+    cells = _number_cells(texts)
+    return f'<tfoot><tr><th scope="row">mean</th>{pictures}{cells}</tr></tfoot>'
+
+
+def _number_cells(texts):
+    return "".join(
+        f'<td class="number" data-title="{title}" data-value="{text}">{text}</td>'
+        for title, text in texts.items()
+    )
+
+
+def _pictures(folder, name):
+    paths = {layer: folder / f"{name}_{layer}.png" for layer in LAYERS}
+    return {layer: path for layer, path in paths.items() if path.is_file()}
+
+
+def _embedded_side(count: int) -> int:
+    """Pixels of the longer side of each of `count` pictures, so that they fit into PAGE_BYTES."""
+    side = int((PAGE_BYTES / BYTES_PER_PIXEL / max(1, count)) ** 0.5)
+    return min(side, LARGEST_SIDE if side >= ENLARGED_SIDE else THUMBNAIL)
+
+
+def _picture_cells(paths, layers, side):
+    """A <td> per layer: the picture of at most `side` pixels, a link to its file.
+
+    A link is marked `data-linked` where the file is what to enlarge.
+    """
+    cells = []
+    for layer in layers:
+        content = ""
+        if layer in paths:
+            path = paths[layer]
+            picture, linked = _embedded(path, side, _escape(f"{LAYERS[layer]}, {path.name}"))
+            mark = " data-linked" if linked else ""
+            content = f'<a href="{_link(path)}" data-layer="{layer}"{mark}>{picture}</a>'
+        cells.append(f'<td class="picture">{content}</td>')
+    return "".join(cells)
+
+
+def _embedded(path, side, alt):
+    """An <img> of a PNG with at most `side` pixels a side, and whether its file shows much more."""
+    encoded = np.fromfile(path, np.uint8)
+    width, height = encoded[16:24].view(">u4").tolist()  # of the header; PNG 1.2, section 4.1.1
+    if height * width > LARGEST_PICTURE:
+        return f"{height} x {width} pixels", True
+    scale = min(1.0, side / max(height, width))
+    pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    image = (
+        f'<img alt="{alt}" width="{size[0]}" height="{size[1]}" decoding="async" src="{source}">'
+    )
+    return image, scale < 1 and side < ENLARGED_SIDE
+
+
+# --- plots
+
+
+def _plots(rows, agreement):
+    """Predicted against reference counts, and their differences (Bland-Altman), from two images on.
+
+    The SVG is written here because its points are links to the rows of their images, and say whose
+    they are.
+    """
+    if not agreement or agreement.images < 2:
         return ""
-    pixels = cv2.imread(str(path))
-    scale = min(1.0, THUMBNAIL / max(pixels.shape[:2]))
-    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    data = base64.b64encode(cv2.imencode(".jpg", small)[1]).decode()
-    name = html.escape(path.name)
-    link = html.escape(urllib.parse.quote(path.name))
-    return f'<a href="{link}"><img alt="{name}" src="data:image/jpeg;base64,{data}"></a>'
+    counted, pairs = count_pairs(rows)
+    counts = [(row[f"gt_{counted}"], row[counted], row["image"], place) for place, row in pairs]
+    most = max(max(g, p) for g, p, *_ in counts)
+    against = _scatter(
+        "Predicted against reference counts",
+        (f"reference {counted}", f"predicted {counted}"),
+        [(g, p, f"{name}: {p} predicted, {g} in the reference", at) for g, p, name, at in counts],
+        [(1, 0, "dashed", "identity")],
+        extent=((0, most), (0, most)),
+    )
+    low, high = agreement.limits
+    bland_altman = _scatter(
+        "Bland-Altman plot of the counts",
+        (f"mean of predicted and reference {counted}", "predicted \u2212 reference"),
+        [((g + p) / 2, p - g, f"{name}: {p - g:+g}", at) for g, p, name, at in counts],
+        [
+            (0, high, "dashed", f"+1.96 SD: {_signed(high)}"),
+            (0, agreement.bias, "line", f"bias: {_signed(agreement.bias)}"),
+            (0, low, "dashed", f"\u22121.96 SD: {_signed(low)}"),
+        ],
+    )
+    captions = (
+        "Predicted against reference counts; on the dashed line they are equal.",
+        "Difference against mean (Bland and Altman), with bias and 95 % limits of agreement.",
+    )
+    figures = zip((against, bland_altman), captions, strict=True)
+    figures = "".join(
+        f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures
+    )
+    return f'<h2>Agreement of the counts</h2><div class="plots">{figures}</div>'
+
+
+def _scatter(title, axes, points, lines, extent=None):
+    """An SVG of points (x, y, what it says, row's place) and of lines y = slope x + level.
+
+    Lines are (slope, level, CSS class, label); `axes` are the titles of x and y, and `extent` what
+    they must show besides the points.
+    """
+    width, height, left, right, top, bottom = 400, 300, 50, 112, 10, 46  # SVG's pixels
+    extent = extent or ((), [level for _, level, _, _ in lines])
+    x_ticks = _ticks([*extent[0], *(x for x, *_ in points)])
+    y_ticks = _ticks([*extent[1], *(y for _, y, *_ in points)])
+
+    def place_x(x):
+        share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return round(left + share * (width - left - right), 1)
+
+    def place_y(y):
+        share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(height - bottom - share * (height - top - bottom), 1)
+
+    x_end, y_end, floor = width - right, top, height - bottom
+    drawn = []
+    for tick in x_ticks:
+        x = place_x(tick)
+        drawn.append(f'<path class="grid" d="M{x} {floor}V{y_end}"/>')
+        drawn.append(
+            f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{_tick(tick)}'
+        )
+        drawn.append("</text>")
+    for tick in y_ticks:
+        y = place_y(tick)
+        drawn.append(f'<path class="grid" d="M{left} {y}H{x_end}"/>')
+        drawn.append(
+            f'<text class="tick" x="{left - 6}" y="{y + 4}" text-anchor="end">{_tick(tick)}'
+        )
+        drawn.append("</text>")
+    drawn.append(f'<path class="axis" d="M{left} {y_end}V{floor}H{x_end}"/>')
+    label_y = -np.inf
+    for slope, level, kind, label in sorted(lines, key=lambda line: -line[1]):
+        ends = [place_y(slope * x + level) for x in (x_ticks[0], x_ticks[-1])]
+        drawn.append(f'<path class="{kind}" d="M{left} {ends[0]}L{x_end} {ends[1]}"/>')
+        label_y = max(ends[1] + 4, label_y + 14)  # labels of lines that coincide do not
+        drawn.append(f'<text class="tick" x="{x_end + 5}" y="{label_y}">{label}</text>')
+    radius = 4 if len(points) <= 100 else 2.5
+    for x, y, text, place in points:
+        drawn.append(
+            f'<a href="#row-{place}" tabindex="-1"><circle cx="{place_x(x)}" cy="{place_y(y)}" '
+            f'r="{radius}"><title>{_escape(text)}</title></circle></a>'
+        )
+    middle_x, middle_y = (left + x_end) / 2, (y_end + floor) / 2
+    drawn.append(f'<text x="{middle_x}" y="{height - 8}" text-anchor="middle">{axes[0]}</text>')
+    turned = f'transform="translate(13 {middle_y}) rotate(-90)"'
+    drawn.append(f'<text {turned} text-anchor="middle">{axes[1]}</text>')
+    view = f'viewBox="0 0 {width} {height}"'
+    return f'<svg {view} role="group" aria-label="{title}">{"".join(drawn)}</svg>'
+
+
+def _ticks(values):
+    """About five round numbers from at most the lowest value to at least the highest."""
+    low, high = min(values), max(values)
+    rough = (high - low or 1) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.999 * rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [step * k for k in range(first, max(last, first + 1) + 1)]
+
+
+def _tick(value):
+    return f"{value:.10g}".replace("-", "\u2212")

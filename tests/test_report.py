@@ -1,0 +1,368 @@
+"""Pictures, tables and the page: by hand on small masks, and in a real browser."""
+
+import csv
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import urllib.parse
+
+import numpy as np
+import pytest
+
+from tissue import report
+from tissue.synthetic import draw_tissue
+
+NAMES = [
+    "plain_01",
+    "with spaces and 'quotes' and \"more\"",
+    "<script>document.title = 'executed'<script>",
+    "=HYPERLINK(1)",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "'already quoted",
+    "Größe µm 核 🔬",
+    "100% #1 a&b?c&amp;",
+    "$lead ${rows}",
+    "javascript:alert(1)",
+]
+
+
+def row(name, nuclei=10, reference=None, **more):
+    there = {"image": name, "height": 60, "width": 80, "contours": nuclei - 1, "nuclei": nuclei}
+    if reference is not None:
+        there |= {"gt_contours": reference - 2, "gt_nuclei": reference, "dice": 0.9}
+    return there | {"seconds": 1.25} | more
+
+
+def write_pictures(folder, name, layers=("image", "overlay", "gt", "errors"), shape=(60, 80)):
+    tissue = draw_tissue(*shape, seed=1)
+    for layer in layers:
+        report.write_image(folder / f"{name}_{layer}.png", tissue.image)
+
+
+def page_of(folder, rows, settings=None):
+    report.write_report(folder / "report.html", folder, rows, settings or {"threshold": "0.5"})
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(html.parser.HTMLParser):
+    """The start tags of a page, (tag, attributes), and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def attributes(self, tag, name):
+        return [
+            attributes[name]
+            for found, attributes in self.tags
+            if found == tag and name in attributes
+        ]
+
+
+# --- pictures
+
+
+def test_an_overlay_draws_the_objects_own_outer_pixels():
+    mask = np.zeros((6, 6), bool)
+    mask[1:5, 1:5] = True
+    drawn = (report.overlay(np.zeros((6, 6, 3), np.uint8), mask) == report.OUTLINE).all(axis=2)
+    expected = mask.copy()
+    expected[2:4, 2:4] = False
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_an_overlay_of_labels_parts_nuclei_that_touch():
+    labels = np.zeros((5, 10), np.int32)
+    labels[:, :5], labels[:, 5:] = 1, 2
+    drawn = (report.overlay(np.zeros((5, 10, 3), np.uint8), labels) == report.OUTLINE).all(axis=2)
+    inside = np.zeros((5, 10), bool)
+    inside[1:4, 1:4] = inside[1:4, 6:9] = True
+    np.testing.assert_array_equal(drawn, ~inside)
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_an_error_overlay_colours_each_nucleus_by_its_class(numbers):
+    labels, reference = np.zeros((2, 8, 40), np.int32)
+    boxes = {"matched": slice(0, 8), "merged": slice(8, 16), "split": slice(16, 24)}
+    boxes |= {"spurious": slice(24, 32), "missed": slice(32, 40)}
+    predicted, true = ["", "matched", "merged", "split", "spurious"], ["", "matched", "missed"]
+    for label, name in enumerate(predicted[1:], 1):
+        labels[:, boxes[name]] = label
+    reference[:, boxes["matched"]], reference[:, boxes["missed"]] = 1, 2
+    classes = [np.array(predicted), np.array(true)]
+    if numbers:
+        order = ["", *report.ERROR_COLOURS]
+        classes = [np.array([order.index(name) for name in names]) for names in classes]
+    drawn = report.error_overlay(np.full((8, 40, 3), 7, np.uint8), labels, reference, *classes)
+    for name, box in boxes.items():
+        width = 1 if name == "matched" else 2
+        inner = drawn[width : 8 - width, box][:, width : 8 - width]
+        assert (inner == 7).all(), name
+        frame = drawn[:, box].copy()
+        frame[width : 8 - width, width : 8 - width] = report.ERROR_COLOURS[name]
+        assert (frame == report.ERROR_COLOURS[name]).all(), name
+
+
+# --- tables
+
+
+def test_counts_have_all_columns_and_stay_empty_where_nothing_is_known(tmp_path):
+    rows = [row("a", 12, 10, aji=np.float32(0.5), nuclei_per_mm2=float("nan")), row("b", 7)]
+    report.write_counts(tmp_path / "counts.csv", rows)
+    first, second = report.read_table(tmp_path / "counts.csv")
+    assert tuple(first) == report.COUNT_COLUMNS
+    assert (first["nuclei"], first["gt_nuclei"], first["dice"]) == ("12", "10", "0.9000")
+    assert (first["aji"], first["nuclei_per_mm2"], first["pq"]) == ("0.5000", "", "")
+    assert second["gt_nuclei"] == second["dice"] == ""
+
+
+def test_errors_have_a_row_per_image(tmp_path):
+    counts = dict(zip(report.ERROR_COLUMNS[1:], range(6), strict=True))
+    report.write_errors(tmp_path / "errors.csv", [{"image": "a", **counts}])
+    (found,) = report.read_table(tmp_path / "errors.csv")
+    assert found == {"image": "a", **{key: str(value) for key, value in counts.items()}}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "\tTab", "\uff1d1+1"])
+def test_no_name_is_a_formula_in_a_spreadsheet_and_all_read_back_right(tmp_path, name):
+    report.write_counts(tmp_path / "counts.csv", [row(name)])
+    with (tmp_path / "counts.csv").open(newline="", encoding="utf-8") as file:
+        (written,) = csv.DictReader(file)
+    assert not written["image"].startswith(report.FORMULA)
+    assert written["image"] in (name, f"'{name}")
+    (read,) = report.read_table(tmp_path / "counts.csv")
+    assert read["image"] == name
+
+
+def test_a_file_name_that_is_no_text_stops_nothing(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # Latin-1, as os.listdir gives it
+    write_pictures(tmp_path, name)
+    report.write_counts(tmp_path / "counts.csv", [row(name)])
+    link = Elements(page_of(tmp_path, [row(name)])).attributes("a", "href")[0]
+    assert (tmp_path / urllib.parse.unquote(link, errors="surrogateescape")).is_file()
+
+
+def test_agreement_of_counts_by_hand():
+    rows = [row("a", 12, 10), row("b", 18, 20), row("c", 36, 30), row("d", 5)]
+    agreement = report.count_agreement(rows)
+    assert (agreement.counted, agreement.images) == ("nuclei", 3)
+    assert agreement.absolute_error == pytest.approx(10 / 3)
+    assert agreement.relative_error == pytest.approx((0.2 + 0.1 + 0.2) / 3)
+    assert agreement.bias == pytest.approx(2)
+    assert agreement.limits == pytest.approx((2 - 1.96 * 4, 2 + 1.96 * 4))
+    assert agreement.r2 == pytest.approx(1 - (4 + 4 + 36) / 200)
+
+
+def test_agreement_of_few_or_equal_images_leaves_out_what_is_not_defined():
+    assert report.count_agreement([row("a")]) is None
+    one = report.count_agreement([row("a", 3, 0)])
+    assert (one.absolute_error, one.relative_error, one.limits, one.r2) == (3, None, None, None)
+    contours = [{"image": "a", "contours": 5, "gt_contours": 4}]
+    assert report.count_agreement(contours).counted == "contours"
+
+
+def test_the_terminal_s_table_has_the_columns_that_are_known_and_a_mean():
+    lines = report.text_table([row("a", 12, 10), row("long name", 8)]).splitlines()
+    assert lines[0].split(" | ")[:3] == ["image    ", "nuclei", "reference nuclei"]
+    assert "AJI" not in lines[0]
+    assert lines[3].split(" | ")[:2] == ["mean     ", "  10.0"]
+    assert lines[4] == "mean absolute error of the count of nuclei: 20.0%"
+
+
+# --- the page
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    write_pictures(tmp_path, "a")
+    page = page_of(tmp_path, [row("a", 12, 10), row("b", 12, 11)])
+    elements = Elements(page)
+    addresses = [*elements.attributes("a", "href"), *elements.attributes("img", "src")]
+    assert len(addresses) > 8
+    for address in addresses:
+        assert address.startswith(("data:image/jpeg;base64,", "#row-")) or (
+            not urllib.parse.urlsplit(address).scheme and (tmp_path / address).is_file()
+        )
+    assert not {tag for tag, _ in elements.tags} & {"link", "iframe", "object", "base"}
+    assert not re.search(r"url\(|@import|fetch|XMLHttp", page)
+    assert not elements.attributes("script", "src")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_shown_as_it_is_and_links_to_its_files(tmp_path, name):
+    write_pictures(tmp_path, name)
+    (tmp_path / f"{name}_nuclei.csv").touch()
+    elements = Elements(page_of(tmp_path, [row(name)], settings={name: name}))
+    assert elements.text.count(name) >= 3
+    assert elements.attributes("th", "data-value") == [name]
+    links = [urllib.parse.unquote(link) for link in elements.attributes("a", "href")]
+    endings = ("_nuclei.csv", "_image.png", "_overlay.png", "_gt.png", "_errors.png")
+    assert links == [f"{name}{ending}" for ending in endings]
+    assert len([tag for tag, _ in elements.tags if tag == "script"]) == 1
+    assert not any(key.startswith("on") for _, attributes in elements.tags for key in attributes)
+
+
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_plots_come_with_the_second_reference(tmp_path, references):
+    rows = [row(f"image {n}", 10 + n, 11 if n < references else None) for n in range(3)]
+    elements = Elements(page_of(tmp_path, rows))
+    assert len([tag for tag, _ in elements.tags if tag == "svg"]) == (2 if references == 2 else 0)
+    points = [link for link in elements.attributes("a", "href") if link.startswith("#")]
+    assert points == (["#row-0", "#row-1"] * 2 if references == 2 else [])
+    assert set(link[1:] for link in points) <= set(elements.attributes("tr", "id"))
+
+
+@pytest.mark.parametrize("counts", [[(0, 0), (0, 0)], [(5, 5), (5, 5)], [(0, 9), (100_000, 3)]])
+def test_plots_of_odd_counts_stay_within_their_frame(tmp_path, counts):
+    rows = [row(str(place), *pair) for place, pair in enumerate(counts)]
+    elements = Elements(page_of(tmp_path, rows))
+    assert len(elements.attributes("circle", "cx")) == 4
+    assert all(50 <= float(x) <= 288 for x in elements.attributes("circle", "cx"))
+    assert all(10 <= float(y) <= 254 for y in elements.attributes("circle", "cy"))
+
+
+def test_no_image_without_pictures_or_scores_breaks_the_page(tmp_path):
+    write_pictures(tmp_path, "b", layers=("image",))
+    page = page_of(tmp_path, [row("a"), row("b")])
+    assert page.count("data:image/jpeg") == 1
+    assert "Dice</button>" not in page and "reference nuclei" not in page
+
+
+def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
+    write_pictures(tmp_path, "a", layers=("image",), shape=(300, 640))
+    sides = []
+    for count in (1, 40, 200, 12_000):
+        side = report._embedded_side(count)
+        assert count * side**2 * report.BYTES_PER_PIXEL <= report.PAGE_BYTES
+        sides.append(side)
+    assert sides[:3] == [1024, 1024, 534]
+    assert sides[3] < 100
+    linked = []
+    for budget in (report.PAGE_BYTES, 10_000):
+        monkeypatch.setattr(report, "PAGE_BYTES", budget)
+        elements = Elements(page_of(tmp_path, [row("a")]))
+        sides.append(elements.attributes("img", "width")[0])
+        linked.append(len(elements.attributes("a", "data-linked")))
+    assert sides[-2:] == ["640", "119"]
+    assert linked == [0, 1]
+
+
+def test_a_picture_too_large_to_decode_is_linked_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LARGEST_PICTURE", 60 * 80 - 1)
+    write_pictures(tmp_path, "a", layers=("image",))
+    page = page_of(tmp_path, [row("a")])
+    assert "data:image/jpeg" not in page
+    assert 'href="a_image.png" data-layer="image" data-linked>60 x 80 pixels</a>' in page
+
+
+# --- in a browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+CLICKS = """
+<pre id="seen"></pre>
+<script>
+addEventListener("load", async () => {
+  const seen = {};
+  const names = () => [...rows.rows].map(row => row.cells[0].dataset.value);
+  const heading = text => [...document.querySelectorAll("#images thead button")]
+    .find(button => button.textContent === text);
+  const state = () => [document.getElementById("viewer-name").textContent,
+    viewer.querySelector("[aria-pressed=true]").dataset.layer];
+  const press = key => {
+    viewer.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+    return state();
+  };
+  heading("nuclei").click();
+  seen.ascending = names();
+  seen.sorted = heading("nuclei").closest("th").getAttribute("aria-sort");
+  heading("nuclei").click();
+  seen.descending = names();
+  heading("Dice").click();
+  seen.unknown_last = names();
+  seen.others = heading("nuclei").closest("th").getAttribute("aria-sort");
+  heading("image").click();
+  seen.by_name = names();
+  heading("image").focus();
+  seen.focus = document.activeElement.textContent;
+
+  document.querySelector("#row-1 a[data-layer=image] img").click();
+  seen.open = viewer.open;
+  seen.first = state();
+  seen.right = press("ArrowRight");
+  seen.left = [press("ArrowLeft"), press("ArrowLeft")];
+  viewer.querySelector("[data-layer=gt]").click();
+  seen.button = state();
+  seen.down = press("ArrowDown");
+  seen.missing = viewer.querySelector("[data-layer=gt]").disabled;
+  press("ArrowUp");
+  while (!(picture.complete && picture.naturalWidth))
+    await new Promise(resolve => setTimeout(resolve, 20));
+  seen.source = picture.src.slice(0, 5);
+  seen.pixels = [picture.naturalWidth, picture.naturalHeight];
+  document.getElementById("viewer-close").click();
+  seen.closed = !viewer.open;
+  seen.title = document.title;
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+});
+</script>
+"""
+
+
+def clicked(page, folder):
+    """What CLICKS saw in a page, as it lies beside the files it links to."""
+    path = page.with_name("clicked.html")
+    path.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", f"{CLICKS}</body>"), encoding="utf-8"
+    )
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update",
+        f"--user-data-dir={folder}", "--virtual-time-budget=10000", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    seen = re.search(r'<pre id="seen">(.+?)</pre>', done.stdout)
+    assert seen, f"the page's script did not get to its end: {done.stderr[-500:]}"
+    return json.loads(html.unescape(seen[1]))
+
+
+@pytest.mark.skipif(not BROWSER, reason=f"no browser is installed: {', '.join(BROWSERS)}")
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_browser_sorts_enlarges_and_switches_layers(tmp_path, monkeypatch, linked):
+    if linked:
+        monkeypatch.setattr(report, "PAGE_BYTES", 20_000)
+    names = ["image 10", "image 9", "<script>document.title = 'executed'<script>"]
+    write_pictures(tmp_path, names[0])
+    write_pictures(tmp_path, names[1], shape=(120, 200))
+    write_pictures(tmp_path, names[2], layers=("image", "overlay"))
+    rows = [row(names[0], 9, 9), row(names[1], 100, 90, dice=0.5), row(names[2], 20)]
+    page_of(tmp_path, rows)
+    seen = clicked(tmp_path / "report.html", tmp_path / "browser")
+    assert seen["ascending"] == [names[0], names[2], names[1]]
+    assert (seen["sorted"], seen["others"]) == ("ascending", "none")
+    assert seen["descending"] == [names[1], names[2], names[0]]
+    assert seen["unknown_last"] == [names[1], names[0], names[2]]
+    assert seen["by_name"] == [names[2], names[1], names[0]]
+    assert seen["focus"] == "image"
+    assert seen["open"]
+    assert seen["first"] == [names[1], "image"]
+    assert seen["right"] == [names[1], "overlay"]
+    assert seen["left"] == [[names[1], "image"], [names[1], "errors"]]
+    assert seen["button"] == [names[1], "gt"]
+    assert seen["down"] == [names[0], "gt"]
+    assert not seen["missing"]
+    assert seen["source"] == ("file:" if linked else "data:")
+    assert seen["pixels"] == [200, 120]
+    assert seen["closed"]
+    assert seen["title"] == "Nuclei: masks and counts"
