@@ -241,11 +241,11 @@ def test_no_image_without_pictures_or_scores_breaks_the_page(tmp_path):
 def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
     write_pictures(tmp_path, "a", layers=("image",), shape=(300, 640))
     sides = []
-    for count in (1, 40, 200, 12_000):
+    for count in (1, 160, 300, 12_000):
         side = report._embedded_side(count)
         assert count * side**2 * report.BYTES_PER_PIXEL <= report.PAGE_BYTES
         sides.append(side)
-    assert sides[:3] == [1024, 1024, 534]
+    assert sides[:3] == [1024, 645, 240]
     assert sides[3] < 100
     linked = []
     for budget in (report.PAGE_BYTES, 10_000):
@@ -253,7 +253,7 @@ def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
         elements = Elements(page_of(tmp_path, [row("a")]))
         sides.append(elements.attributes("img", "width")[0])
         linked.append(len(elements.attributes("a", "data-linked")))
-    assert sides[-2:] == ["640", "119"]
+    assert sides[-2:] == ["640", "129"]
     assert linked == [0, 1]
 
 

@@ -76,12 +76,12 @@ COLUMNS = (
 PAGE = Path(__file__).with_name("report.html")
 # Pictures of a page share so many bytes; a JPEG of tissue has about so many per pixel in base64.
 PAGE_BYTES = 40_000_000
-BYTES_PER_PIXEL = 0.7
+BYTES_PER_PIXEL = 0.6
 LARGEST_SIDE = 1024  # pixels of an embedded picture
 ENLARGED_SIDE = 512  # pixels; smaller ones are enlarged from the file beside the page
 THUMBNAIL = 240  # pixels of those
 LARGEST_PICTURE = 2**28  # pixels; larger files are linked alone
-QUALITY = 80  # of JPEG
+JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
 
 DEFINITIONS = {
     "nuclei": "Objects after touching ones are split and specks are dropped.",
@@ -409,7 +409,7 @@ def _number(value, digits=1):
 
 
 def _signed(value):
-    return f"{value:+.1f}".replace("-", "\u2212")
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
 def _lead(folder, rows, agreement):
@@ -543,10 +543,10 @@ def _embedded(path, side, alt):
     if height * width > LARGEST_PICTURE:
         return f"{height} x {width} pixels", True
     scale = min(1.0, side / max(height, width))
-    pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)  # a mask stays grey, which is smaller
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    jpeg = cv2.imencode(".jpg", pixels, JPEG)[1]
     source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
     image = (
         f'<img alt="{alt}" width="{size[0]}" height="{size[1]}" decoding="async" src="{source}">'
