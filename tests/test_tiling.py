@@ -115,3 +115,14 @@ def test_seams_are_looked_for_in_large_and_in_small_images():
         image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
         pairs = list(tiling.seam_samples(from_array(image), red, tile=64, side=128, halo=16))
         assert pairs and all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_glass_is_no_tissue():
+    image = np.full((160, 100, 3), 243, np.uint8)
+    image[:, 48:] = (225, 190, 215)  # pale eosin
+    image[80:, :48] = 120  # dark, without colour
+    mask = tiling.tissue(image)
+    assert mask.shape == (10, 7)
+    assert mask[:, 3:].all()
+    assert mask[5:].all()
+    assert not mask[:5, :3].any()

@@ -18,7 +18,6 @@ from skimage.segmentation import watershed
 
 from tissue.files import InputError
 
-TISSUE_BLOCK = 16  # pixels; 4 micrometres at 40x
 USUAL_PIXEL_SIZE = 0.25  # micrometres; 40x, what an image of unknown pixel size is split as
 DEEPEST = 1000  # pixels; an image without background would have no distance to it
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -386,37 +385,15 @@ def outlines(labels: np.ndarray) -> list[np.ndarray]:
     return rings
 
 
-def unbiased_frame_count(labels: np.ndarray, frame: tuple[int, int, int, int] | None = None) -> int:
-    """The number of nuclei that an unbiased counting frame counts (Gundersen 1977, J. Microsc.
-    111:219).
+def count_in_frame(rings: Sequence[np.ndarray]) -> int:
+    """The number of nuclei that an unbiased counting frame around the image counts.
 
-    `frame` is its top, left, bottom and right line, each a row or column of pixels; without one it
-    is the image's. A nucleus counts if it meets the frame and none of the forbidden lines, which
-    are top and left, the left line's extension downwards and the right line's upwards. Frames side
-    by side that share their lines count every nucleus once. (bottom - top) * (right - left) pixels
-    is the area to divide by. Extensions outside the image are not seen, so a frame as far from its
-    edges as a nucleus is long is exact and the default nearly so.
+    `rings` are outlines in the image's pixels. A nucleus that meets the frame's top or left line or
+    their extensions is out, one that meets its bottom or right line is in, so that frames side by
+    side count each once (Gundersen 1977, J. Microsc. 111:219). The frame is the image without its
+    first row and column of pixels, and the area to divide by is that of this frame.
     """
-    top, left, bottom, right = frame or (0, 0, labels.shape[0] - 1, labels.shape[1] - 1)
-    counted = np.zeros(int(labels.max(initial=0)) + 1, bool)
-    counted[labels[top + 1 : bottom + 1, left + 1 : right + 1]] = True
-    for line in (labels[top, left : right + 1], labels[top:, left], labels[: top + 1, right]):
-        counted[line] = False
-    return int(np.count_nonzero(counted[1:]))
-
-
-def tissue_mask(image: np.ndarray) -> np.ndarray:
-    """Where an RGB uint8 (H, W, 3) image shows tissue: bool, one value a block of 16 x 16 pixels.
-
-    Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
-    below 200 or a saturation, (max - min) / max, above 0.06. Its mean is the tissue's share of the
-    image. Fat and lumina wider than a block count as glass.
-    """
-    height, width = image.shape[:2]
-    size = (-(-width // TISSUE_BLOCK), -(-height // TISSUE_BLOCK))
-    colour = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    high, low = colour.max(2), colour.min(2)
-    return (high < 200) | (high - low > 0.06 * high)
+    return sum(bool(ring.min(axis=0).all()) for ring in rings)
 
 
 def _runs(labels):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from tissue import agreement
 from tissue.files import replacing
 
 COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
@@ -251,15 +252,8 @@ class Agreement(NamedTuple):
     absolute_error: float  # mean |predicted - reference|
     relative_error: float | None  # mean of that / reference, where the reference is not empty
     bias: float  # mean of predicted - reference
-    deviation: float | None  # standard deviation of the differences, of two images or more
+    limits: tuple[float, float] | None  # the 95 % limits of agreement, of two images or more
     r2: float | None  # None where the reference is the same in all images
-
-    @property
-    def limits(self) -> tuple[float, float] | None:
-        """The 95 % limits of agreement."""
-        if self.deviation is None:
-            return None
-        return self.bias - 1.96 * self.deviation, self.bias + 1.96 * self.deviation
 
 
 def count_pairs(rows: Sequence[dict]) -> tuple[str, list[tuple[int, dict]]]:
@@ -276,27 +270,23 @@ def count_pairs(rows: Sequence[dict]) -> tuple[str, list[tuple[int, dict]]]:
 
 
 def count_agreement(rows: Sequence[dict]) -> Agreement | None:
-    """The Agreement of counts, None where no image has a reference.
-
-    Bias and limits: Bland & Altman 1986, Lancet 327:307. R^2 is the coefficient of determination,
-    1 - sum (p - g)^2 / sum (g - mean g)^2.
-    """
+    """The Agreement of counts (`agreement.count_agreement`), None without any reference."""
     counted, pairs = count_pairs(rows)
     if not pairs:
         return None
-    predicted = np.array([row[counted] for _, row in pairs], float)
-    reference = np.array([row[f"gt_{counted}"] for _, row in pairs], float)
-    difference, there = predicted - reference, reference > 0
-    relative = np.abs(difference[there]) / reference[there]
-    spread = ((reference - reference.mean()) ** 2).sum()
+    counts = [[row[key] for _, row in pairs] for key in (counted, f"gt_{counted}")]
+    found = {
+        key: None if value != value else value
+        for key, value in agreement.count_agreement(*counts).items()
+    }
     return Agreement(
         counted,
-        len(pairs),
-        float(np.abs(difference).mean()),
-        float(relative.mean()) if len(relative) else None,
-        float(difference.mean()),
-        float(difference.std(ddof=1)) if len(pairs) > 1 else None,
-        float(1 - (difference**2).sum() / spread) if spread else None,
+        found["images"],
+        found["mean_absolute_error"],
+        found["mean_relative_error"],
+        found["bias"],
+        None if found["lower"] is None else (found["lower"], found["upper"]),
+        found["r2"],
     )
 
 
@@ -319,10 +309,10 @@ def text_table(rows: Sequence[dict]) -> str:
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     text = "\n".join(" | ".join(cells) for cells in padded)
-    agreement = count_agreement(rows)
-    if agreement and agreement.relative_error is not None:
-        error = f"{agreement.relative_error:.1%}"
-        text += f"\nmean absolute error of the count of {agreement.counted}: {error}"
+    agreed = count_agreement(rows)
+    if agreed and agreed.relative_error is not None:
+        error = f"{agreed.relative_error:.1%}"
+        text += f"\nmean absolute error of the count of {agreed.counted}: {error}"
     return text
 
 
@@ -366,11 +356,11 @@ def write_report(path: Path | str, folder: Path, rows: Sequence[dict], settings:
         _table_row(place, row, links, columns, folder)
         for place, (row, links) in enumerate(zip(rows, cells, strict=True))
     ]
-    agreement = count_agreement(rows)
+    agreed = count_agreement(rows)
     page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(
-        lead=_lead(folder, rows, agreement),
-        facts="\n".join(_facts(rows, agreement)),
-        plots=_plots(rows, agreement),
+        lead=_lead(folder, rows, agreed),
+        facts="\n".join(_facts(rows, agreed)),
+        plots=_plots(rows, agreed),
         legend=_legend(layers),
         head=_head(layers, columns),
         body="\n".join(body),
@@ -413,9 +403,9 @@ def _signed(value):
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
-def _lead(folder, rows, agreement):
+def _lead(folder, rows, agreed):
     text = f"{len(rows)} image{'s' * (len(rows) != 1)}"
-    text += f", {agreement.images} with a reference" if agreement else ", no reference"
+    text += f", {agreed.images} with a reference" if agreed else ", no reference"
     tables = [
         f'<a href="{name}">{name}</a>'
         for name in ("counts.csv", "errors.csv")
@@ -424,26 +414,24 @@ def _lead(folder, rows, agreement):
     return f"{text}. The numbers: {', '.join(tables)}." if tables else f"{text}."
 
 
-def _facts(rows, agreement) -> Iterable[str]:
+def _facts(rows, agreed) -> Iterable[str]:
     def fact(title, value, small=""):
         small = f"<small>{small}</small>" if small else ""
         return f"<div><dt>{title}</dt><dd>{value}{small}</dd></div>"
 
     means = mean_row(rows)
-    counted = agreement.counted if agreement else "nuclei" if "nuclei" in means else "contours"
+    counted = agreed.counted if agreed else "nuclei" if "nuclei" in means else "contours"
     total = sum(row[counted] for row in rows if _known(row, counted))
     yield fact(f"{counted} found", _number(total, 0), f"in {_number(len(rows), 0)} images")
-    if agreement:
-        error = agreement.relative_error
+    if agreed:
+        error = agreed.relative_error
         share = f"{error:.1%} of the reference".replace("%", " %") if error is not None else ""
-        yield fact(
-            f"mean error of the count of {counted}", _number(agreement.absolute_error), share
-        )
-        limits = agreement.limits
+        yield fact(f"mean error of the count of {counted}", _number(agreed.absolute_error), share)
+        limits = agreed.limits
         small = "95 % limits {} to {}".format(*map(_signed, limits)) if limits else ""
-        yield fact("bias of the count", _signed(agreement.bias), small)
-        if agreement.r2 is not None:
-            yield fact("R\u00b2 of the count", f"{agreement.r2:.3f}")
+        yield fact("bias of the count", _signed(agreed.bias), small)
+        if agreed.r2 is not None:
+            yield fact("R\u00b2 of the count", f"{agreed.r2:.3f}")
     for key, title in (("dice", "Dice"), ("aji", "AJI"), ("pq", "PQ")):
         if key in means:
             lowest = min(row[key] for row in rows if _known(row, key))
@@ -558,13 +546,13 @@ def _embedded(path, side, alt):
 # --- plots
 
 
-def _plots(rows, agreement):
+def _plots(rows, agreed):
     """Predicted against reference counts, and their differences (Bland-Altman), from two images on.
 
     The SVG is written here because its points are links to the rows of their images, and say whose
     they are.
     """
-    if not agreement or agreement.images < 2:
+    if not agreed or agreed.images < 2:
         return ""
     counted, pairs = count_pairs(rows)
     counts = [(row[f"gt_{counted}"], row[counted], row["image"], place) for place, row in pairs]
@@ -576,14 +564,14 @@ def _plots(rows, agreement):
         [(1, 0, "dashed", "identity")],
         extent=((0, most), (0, most)),
     )
-    low, high = agreement.limits
+    low, high = agreed.limits
     bland_altman = _scatter(
         "Bland-Altman plot of the counts",
         (f"mean of predicted and reference {counted}", "predicted \u2212 reference"),
         [((g + p) / 2, p - g, f"{name}: {p - g:+g}", at) for g, p, name, at in counts],
         [
             (0, high, "dashed", f"+1.96 SD: {_signed(high)}"),
-            (0, agreement.bias, "line", f"bias: {_signed(agreement.bias)}"),
+            (0, agreed.bias, "line", f"bias: {_signed(agreed.bias)}"),
             (0, low, "dashed", f"\u22121.96 SD: {_signed(low)}"),
         ],
     )

@@ -19,8 +19,6 @@ from tissue.windows import Scaled, Windows, from_array, interpolate
 GRID = 16  # pixels; the U-Net pools four times by two, so windows start at multiples of this
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
 HALO = 96  # pixels; a logit of the U-Net depends on at most this distance around it
-GLASS = 0.06  # saturation, and
-BRIGHT = 0.82  # lightness, 0 to 1: glass is as pale as this and as bright
 COARSE = 16  # pixels; tissue is looked for at this resolution
 
 
@@ -137,14 +135,16 @@ def seam_samples(
 
 
 def tissue(image: np.ndarray) -> np.ndarray:
-    """Where RGB uint8 (H, W, 3) shows tissue, bool, a pixel for each COARSE x COARSE of the image.
+    """Where RGB uint8 (H, W, 3) shows tissue: bool, a value for each block of 16 x 16 pixels.
 
-    Everything that is not as bright and as pale as glass is tissue.
+    Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
+    below 200 or a saturation, (max - min) / max, above 0.06. Fat and lumina wider than a block
+    count as glass.
     """
     height, width = (-(-side // COARSE) for side in image.shape[:2])
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
-    high, low = small.max(axis=2) / 255, small.min(axis=2) / 255
-    return (high - low > GLASS) | (high < BRIGHT)
+    colour = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    high, low = colour.max(2), colour.min(2)
+    return (high < 200) | (high - low > 0.06 * high)
 
 
 def ahead(function: Callable, items: Iterable, depth: int) -> Iterator:
