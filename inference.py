@@ -104,18 +104,17 @@ def main(args):
     check_positive(args, ("batch_size", "tile", "pixel_size"))
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
-    halo = tiling.HALO if args.overlap is None else args.overlap
-    for flag, pixels, least in (("tile", args.tile, halo), ("overlap", halo, 0)):
-        if pixels % tiling.GRID or pixels < least:
-            raise InputError(
-                f"--{flag}: found {pixels}, expected a multiple of {tiling.GRID} of {least} or more"
-            )
-
     # --- what to do, and whether it can be done ---
     device, rank, processes = utils.start_processes(args.gpu_id, waiting=True)
     path = find_checkpoint(args.ckpt)
     checkpoint = utils.load_checkpoint(path)
     model = utils.build_model(checkpoint, path)
+    halo = model.halo if args.overlap is None else args.overlap
+    for flag, pixels, least in (("tile", args.tile, halo), ("overlap", halo, 0)):
+        if pixels % model.grid or pixels < least:
+            raise InputError(
+                f"--{flag}: found {pixels}, expected a multiple of {model.grid} of {least} or more"
+            )
     threshold = checkpoint["threshold"] if args.threshold is None else args.threshold
     if args.export_model:
         if rank == 0:
@@ -133,7 +132,7 @@ def main(args):
     scales = {name: scale_of(size, trained_at) for name, size in sizes.items()}
     say = print if rank == 0 else (lambda *_: None)
     say(
-        f"{path} | U-Net {model.config['dimensions']} | {device}"
+        f"{path} | {model.config['arch']} {model.config['dimensions']} | {device}"
         + (f" x {processes}" if processes > 1 else "")
         + f" | threshold {threshold:g} | split {text_of(split)} | {len(todo)} image"
         + ("s" if len(todo) > 1 else "")
@@ -154,7 +153,7 @@ def main(args):
     utils.keep_freed_memory()
     predict = utils.predictor(model, checkpoint, device, args.tta)
     batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
-    tiled = {"tile": args.tile, "halo": halo, "batch_size": batch_size}
+    tiled = {"tile": args.tile, "halo": halo, "grid": model.grid, "batch_size": batch_size}
     if args.check_seams:
         for pair in todo[rank::processes]:
             print(check_seams(pair.name, opened[pair.name], predict, threshold, tiled))

@@ -1,7 +1,8 @@
-"""Train a U-Net on the patches of preprocess.py.
+"""Train a network on the patches of preprocess.py.
 
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
+    python3 train.py --augment strong --sampler balanced --loss bce_dice
     python3 train.py --resume
     torchrun --nproc_per_node 4 -- train.py --batch_size 32
     tensorboard --logdir=.
@@ -13,6 +14,7 @@ best.pt (highest validation Dice) and last.pt, from which --resume goes on.
 import argparse
 import json
 import time
+from itertools import islice
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -25,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import utils
-from model import UNet
+from model import NETWORKS
 from tissue.files import check_positive, run_script
 from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
 
@@ -36,7 +38,11 @@ WARM_UP = 0.1  # fraction of all steps in which the learning rate rises
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
 EMA_EVERY = 4  # steps between updates of the averaged weights, each of which costs 3 % of a step
 EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
-FIXED = ("dimensions", "lr", "batch_size", "epoch", "seed", "init")  # what --resume cannot change
+SHEET_PATCHES = 24  # of the contact sheet of augmented patches
+LOSSES = {"bce": binary_cross_entropy_with_logits, "bce_dice": utils.bce_dice}
+# what --resume cannot change
+FIXED = ("arch", "dimensions", "loss", "augment", "sampler", "lr", "batch_size", "epoch", "seed")
+FIXED += ("init", "pretrained")
 
 
 def parse_args(argv=None):
@@ -52,7 +58,29 @@ def parse_args(argv=None):
     )
     files.add_argument("--init", metavar="CKPT", help="checkpoint whose weights to start from")
     learning = parser.add_argument_group("network and learning")
-    learning.add_argument("--dimensions", type=int, default=64, help="channels of the first stage")
+    learning.add_argument(
+        "--arch", choices=NETWORKS, default="unet",
+        help="U-Net; U-Net with self-attention at its bottleneck; U-Net on a ResNet-34",
+    )  # fmt: skip
+    learning.add_argument(
+        "--dimensions", type=int, default=64,
+        help="channels of the first stage (of the last one, for resnet34)",
+    )  # fmt: skip
+    learning.add_argument(
+        "--pretrained", nargs="?", const="imagenet", metavar="FILE",
+        help="start resnet34 from torchvision's ImageNet weights, fetched or in a file",
+    )  # fmt: skip
+    learning.add_argument(
+        "--loss", choices=LOSSES, default="bce", help="cross-entropy, or with 1 - soft Dice added"
+    )
+    learning.add_argument(
+        "--augment", choices=("basic", "strong"), default="basic",
+        help="flips and lightness, or also turns, sizes, stains, colours, sharpness and noise",
+    )  # fmt: skip
+    learning.add_argument(
+        "--sampler", choices=("uniform", "balanced"), default="uniform",
+        help="each patch once an epoch, or sparse and dense ones alike",
+    )  # fmt: skip
     learning.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     learning.add_argument(
         "--batch_size", type=int, default=8, help="patches a step, over all processes together"
@@ -101,10 +129,11 @@ def main(args):
     # --- data ---
     manifest = read_manifest(args.root)
     patch_set = set_hash(args.root)
-    train_set = PatchDataset(args.root, "train", utils.transform("train"))
+    train_set = PatchDataset(args.root, "train", utils.transform("train", args.augment))
     val_set = PatchDataset(args.root, "val", utils.transform("val"))
     batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
-    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
+    foreground = train_set.foreground if args.sampler == "balanced" else None
+    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, foreground)
     workers = utils.choose_workers(device) if args.workers is None else args.workers
     loading = {
         "num_workers": workers,
@@ -123,7 +152,9 @@ def main(args):
     grid_images, grid_masks = (torch.stack([item[part] for item in grid]) for part in (0, 1))
 
     # --- model, optimiser, schedule ---
-    model = UNet(args.dimensions).to(device, memory_format=torch.channels_last)
+    model = NETWORKS[args.arch](args.dimensions).to(device, memory_format=torch.channels_last)
+    if args.pretrained and not args.resume:
+        utils.start_from_imagenet(model, args.pretrained)
     if args.init:
         utils.start_from(model, args.init)
     if processes > 1:
@@ -136,6 +167,7 @@ def main(args):
     schedule = OneCycleLR(optimizer, args.lr, steps, pct_start=WARM_UP, cycle_momentum=False)
     autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    loss_of = LOSSES[args.loss]
 
     parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}
     parts["scaler"] = scaler
@@ -173,10 +205,15 @@ def main(args):
         writer = SummaryWriter(run, purge_step=schedule.last_epoch + 1 if args.resume else None)
         utils.log_line(
             run,
-            f"{run} | U-Net {args.dimensions} | {processes} x {device}, {settings['precision']} | "
+            f"{run} | {args.arch} {args.dimensions} | {processes} x {device}, "
+            f"{settings['precision']} | "
             f"{len(train_set)} training and {len(val_set)} validation patches"
             + (f" | goes on after step {schedule.last_epoch}" if args.resume else ""),
         )
+
+        if not args.resume:
+            sampler.epoch = progress["epoch"]
+            utils.log_augmented(writer, [train_set[key] for key in islice(sampler, SHEET_PATCHES)])
 
     losses = [torch.tensor(loss, device=device) for loss in progress["losses"]]  # not yet logged
     seen = [()] * len(losses)  # the patches behind each of them
@@ -209,7 +246,9 @@ def main(args):
             ):  # fmt: skip
                 images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
                 masks = masks.to(device, non_blocking=True)
-                losses.append(train_step(network, images, masks, optimizer, scaler, autocast))
+                losses.append(
+                    train_step(network, images, masks, loss_of, optimizer, scaler, autocast)
+                )
                 schedule.step()
                 if schedule.last_epoch % EMA_EVERY == 1:  # from the first step on
                     ema.update_parameters(model)
@@ -285,11 +324,11 @@ def main(args):
         utils.log_line(run, f"best validation Dice {progress['best_dice']:.4f}: {run / 'best.pt'}")
 
 
-def train_step(network, images, masks, optimizer, scaler, autocast) -> torch.Tensor:
+def train_step(network, images, masks, loss_of, optimizer, scaler, autocast) -> torch.Tensor:
     """One step of the optimiser; the loss before it, a scalar that stays on the device."""
     with autocast:
         logits = network(images)
-    loss = binary_cross_entropy_with_logits(logits.float(), masks)
+    loss = loss_of(logits.float(), masks)
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
@@ -301,7 +340,10 @@ def train_step(network, images, masks, optimizer, scaler, autocast) -> torch.Ten
 
 @torch.inference_mode()
 def validate(network, loader, device, autocast, processes, stop) -> tuple[float, torch.Tensor]:
-    """Mean loss a patch and `utils.pixel_counts` over the validation patches of all processes."""
+    """Mean loss a patch and `utils.pixel_counts` over the validation patches of all processes.
+
+    The loss is cross-entropy whatever --loss says, so that the curves of runs compare.
+    """
     network.eval()
     loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of patches
     counts = torch.zeros(4, dtype=torch.int64, device=device)

@@ -141,7 +141,9 @@ def step_in_memory(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     def step():
-        train.train_step(model, images, masks, optimizer, scaler, autocast)
+        train.train_step(
+            model, images, masks, binary_cross_entropy_with_logits, optimizer, scaler, autocast
+        )
         schedule.step()
         if schedule.last_epoch % train.EMA_EVERY == 1:
             ema.update_parameters(model)

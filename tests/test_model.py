@@ -1,7 +1,12 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from model import UNet
+from model import NETWORKS, ResNetUNet, UNet, WindowAttention
+from tissue.tiling import predict_image
 
 
 @pytest.mark.parametrize(("dimensions", "millions"), [(64, 31.04), (32, 7.77), (16, 1.94)])
@@ -10,10 +15,11 @@ def test_number_of_parameters(dimensions, millions):
     assert round(parameters / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize("arch", NETWORKS)
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (37, 128), (100, 19)])
-def test_the_output_has_one_logit_a_pixel_whatever_the_size(size):
+def test_the_output_has_one_logit_a_pixel_whatever_the_size(arch, size):
     with torch.inference_mode():
-        logits = UNet(4).eval()(torch.zeros(2, 3, *size))
+        logits = NETWORKS[arch](4).eval()(torch.zeros(2, 3, *size))
     assert logits.shape == (2, 1, *size)
 
 
@@ -24,9 +30,22 @@ def test_state_dict_keys_are_those_of_the_first_version():
     assert {"up1.up.up_scale.weight", "up4.up.up_scale.bias", "last_conv.weight"} <= keys
 
 
-def test_config_rebuilds_the_network():
-    config = UNet(8).config
-    assert config == {"arch": "unet", "dimensions": 8}
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_config_rebuilds_the_network(arch):
+    network = NETWORKS[arch](8)
+    assert network.config == {"arch": arch, "dimensions": 8}
+    again = NETWORKS[arch](dimensions=network.config["dimensions"])
+    again.load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_every_trained_parameter_gets_a_gradient(arch):
+    torch.manual_seed(0)
+    network = NETWORKS[arch](4)
+    network(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 def test_a_shifted_image_gives_a_shifted_prediction_far_from_the_edge():
@@ -41,3 +60,88 @@ def test_a_shifted_image_gives_a_shifted_prediction_far_from_the_edge():
     torch.testing.assert_close(
         part[..., inner, inner], whole[..., 112:144, 112:144], atol=1e-5, rtol=1e-5
     )
+
+
+# --- tiles
+
+
+def linear(module):
+    """A copy of a network that lets all through: every input that can matter has a gradient."""
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Identity())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+    return module
+
+
+@pytest.mark.parametrize(("arch", "pixels"), [("unet", 94), ("attention", 190)])
+def test_the_halo_holds_all_that_the_logits_of_a_cell_of_the_grid_depend_on(arch, pixels):
+    torch.manual_seed(0)
+    network = linear(NETWORKS[arch](1)).double().eval()
+    start, stop = 256, 256 + network.grid
+    image = torch.randn(1, 3, stop + 256, stop + 256, dtype=torch.double, requires_grad=True)
+    network(image)[..., start:stop, start:stop].sum().backward()
+    rows = image.grad[0].abs().sum((0, 2)).nonzero()
+    assert start - rows.min() == rows.max() - (stop - 1) == pixels
+    assert pixels <= network.halo
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_halo_and_grid_are_whole_cells(arch):
+    network = NETWORKS[arch]
+    assert network.grid % 16 == 0 and network.halo % network.grid == 0
+
+
+@pytest.mark.parametrize("arch", ["unet", "attention", "resnet34"])
+def test_tiles_with_the_halo_of_the_network_give_its_untiled_prediction(arch, generator):
+    torch.manual_seed(0)
+    network = NETWORKS[arch](4)
+    with torch.no_grad():
+        for _ in range(10):  # so that batch norm has statistics, and activations a size
+            network(torch.rand(4, 3, 64, 64))
+    network.eval()
+
+    @torch.inference_mode()
+    def predict(tiles):
+        batch = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
+        return network(batch).sigmoid()[:, 0].numpy()
+
+    image = generator.integers(0, 256, (50, 150, 3), dtype=np.uint8).repeat(6, axis=1)
+    untiled = predict_image(image, predict, tile=2048)
+    tiled = predict_image(image, predict, tile=128, halo=network.halo)
+    np.testing.assert_allclose(tiled, untiled, atol=1e-5)
+
+
+# --- attention
+
+
+def test_windows_see_themselves_alone_and_nothing_beyond_the_edge():
+    torch.manual_seed(0)
+    attend = WindowAttention(16).eval()
+    x = torch.randn(2, 16, 19, 13)
+    with torch.inference_mode():
+        whole = attend(x)
+        for rows in (slice(0, 8), slice(8, 16), slice(16, 19)):
+            for columns in (slice(0, 8), slice(8, 13)):
+                alone = attend(x[:, :, rows, columns])
+                torch.testing.assert_close(whole[:, :, rows, columns], alone)
+    assert not torch.allclose(whole, x)
+
+
+def test_attention_sees_how_pixels_lie_to_each_other_not_where():
+    attend = WindowAttention(64)
+    query, key = torch.randn(2, 1, 16)  # the same at all places
+    scores = attend.turn(query.expand(64, -1)) @ attend.turn(key.expand(64, -1)).T
+    scores = scores.reshape(8, 8, 8, 8)  # row and column of the query, then of the key
+    for down, right in ((0, 0), (1, 0), (0, 3), (2, 5)):
+        pairs = [scores[y, x, y + down, x + right] for y in range(6) for x in range(3)]
+        torch.testing.assert_close(torch.stack(pairs), pairs[0].expand(18))
+    assert (scores[0, 0, 1, 0] - scores[0, 0, 0, 1]).abs() > 1e-3
+
+
+def test_the_encoder_is_that_of_torchvision():
+    weights = {key.split(".")[0] for key in ResNetUNet(4).encoder.state_dict()}
+    assert weights == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}

@@ -134,6 +134,76 @@ def test_order_and_seeds_differ_between_epochs_and_repeat_for_a_seed():
     assert {seed for _, seed in keys(0, 1)}.isdisjoint(seed for _, seed in keys(0, 2))
 
 
+# --- strata of nuclear density
+
+SPARSE, MIDDLE, DENSE = 0.0, 0.25, 0.6
+
+
+def densities(*counts):
+    return np.repeat([SPARSE, MIDDLE, DENSE], counts)
+
+
+def test_a_balanced_epoch_has_as_many_patches_of_each_stratum():
+    foreground = densities(30, 60, 210)
+    order = patches.balanced_order(foreground, np.random.default_rng(0))
+    assert len(order) == 300
+    drawn = foreground[order]
+    assert [(drawn == value).sum() for value in (SPARSE, MIDDLE, DENSE)] == [100, 100, 100]
+    for start in range(0, 300, 30):  # and so has each part of it
+        part = drawn[start : start + 30]
+        assert all(8 <= (part == value).sum() <= 12 for value in (SPARSE, MIDDLE, DENSE))
+
+
+def test_all_patches_of_a_stratum_come_before_any_comes_again():
+    order = patches.balanced_order(densities(30, 60, 210), np.random.default_rng(0))
+    views = np.bincount(order, minlength=300)
+    assert set(views[:30]) == {3, 4} and set(views[30:90]) == {1, 2} and set(views[90:]) == {0, 1}
+
+
+def test_a_few_patches_do_not_fill_an_epoch():
+    order = patches.balanced_order(densities(2, 0, 98), np.random.default_rng(0))
+    views = np.bincount(order, minlength=100)
+    assert set(views[:2]) == {4} and set(views[2:]) == {0, 1}
+    assert len(order) == 100
+
+
+def test_a_set_of_one_density_is_drawn_as_ever():
+    order = patches.balanced_order(densities(0, 40, 0), np.random.default_rng(0))
+    assert sorted(order) == list(range(40))
+
+
+def test_balanced_order_and_seeds_follow_from_seed_and_epoch():
+    def keys(seed, epoch):
+        sampler = PatchSampler(50, 8, seed, foreground=densities(10, 10, 30))
+        sampler.epoch = epoch
+        return list(sampler)
+
+    assert len(keys(0, 1)) == 48
+    assert keys(0, 1) == keys(0, 1)
+    assert keys(0, 1) != keys(0, 2)
+    assert keys(0, 1) != keys(1, 1)
+    again = [key for key in keys(0, 1) if key[0] < 10]
+    assert len(set(again)) == len(again) > 10  # a patch that comes again is augmented anew
+
+
+def test_a_balanced_epoch_is_shared_and_gone_on_with_like_any_other():
+    foreground = densities(10, 10, 30)
+    whole = PatchSampler(50, 8, seed=0, foreground=foreground)
+    shares = [PatchSampler(50, 8, 0, rank, 2, foreground) for rank in range(2)]
+    keys = list(whole)
+    for sampler in shares:
+        sampler.start = 2
+    parts = [list(share) for share in shares]
+    assert [len(share) for share in shares] == [len(part) for part in parts] == [16, 16]
+    assert parts[0] == keys[16::2] and parts[1] == keys[17::2]
+
+
+def test_a_dataset_knows_the_density_of_its_patches(patch_set, picture):
+    _, mask = picture
+    dataset = PatchDataset(patch_set, "val", plain_transform)
+    assert dataset.foreground[3] == pytest.approx(mask[16:32, 16:32].mean(), abs=5e-5)
+
+
 def test_manifest_is_written_after_the_table(tmp_path):
     with pytest.raises(ValueError, match="fields"):
         patches.write_manifest(tmp_path, {"format_version": 1}, [{"unknown": 1}])

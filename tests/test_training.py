@@ -14,11 +14,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
+from torchvision.models import resnet34
 
 import train
 import utils
-from model import UNet
-from tests.scripts import REPOSITORY, call, cut, learn, table_of
+from model import NETWORKS, UNet
+from tests.scripts import REPOSITORY, call, cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.patches import PatchDataset, PatchSampler
 
@@ -68,12 +69,18 @@ def same_training(run, reference):
 # --- stopping and going on
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+OTHERWISE = ("--arch", "attention", "--sampler", "balanced", "--augment", "strong")
+OTHERWISE += ("--loss", "bce_dice")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "more"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, OTHERWISE)]
+)
 def test_a_signal_ends_at_the_next_step_and_resume_ends_as_if_nothing_happened(
-    root, tmp_path, number, code
+    root, tmp_path, number, code, more
 ):
     cut(root)
-    settings = ("--epoch", 12, "--batch_size", 2)
+    settings = ("--epoch", 12, "--batch_size", 2, *more)
     undisturbed = learn(root, tmp_path / "undisturbed", *settings)
     log = tmp_path / "log"
     process = start(command(root, log, *settings), start_new_session=True)
@@ -136,6 +143,11 @@ def stopped_run(root, tmp_path):
         ["--batch_size", "4"],
         ["--epoch", "3"],
         ["--seed", "9"],
+        ["--arch", "attention"],
+        ["--loss", "bce_dice"],
+        ["--augment", "strong"],
+        ["--sampler", "balanced"],
+        ["--pretrained", "imagenet"],
     ],
 )
 def test_resume_of_another_set_up_is_named(stopped_run, change):
@@ -273,19 +285,54 @@ def test_a_compiled_run_saves_clean_keys(root, tmp_path):
     utils.build_model(checkpoint, run)
 
 
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_every_network_learns_is_recorded_and_infers(root, tmp_path, arch):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--arch", arch, "--loss", "bce_dice", "--epoch", 3)
+    losses = [float(row["train_loss"]) for row in table_of(run / "metrics.csv")]
+    assert losses[2] < losses[0]
+    assert utils.load_checkpoint(run / "best.pt")["config"] == {"arch": arch, "dimensions": 4}
+    settings = json.loads((run / "args.json").read_text())
+    recorded = [settings[flag] for flag in ("arch", "loss", "augment", "sampler")]
+    assert recorded == [arch, "bce_dice", "basic", "uniform"]
+    infer(tmp_path / "results", "--root", root, "--ckpt", run)
+    assert float(table_of(tmp_path / "results" / "counts.csv")[0]["dice"]) >= 0
+
+
+def test_the_encoder_starts_from_weights_in_a_file(root, tmp_path):
+    cut(root)
+    torch.manual_seed(7)
+    weights = resnet34().state_dict()
+    torch.save(weights, tmp_path / "resnet34.pth")
+    flags = ["--arch", "resnet34", "--pretrained", tmp_path / "resnet34.pth", "--lr", 1e-12]
+    run = learn(root, tmp_path / "log", "--epoch", 1, *flags)
+    learned = torch.load(run / "last.pt", weights_only=True)["model"]["encoder.conv1.weight"]
+    torch.testing.assert_close(learned, weights["conv1.weight"])
+
+
+def test_a_contact_sheet_shows_what_the_network_is_fed(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1, "--augment", "strong")
+    events = EventAccumulator(str(run))
+    events.Reload()
+    (sheet,) = events.Images("train/augmented")
+    assert (sheet.width, sheet.height) == (8 * (32 + 4) + 4, 6 * (32 + 4) + 4)
+
+
 # --- feeding
 
 
-def batches(root, seed, epoch, workers):
-    dataset = PatchDataset(root, "train", utils.transform("train"))
+def batches(root, seed, epoch, workers, augment="basic"):
+    dataset = PatchDataset(root, "train", utils.transform("train", augment))
     sampler = PatchSampler(len(dataset), 4, seed)
     sampler.epoch = epoch
     return list(DataLoader(dataset, 4, sampler=sampler, num_workers=workers))
 
 
-def test_augmentation_repeats_for_a_seed_however_many_workers(root):
+@pytest.mark.parametrize("augment", ["basic", "strong"])
+def test_augmentation_repeats_for_a_seed_however_many_workers(root, augment):
     cut(root)
-    alone, shared = batches(root, 0, 1, workers=0), batches(root, 0, 1, workers=3)
+    alone, shared = (batches(root, 0, 1, workers, augment) for workers in (0, 3))
     for (images, masks, indices), (images_3, masks_3, indices_3) in zip(alone, shared, strict=True):
         assert torch.equal(images, images_3)
         assert torch.equal(masks, masks_3)
@@ -361,7 +408,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for step in range(5):
     images, masks = torch.randn(8, 3, 32, 32), (torch.rand(8, 1, 32, 32) > 0.7).double()
     logits = network(images[rank::processes])
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks[rank::processes])
+    loss = utils.bce_dice(logits, masks[rank::processes])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -1,13 +1,16 @@
 import pickle
 import random
+from itertools import pairwise
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision.models import resnet34
 
 import utils
-from model import UNet
+from model import NETWORKS, ResNetUNet, UNet
 from tissue.files import InputError
 
 # --- transforms
@@ -49,6 +52,101 @@ def test_training_changes_brightness_by_no_more_than_it_says():
     ]
     assert min(means) < 80 and max(means) > 120
     assert min(means) >= 0 and max(means) <= 100 * 1.3 + 255 * 0.3 + 1
+
+
+@pytest.fixture
+def discs():
+    """Dark discs on a light ground, and their mask."""
+    mask = np.zeros((128, 128), np.float32)
+    for x, y, radius in ((30, 40, 14), (90, 30, 10), (70, 90, 20), (20, 105, 8)):
+        cv2.circle(mask, (x, y), radius, 1, -1)
+    image = np.where(mask[..., None] > 0, (110, 60, 140), (225, 180, 215)).astype(np.uint8)
+    return image, mask
+
+
+def seeded(transform, seed, image, mask):
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return transform(image=image, mask=mask)
+
+
+def test_strong_augmentation_keeps_image_and_mask_aligned_and_the_mask_0_and_1(discs):
+    transform = utils.transform("train", "strong")
+    places = set()
+    for seed in range(60):
+        patch = seeded(transform, seed, *discs)
+        image, nuclei = patch["image"].mean(0), patch["mask"] > 0
+        assert patch["image"].shape == (3, 128, 128)
+        assert patch["mask"].shape == (128, 128) and patch["mask"].dtype == torch.float32
+        assert set(patch["mask"].unique().tolist()) == {0, 1}
+        between = (image[nuclei].mean() + image[~nuclei].mean()) / 2
+        assert ((image < between) == nuclei).float().mean() > 0.96
+        places.add(tuple(nuclei.nonzero().float().mean(0).round().tolist()))
+    assert len(places) > 30  # not the eight of flips and quarter turns
+
+
+@pytest.mark.parametrize("augment", ["basic", "strong"])
+def test_augmentation_repeats_for_a_seed_and_differs_for_another(discs, augment):
+    one, two = (utils.transform("train", augment) for _ in range(2))
+    for seed in range(20):
+        patch, again = seeded(one, seed, *discs), seeded(two, seed, *discs)
+        assert torch.equal(patch["image"], again["image"])
+        assert torch.equal(patch["mask"], again["mask"])
+    images = [seeded(one, seed, *discs)["image"] for seed in range(20)]
+    assert sum(torch.equal(a, b) for a, b in pairwise(images)) <= 3
+
+
+def image_steps():
+    """The steps of the strong augmentation that leave the mask alone, each made certain."""
+    for step in utils.transform("train", "strong").transforms:
+        for choice in getattr(step, "transforms", [step]):
+            if isinstance(choice, A.ImageOnlyTransform) and not isinstance(choice, A.Normalize):
+                choice.p = 1
+                yield choice
+
+
+@pytest.mark.parametrize("step", list(image_steps()), ids=lambda step: type(step).__name__)
+def test_a_step_that_changes_colours_leaves_the_mask_and_follows_the_seed(discs, step):
+    image, mask = discs
+    compose = A.Compose([step])
+    patches = [seeded(compose, seed, image, mask) for seed in (0, 1, 0)]
+    assert patches[0]["image"].dtype == np.uint8
+    assert not np.array_equal(patches[0]["image"], image)
+    assert not np.array_equal(patches[0]["image"], patches[1]["image"])
+    np.testing.assert_array_equal(patches[0]["image"], patches[2]["image"])
+    np.testing.assert_array_equal(patches[0]["mask"], mask)
+
+
+def test_stains_are_unit_vectors_and_no_change_of_them_changes_no_pixel(generator):
+    np.testing.assert_allclose(utils.STAINS @ utils.STAINS.T @ [0, 0, 1], [0, 0, 1], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(utils.STAINS, axis=1), 1, atol=1e-3)
+    image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    same = utils.StainJitter().apply(image, np.eye(3, 4))
+    np.testing.assert_array_equal(same, image)
+
+
+def test_more_haematoxylin_darkens_nuclei_more_than_their_surroundings(discs):
+    image, mask = discs
+    gain = np.diag([1.3, 1, 1])
+    change = (np.linalg.inv(utils.STAINS) @ gain @ utils.STAINS).T
+    stained = utils.StainJitter().apply(image, np.column_stack([change, np.zeros(3)]))
+    darker = (image.astype(int) - stained).sum(2)
+    assert darker[mask > 0].mean() > 2 * darker[mask == 0].mean() > 0
+
+
+# --- loss
+
+
+def test_bce_dice_by_hand():
+    masks = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]])  # two patches of 1 x 2 pixels
+    odds = torch.tensor([[[[4.0, 1.0]]], [[[1.0, 1.0]]]])  # probabilities 0.8, 0.5, 0.5, 0.5
+    cross_entropy = -(np.log(0.8) + 3 * np.log(0.5)) / 4
+    soft_dice = (2 * 0.8 + 1) / (0.8 + 0.5 * 3 + 1 + 1)
+    assert utils.bce_dice(odds.log(), masks).item() == pytest.approx(cross_entropy + 1 - soft_dice)
+
+
+def test_bce_dice_of_a_perfect_prediction_is_zero_also_of_an_empty_one():
+    for masks in (torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)):
+        assert utils.bce_dice((masks - 0.5) * 200, masks).item() == pytest.approx(0, abs=1e-6)
 
 
 # --- scores: by hand on 4 x 4 masks
@@ -136,11 +234,13 @@ def checkpoint_of(model):
     }
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    model = UNet(4)
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_a_checkpoint_comes_back_as_it_was(tmp_path, arch):
+    model = NETWORKS[arch](4)
     utils.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
     loaded = utils.load_checkpoint(tmp_path / "best.pt")
     again = utils.build_model(loaded, "best.pt")
+    assert again.config == model.config
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
     assert loaded["channel_order"] == "rgb"
@@ -228,6 +328,39 @@ def test_weights_that_do_not_fit_their_config_are_named():
         utils.build_model(checkpoint, "best.pt")
     with pytest.raises(InputError, match="another"):
         utils.build_model(checkpoint | {"config": {"arch": "another"}}, "best.pt")
+
+
+# --- weights from elsewhere
+
+
+def test_pretrained_weights_that_cannot_be_fetched_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    with pytest.raises(InputError, match=r"resnet34.*could not be fetched.*--pretrained FILE"):
+        utils.start_from_imagenet(ResNetUNet(4), "imagenet")
+
+
+def test_pretrained_weights_in_a_file_become_the_encoder(tmp_path):
+    theirs, model = resnet34(), ResNetUNet(4)
+    torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
+    utils.start_from_imagenet(model, tmp_path / "resnet34.pth")
+    for name in ("conv1", "layer4"):
+        wanted = getattr(theirs, name).state_dict()
+        for key, value in getattr(model.encoder, name).state_dict().items():
+            assert torch.equal(value, wanted[key])
+
+
+@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(3)}, UNet(4).state_dict(), [1]])
+def test_a_file_without_a_resnet_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"other\.pth: found no ResNet-34"):
+        utils.start_from_imagenet(ResNetUNet(4), tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("arch", ["unet", "attention"])
+def test_pretrained_weights_are_for_the_resnet_alone(arch):
+    with pytest.raises(InputError, match=f"--arch {arch}, expected --arch resnet34"):
+        utils.start_from_imagenet(NETWORKS[arch](4), "imagenet")
 
 
 # --- logging

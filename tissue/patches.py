@@ -22,6 +22,8 @@ PNG_OF_TISSUE = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY
 MANIFEST = "patches.json"
 TABLE = "patches.csv"
 TABLE_COLUMNS = ("split", "name", "file", "row", "col", "y", "x", "foreground")
+STRATA = (0.05, 0.1, 0.2, 0.3, 0.4)  # foreground at which a stratum of nuclear density ends
+MOST_VIEWS = 4  # a patch comes at most so often in a balanced epoch
 
 
 def folder(root: Path | str, kind: str, split: str) -> Path:
@@ -181,7 +183,9 @@ class PatchDataset:
     def __init__(self, root: Path | str, split: str, transform: Callable):
         self.root = root
         self.split = split
-        self.files = [row["file"] for row in read_table(root, split)]
+        table = read_table(root, split)
+        self.files = [row["file"] for row in table]
+        self.foreground = [float(row["foreground"]) for row in table]  # fraction, 0 to 1
         self.transform = transform
 
     def __len__(self) -> int:
@@ -199,20 +203,32 @@ class PatchDataset:
 
 
 class PatchSampler:
-    """Each patch once an epoch, in an order and with seeds that follow from (seed, epoch) alone.
+    """Patches of an epoch, in an order and with seeds that follow from (seed, epoch) alone.
 
     Yields (index, seed of this patch's augmentation) for PatchDataset, whole batches of them. Of
     each batch of `batch_size` patches, process `rank` of `processes` gets its equal share, so that
     the batches are the same however many processes there are. The training loop sets `epoch` before
     each pass, and `start`, the number of batches that an interrupted epoch has behind it.
+
+    Each patch comes once an epoch; given each patch's `foreground`, as often as `balanced_order`
+    has it, in an epoch of the same length.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        foreground: Sequence[float] | None = None,
+    ):
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.processes = processes
+        self.foreground = foreground
         self.epoch = 0
         self.start = 0
 
@@ -222,9 +238,32 @@ class PatchSampler:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.count).tolist()
+        if self.foreground is None:
+            order = generator.permutation(self.count).tolist()
+        else:
+            order = balanced_order(self.foreground, generator).tolist()
         seeds = generator.integers(2**31, size=self.count).tolist()
         first = self.start * self.batch_size + self.rank
         last = self.count - self.count % self.batch_size
         for place in range(first, last, self.processes):
             yield order[place], seeds[place]
+
+
+def balanced_order(foreground: Sequence[float], generator: np.random.Generator) -> np.ndarray:
+    """Indices of as many patches as there are, int64 (count,), drawn evenly from the STRATA.
+
+    Strata without patches are left out. The others share the epoch alike, except that no patch
+    comes more than MOST_VIEWS times; what a small stratum leaves goes to the larger ones. Within a
+    stratum each patch comes once before any comes again. Each stratum is spread over the whole
+    epoch, so that every batch holds about as many patches of each.
+    """
+    strata = np.digitize(foreground, STRATA)
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    indices, places = [], []
+    for done, stratum in enumerate(sorted(members, key=len)):  # the largest takes what is left
+        left = len(strata) - sum(map(len, indices))
+        views = min(left // (len(members) - done), MOST_VIEWS * len(stratum))
+        passes = [generator.permutation(stratum) for _ in range(-(-views // len(stratum)))]
+        indices.append(np.concatenate(passes)[:views])
+        places.append((np.arange(views) + generator.random(views)) / views)  # 0 to 1, the epoch
+    return np.concatenate(indices)[np.argsort(np.concatenate(places))]

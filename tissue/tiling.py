@@ -16,9 +16,10 @@ import numpy as np
 
 from tissue.windows import Scaled, Windows, from_array, interpolate
 
-GRID = 16  # pixels; the U-Net pools four times by two, so windows start at multiples of this
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
-HALO = 96  # pixels; a logit of the U-Net depends on at most this distance around it
+# Of the U-Net; other networks have their own.
+GRID = 16  # pixels; it pools four times by two, so windows start at multiples of this
+HALO = 96  # pixels; its logits depend on at most this distance around them
 COARSE = 16  # pixels; tissue is looked for at this resolution
 
 
@@ -55,6 +56,7 @@ def predict_tiles(
     scale: float = 1.0,
     tile: int = TILE,
     halo: int = HALO,
+    grid: int = GRID,
     batch_size: int = 1,
     skip_glass: bool = False,
 ) -> Iterator[Predicted]:
@@ -62,8 +64,8 @@ def predict_tiles(
 
     `predict` takes RGB uint8 (N, h, w, 3) and returns probability float32 (N, h, w). Where the
     network wants pixels `scale` times as large as the image's, it gets them, and its probability
-    is interpolated back. `tile` and `halo` are pixels, multiples of 16; the tiles start at
-    multiples of `tile`. With `skip_glass`, windows without tissue are not predicted.
+    is interpolated back. `tile` and `halo` are pixels, multiples of the network's `grid`; the tiles
+    start at multiples of `tile`. With `skip_glass`, windows without tissue are not predicted.
     """
     source = image if scale == 1 else Scaled(image, scale)
     scale = image.height / source.height, image.width / source.width  # rounded to whole pixels
@@ -74,10 +76,10 @@ def predict_tiles(
             (part.y, part.height, scale[0], source.height),
             (part.x, part.width, scale[1], source.width),
         ):
-            first = int((start + 0.5) / step - 0.5) // GRID * GRID - halo
+            first = int((start + 0.5) / step - 0.5) // grid * grid - halo
             # One length for all, whatever the rounding, so that windows make batches.
-            room = tile if step == 1 else tile / step + GRID + 2
-            stop = min(first + _up(room) + 2 * halo, end)
+            room = tile if step == 1 else tile / step + grid + 2
+            stop = min(first + _up(room, grid) + 2 * halo, end)
             starts.append(max(first, 0))
             lengths.append(stop - starts[-1])
             sides.append((np.arange(start, start + length) + 0.5) / step - 0.5 - starts[-1])
@@ -118,7 +120,12 @@ def predict_image(image: Windows, predict: Callable, **settings) -> np.ndarray:
 
 
 def seam_samples(
-    image: Windows, predict: Callable, tile: int = TILE, side: int = 2 * TILE, **settings
+    image: Windows,
+    predict: Callable,
+    tile: int = TILE,
+    grid: int = GRID,
+    side: int = 2 * TILE,
+    **settings,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows of an image predicted untiled and tiled, both float32 (h, w), for comparing.
 
@@ -129,9 +136,9 @@ def seam_samples(
     places = {(f * (image.height - height) // 4, f * (image.width - width) // 4) for f in (1, 2, 3)}
     for y, x in sorted(places):
         window = from_array(image.read(y, x, height, width))
-        smaller = min(tile, _up(max(height, width) / 2))
-        untiled = predict_image(window, predict, tile=_up(max(height, width)), **settings)
-        yield untiled, predict_image(window, predict, tile=smaller, **settings)
+        whole = _up(max(height, width), grid)
+        tiles = whole, min(tile, _up(whole / 2, grid))
+        yield tuple(predict_image(window, predict, tile=t, grid=grid, **settings) for t in tiles)
 
 
 def tissue(image: np.ndarray) -> np.ndarray:
@@ -174,9 +181,9 @@ def _batches(items, size):
         yield batch
 
 
-def _up(length):
-    """The next multiple of GRID."""
-    return int(-(-length // GRID) * GRID)
+def _up(length, grid):
+    """The next multiple of the grid."""
+    return int(-(-length // grid) * grid)
 
 
 def _cut(coarse, rows, columns):
