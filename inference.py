@@ -166,10 +166,10 @@ def main(args):
     settings = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
     settings |= {"overlap": halo, "skip": args.skip, "split": split._asdict()}
     settings |= {"formats": list(formats), "version": utils.VERSION}
-    made_with = {}
-    tasks = []
+    label_maps = {} if args.images else images.label_folder(args.root)
+    made_with, tasks = {}, []
     for pair in todo:
-        label_map = label_map_of(args, pair)
+        label_map = label_maps.get(pair.name)
         files = [file_mark(path) for path in (*pair[1:], label_map)]
         made_with[pair.name] = settings | {"pixel_size": sizes[pair.name], "files": files}
         image = opened[pair.name]
@@ -424,7 +424,7 @@ def export(args, model, checkpoint) -> str:
     if args.images:
         image = images.read_image(next(iter(images.find_images(*args.images).values())))
     else:
-        image = synthetic.draw_tissue(256, 256, seed=0).image
+        image = synthetic.draw_tissue(512, 512, seed=0).image
     return utils.export_model(Path(args.export_model), model, checkpoint, image[:512, :512])
 
 
@@ -461,14 +461,6 @@ def text_of(split: nuclei.Split) -> str:
 
 def megapixels(image: windows.Windows) -> float:
     return image.height * image.width / 1e6
-
-
-def label_map_of(args, pair) -> Path | None:
-    """The image's file in the root's folder of label maps, if there is one."""
-    if args.images:
-        return None
-    folder = Path(args.root) / images.LABEL_FOLDER
-    return images.find_images(folder).get(pair.name) if folder.is_dir() else None
 
 
 def find_checkpoint(ckpt: str | None) -> Path:

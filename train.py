@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -28,8 +29,12 @@ from tqdm import tqdm
 
 import utils
 from model import NETWORKS
+from tissue import nuclei
 from tissue.files import check_positive, run_script
+from tissue.images import label_folder, read_label_map
 from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
+from tissue.tiling import predict_image
+from tissue.windows import open_image
 
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
@@ -317,11 +322,40 @@ def main(args):
     finally:
         utils.end_processes()
 
-    # --- clean up ---
+    # --- how to split touching nuclei, and clean up ---
     if rank == 0:
+        best = utils.load_checkpoint(run / "best.pt")
+        best["split"], found = choose_split(args.root, manifest, best, device)
+        utils.save_checkpoint(run / "best.pt", best)
+        utils.log_line(run, found)
         utils.log_hyperparameters(writer, settings, progress)
         writer.close()
         utils.log_line(run, f"best validation Dice {progress['best_dice']:.4f}: {run / 'best.pt'}")
+
+
+def choose_split(root, manifest, checkpoint, device) -> tuple[dict, str]:
+    """Parameters of nuclei.Split with the smallest count error on the training images that have a
+    label map, the defaults where none has, and a line that says which and why.
+    """
+    label_maps = label_folder(root)
+    model = utils.build_model(checkpoint, "best.pt")
+    predict = utils.predictor(model, checkpoint, device)
+    masks, counts, sizes = [], [], []
+    for entry in manifest["images"]:
+        image = open_image(Path(root) / entry["image"])
+        if entry["split"] != "train" or entry["name"] not in label_maps or image.is_big:
+            continue
+        labels = read_label_map(label_maps[entry["name"]])
+        tiles = {"halo": model.halo, "grid": model.grid}
+        masks.append(predict_image(image, predict, **tiles) >= checkpoint["threshold"])
+        counts.append(0 if labels is None else int(nuclei.reference_labels(labels).max()))
+        sizes.append(entry["pixel_size_um"])
+    split, error = nuclei.choose_split(masks, counts, sizes)
+    values = " ".join(f"{name}={value:g}" for name, value in split._asdict().items())
+    if not masks:
+        return split._asdict(), f"split {values} (no training image has a label map to choose on)"
+    found = f"on {len(masks)} training images with label maps, count error {error:.1%}"
+    return split._asdict(), f"split {values}, chosen {found}"
 
 
 def train_step(network, images, masks, loss_of, optimizer, scaler, autocast) -> torch.Tensor:

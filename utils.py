@@ -727,17 +727,22 @@ class WithColours(nn.Module):
 def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarray) -> str:
     """Write a network for other programs, .pt2 (torch.export) or .onnx, and say what it takes.
 
-    Batch, height and width are free, the latter multiples of 16. Before the file is put in place it
-    is read back and compared with the network on `image`, RGB uint8 (H, W, 3) of 64 pixels or more
-    a side. Raises InputError for another ending, a missing package, or a difference.
+    Batch, height and width are free, the latter multiples of the network's grid. Before the file is
+    put in place it is read back and compared with the network on `image`, RGB uint8 (H, W, 3) of
+    three cells of the grid or more a side. Raises InputError for another ending, a missing package,
+    or a difference.
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise InputError(f"--export_model: found {path.name}, expected a name in .pt2 or .onnx")
-    height, width = (side // 32 * 32 for side in image.shape[:2])
-    height = min(height, width - 32) or height  # not square, so that swapped sides would show
+    grid = model.grid
+    height, width = (side // grid * grid for side in image.shape[:2])
+    height = min(height, width - grid) or height  # not square, so that swapped sides would show
     pixels = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None].float()
     whole = WithColours(model, checkpoint).eval()
-    sides = {2: 16 * torch.export.Dim("rows", min=2), 3: 16 * torch.export.Dim("columns", min=2)}
+    sides = {
+        2: grid * torch.export.Dim("rows", min=2),
+        3: grid * torch.export.Dim("columns", min=2),
+    }
     free = {"images": {0: torch.export.Dim("batch")} | sides}
     batch = torch.cat([pixels, pixels.flip(2)])
     with torch.inference_mode():
@@ -769,7 +774,7 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
                 f"expected less than 1e-3; nothing was written, please report this"
             )
     return (
-        f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of 16 -> probability "
+        f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of {grid} -> probability "
         f"(N, 1, H, W); differs from the network by {largest:.1e} at most"
     )
 

@@ -263,10 +263,10 @@ def seams(args):
     rows = []
     for number, file in enumerate(images.find_images(args.seams).values(), start=1):
         image = windows.open_image(file)
-        whole = tiling.predict_image(image, predict, tile=10**6 // 16 * 16) >= 0.5
+        whole = tiling.predict_image(image, predict, tile=10**6 // 128 * 128) >= 0.5
         masks = {
             f"ours, halo {halo}": tiling.predict_image(image, predict, tile=512, halo=halo) >= 0.5
-            for halo in (tiling.HALO, 64, 32)
+            for halo in (96, 64, 32)
         }
         pixels = image.read(0, 0, image.height, image.width)
         tensor = (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - mean) / std

@@ -1,6 +1,12 @@
 """The benchmarks run, and each replaces its own results alone."""
 
-from benchmarks import preprocess_speed, results
+import numpy as np
+import pytest
+
+from benchmarks import ablation, preprocess_speed, results
+from tests.scripts import table_of
+from tissue.files import InputError
+from tissue.synthetic import write_demo
 
 
 def test_a_section_is_replaced_and_the_others_stay(tmp_path):
@@ -18,3 +24,60 @@ def test_cutting_is_measured(tmp_path):
     small = ["--images", "3", "--size", "148", "--rounds", "1", "--results", str(path)]
     preprocess_speed.main(preprocess_speed.parse_args(small))
     assert "12 patches of 128 x 128 pixels" in path.read_text()
+
+
+# --- the study
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Six drawn images of two organs, and a function that runs the study on them."""
+    write_demo(tmp_path / "tissue", 6, 160)
+    output = tmp_path / "docs"
+    output.mkdir()
+
+    def run(*more):
+        flags = ["--root", tmp_path / "tissue", "--results", output, "--gpu_id", -1]
+        flags += ["--dimensions", 2, "--budget", 16, "--runs", "default", *more]
+        ablation.main(ablation.parse_args(list(map(str, flags))))
+        return output
+
+    return run
+
+
+def test_the_study_goes_on_where_it_stopped_and_keeps_what_was_learned(study, tmp_path):
+    output = study("--other", tmp_path / "tissue")
+    rows = table_of(output / "ablation.csv")
+    assert len(rows) == 2 * 4  # folds; with and without averaged weights and symmetries
+    assert {row["fold"] for row in rows} == {"1/2", "2/2"}
+    assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("dice", "other_dice"))
+    report = output / "ablation.md"
+    report.write_text(report.read_text() + "\nThat drawn tissue is easy.\n")
+    before = (output / "ablation.csv").read_bytes()
+    study("--other", tmp_path / "tissue")  # all is there: nothing is trained
+    assert (output / "ablation.csv").read_bytes() == before
+    study("balanced", "--confirm")
+    rows = table_of(output / "ablation.csv")[8:]
+    assert [row["run"] for row in rows] == ["default"] * 4 + ["balanced"] * 4
+    assert {row["fold"] for row in rows} == {"validation"}
+    assert [row["sampler"] for row in rows] == ["uniform"] * 4 + ["balanced"] * 4
+    text = report.read_text()
+    assert text.endswith("That drawn tissue is easy.\n")
+    assert text.count("| default | 2 |") == 1 and text.count("| default | 1 |") == 1
+    assert "## On the validation images" in text
+    assert (output / "ablation.png").stat().st_size > 1000
+
+
+def test_folds_hold_out_whole_organs_each_once(study, tmp_path):
+    with pytest.raises(InputError, match=r"--folds: found 3, expected 2 to 2.*Demo_"):
+        study("--folds", 3)
+    assert not list((tmp_path / "docs").iterdir())
+
+
+def test_symmetries_of_a_network_that_sees_no_direction_change_nothing(generator):
+    tiles = generator.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+
+    def red(tiles):
+        return tiles[..., 0].astype(np.float32)
+
+    np.testing.assert_array_equal(ablation.symmetric(red)(tiles), red(tiles))

@@ -7,6 +7,7 @@ from torch import nn
 
 from model import NETWORKS, ResNetUNet, UNet, WindowAttention
 from tissue.tiling import predict_image
+from tissue.windows import from_array
 
 
 @pytest.mark.parametrize(("dimensions", "millions"), [(64, 31.04), (32, 7.77), (16, 1.94)])
@@ -110,8 +111,9 @@ def test_tiles_with_the_halo_of_the_network_give_its_untiled_prediction(arch, ge
         return network(batch).sigmoid()[:, 0].numpy()
 
     image = generator.integers(0, 256, (50, 150, 3), dtype=np.uint8).repeat(6, axis=1)
-    untiled = predict_image(image, predict, tile=2048)
-    tiled = predict_image(image, predict, tile=128, halo=network.halo)
+    settings = {"halo": network.halo, "grid": network.grid}
+    untiled = predict_image(from_array(image), predict, tile=2048, **settings)
+    tiled = predict_image(from_array(image), predict, tile=128, **settings)
     np.testing.assert_allclose(tiled, untiled, atol=1e-5)
 
 

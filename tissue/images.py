@@ -214,6 +214,12 @@ def find_images(*places: str | Path) -> dict[str, Path]:
     return images
 
 
+def label_folder(root: str | Path) -> dict[str, Path]:
+    """Return {stem: path} of the label maps in `root`'s folder for them; empty without one."""
+    folder = Path(root) / LABEL_FOLDER
+    return find_images(folder) if folder.is_dir() else {}
+
+
 def find_pairs(root: str | Path) -> list[Pair]:
     """Return the Pairs of `root`, sorted by name: images and masks of one stem, any formats.
 

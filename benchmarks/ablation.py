@@ -1,0 +1,383 @@
+"""What sampling, augmentation, network, loss, averaged weights and symmetries are worth.
+
+    python3 -m benchmarks.ablation --root cryonuseg --other monuseg
+    python3 -m benchmarks.ablation --root cryonuseg --runs default strong --seeds 0 1 2
+    python3 -m benchmarks.ablation --root cryonuseg --runs default strong --confirm
+
+Every training is shown the same number of patches, --budget. It is scored on whole images that it
+has not seen: the training images are dealt into folds by organ (what stands before the last `_` of
+their names), and each fold is left out once. With --confirm the chosen runs learn from all training
+images and are scored on the validation images; look at those once, when all is decided.
+
+Each finished training is added to docs/ablation.csv, and what is there is not trained again, so
+that the study goes on where it was stopped. Writes docs/ablation.md and docs/ablation.png, and
+leaves what is written in the former under "What was learned" as it is.
+"""
+
+import argparse
+import csv
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import utils
+from benchmarks import data, results
+from tissue import images, nuclei, patches, tiling
+from tissue.files import InputError, check_positive, replacing, run_script
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce"}
+RUNS = {  # in what each differs from the default: one factor at a time, then combinations
+    "default": {},
+    "balanced": {"sampler": "balanced"},
+    "strong": {"augment": "strong"},
+    "attention": {"arch": "attention"},
+    "resnet34": {"arch": "resnet34"},
+    "bce_dice": {"loss": "bce_dice"},
+    "strong, balanced": {"augment": "strong", "sampler": "balanced"},
+    "strong, bce_dice": {"augment": "strong", "loss": "bce_dice"},
+    "strong, balanced, bce_dice": {
+        "augment": "strong", "sampler": "balanced", "loss": "bce_dice",
+    },
+    "strong, attention": {"augment": "strong", "arch": "attention"},
+    "strong, resnet34": {"augment": "strong", "arch": "resnet34"},
+    "strong, pretrained": {"augment": "strong", "arch": "resnet34", "pretrained": "imagenet"},
+}  # fmt: skip
+CONFIRM = "validation"  # in place of a fold's number
+VALIDATED = 6  # patches that train.py itself validates on; the study scores whole images instead
+THRESHOLD = 0.5
+# What makes two rows of the CSV comparable; what names a training; how it was scored; the scores.
+STUDY = ("patch_set", "dimensions", "patches")
+TRAINING = ("run", "seed", "fold")
+EVALUATION = ("ema", "tta")
+SCORES = {
+    "dice": "Dice",
+    "worst_dice": "worst Dice",
+    "accuracy": "accuracy",
+    "count_error": "count off by",
+    "count_bias": "count bias",
+    "other_dice": "Dice, other stain",
+    "other_count_error": "count off by, other stain",
+}
+COLUMNS = (*STUDY, *TRAINING, *DEFAULT, *EVALUATION, *SCORES, "train_seconds")
+LEARNED = "## What was learned\n"
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
+    parser.add_argument("--other", help="folder of another stain, on which all runs are scored too")
+    parser.add_argument("--val_pattern", default="*03.tif", help="validation images of --root")
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, metavar="RUN",
+        default=[name for name in RUNS if "pretrained" not in name],  # it needs the network
+        help=f"which to train: {'; '.join(RUNS)}",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each run")
+    parser.add_argument("--folds", type=int, default=2, help="parts of the training images")
+    parser.add_argument("--budget", type=int, default=12_000, help="patches shown in a training")
+    parser.add_argument("--dimensions", type=int, default=16, help="of the networks")
+    parser.add_argument(
+        "--confirm", action="store_true", help="learn from all folds, score the validation images"
+    )
+    parser.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
+    parser.add_argument("--results", default=REPOSITORY / "docs", help="folder for what is written")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    check_positive(args, ("budget", "dimensions", "folds"))
+    device = utils.choose_device(args.gpu_id)
+    output = Path(args.results)
+    with tempfile.TemporaryDirectory() as folder:
+        root = data.tissue(Path(folder) / "data", args.root, number=27)
+        data.cut(root, "--val_pattern", args.val_pattern)
+        pairs = {pair.name: pair for pair in images.find_pairs(root)}
+        other = images.find_pairs(args.other) if args.other else []
+        study = dict(
+            zip(STUDY, (patches.set_hash(root)[:12], args.dimensions, args.budget), strict=True)
+        )
+        folds = deal(root, args.folds, args.confirm)
+        todo = [(r, s, f) for s in args.seeds for r in args.runs for f in folds]  # seed by seed
+        for run, seed, fold in todo:
+            rows = read_rows(output)
+            training = study | {"run": run, "seed": seed, "fold": fold}
+            if any(all(row[key] == str(training[key]) for key in training) for row in rows):
+                continue
+            learn, held_out = folds[fold]
+            sample = Path(tempfile.mkdtemp(dir=folder))
+            write_set(root, sample, learn, held_out, args.budget)
+            last, seconds = call_train(sample, args, DEFAULT | RUNS[run], seed)
+            seen = [pairs[name] for name in held_out]
+            for evaluation, scores in evaluate(last, seen, other, device):
+                row = training | DEFAULT | RUNS[run] | evaluation | scores
+                rows.append(row | {"train_seconds": f"{seconds:.1f}"})
+            write_rows(output, rows)
+            write_report(output, args, study, rows)
+    write_report(output, args, study, read_rows(output))
+
+
+# --- train and score ----------------------------------------------------------------------------
+
+
+def deal(root: Path, folds: int, confirm: bool) -> dict[str, tuple[list[str], list[str]]]:
+    """For each fold the names of the images to learn from, and of those to be scored on.
+
+    Images of one organ stay together. With `confirm` there is one fold, the manifest's own split.
+    """
+    names = {split: [] for split in patches.SPLITS}
+    for image in patches.read_manifest(root)["images"]:
+        names[image["split"]].append(image["name"])
+    if confirm:
+        return {CONFIRM: (names["train"], names["val"])}
+    organs = sorted({name.rpartition("_")[0] for name in names["train"]})
+    if not 2 <= folds <= len(organs):
+        raise InputError(
+            f"--folds: found {folds}, expected 2 to {len(organs)}, the number of organs in the "
+            f"names of the training images ({', '.join(organs)})"
+        )
+    dealt = {}
+    for fold in range(folds):
+        held_out = [n for n in names["train"] if n.rpartition("_")[0] in organs[fold::folds]]
+        dealt[f"{fold + 1}/{folds}"] = ([n for n in names["train"] if n not in held_out], held_out)
+    return dealt
+
+
+def write_set(
+    root: Path, sample: Path, learn: Sequence[str], held_out: Sequence[str], budget: int
+) -> None:
+    """Make a patch set of `budget` random patches of the images to learn from, so that an epoch is
+    a training; where there are too few, they come again. The patches themselves are links.
+    """
+    rows = [row for split in patches.SPLITS for row in patches.read_table(root, split)]
+    train = [row for row in rows if row["name"] in learn]
+    val = [row for row in rows if row["name"] in held_out]
+    for split, there in (("train", train), ("val", val)):
+        random.Random(0).shuffle(there)
+        for kind in ("rgb", "mask"):
+            patches.folder(sample, kind, split).symlink_to(
+                patches.folder(root, kind, there[0]["split"])
+            )
+    train = (train * (budget // len(train) + 1))[:budget]
+    val = [row | {"split": "val"} for row in val[:VALIDATED]]
+    patches.write_manifest(sample, patches.read_manifest(root), train + val)
+
+
+def call_train(sample: Path, args, settings: dict, seed: int) -> tuple[Path, float]:
+    """Run train.py as a user does; its last.pt and how long it trained, seconds."""
+    flags = {"root": sample, "log": sample / "log", "gpu_id": args.gpu_id, "epoch": 1}
+    flags |= {"dimensions": args.dimensions, "seed": seed, **settings}
+    arguments = [str(part) for key, value in flags.items() for part in (f"--{key}", value)]
+    subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    (run,) = (sample / "log").iterdir()
+    with (run / "metrics.csv").open(newline="") as file:
+        (epoch,) = csv.DictReader(file)
+    return run / "last.pt", float(epoch["seconds"])
+
+
+def evaluate(path: Path, held_out: list, other: list, device: torch.device):
+    """Scores with and without averaged weights and symmetries: pairs of what was done and scores.
+
+    The last weights are scored and not those of the best epoch, which would be chosen by looking.
+    """
+    checkpoint = utils.load_checkpoint(path)
+    for ema in ("yes", "no"):
+        weights = checkpoint["model"] if ema == "yes" else checkpoint["training"]["model"]
+        model = utils.build_model(checkpoint | {"model": weights}, path)
+        predict = utils.predictor(model, checkpoint, device)
+        for tta, way in (("no", predict), ("yes", symmetric(predict))):
+            scores = score(way, model.halo, held_out)
+            if other:
+                theirs = score(way, model.halo, other)
+                scores |= {f"other_{key}": theirs[key] for key in ("dice", "count_error")}
+            rounded = {key: f"{value:.4f}" for key, value in scores.items()}
+            yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
+
+
+def symmetric(predict: Callable) -> Callable:
+    """`predict`, averaged over the eight symmetries of the square (test-time augmentation)."""
+
+    def average(tiles: np.ndarray) -> np.ndarray:
+        total = 0
+        for turns in range(4):
+            for flip in (1, -1):
+                turned = np.rot90(tiles[:, :, ::flip], turns, (1, 2))
+                predicted = predict(np.ascontiguousarray(turned))
+                total = total + np.rot90(predicted, -turns, (1, 2))[:, :, ::flip]
+        return total / 8
+
+    return average
+
+
+def score(predict: Callable, halo: int, pairs: Sequence[images.Pair]) -> dict[str, float]:
+    """Scores of whole images, averaged; of contour counts the error and the bias, as fractions."""
+    dices, accuracies, errors = [], [], []
+    for pair in pairs:
+        reference = images.read_mask(pair.mask)
+        mask = tiling.predict_image(images.read_image(pair.image), predict, halo=halo) >= THRESHOLD
+        counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
+        dices.append(utils.dice(counts))
+        accuracies.append(utils.accuracy(counts))
+        there = len(nuclei.contours(reference))
+        errors.append((len(nuclei.contours(mask)) - there) / max(there, 1))
+    return {
+        "dice": statistics.mean(dices),
+        "worst_dice": min(dices),
+        "accuracy": statistics.mean(accuracies),
+        "count_error": statistics.mean(map(abs, errors)),
+        "count_bias": statistics.mean(errors),
+    }
+
+
+# --- record and tell ----------------------------------------------------------------------------
+
+
+def read_rows(output: Path) -> list[dict]:
+    """What was measured so far, all values as text."""
+    path = output / "ablation.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(output: Path, rows: list[dict]) -> None:
+    """Write all that was measured, in one move."""
+    with (
+        replacing(output / "ablation.csv") as path,
+        path.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_report(output: Path, args, study: dict, rows: list[dict]) -> None:
+    """Write ablation.md and ablation.png from the rows of this study."""
+    rows = [row for row in rows if all(row[key] == str(study[key]) for key in STUDY)]
+    path = output / "ablation.md"
+    old = path.read_text(encoding="utf-8") if path.is_file() else f"{LEARNED}\n(not yet written)\n"
+    learned = old[old.index(LEARNED) :]
+    folds = [row for row in rows if row["fold"] != CONFIRM]
+    confirmed = [row for row in rows if row["fold"] == CONFIRM]
+    text = [
+        "# What sampling, augmentation, network and loss are worth",
+        f"`python3 -m benchmarks.ablation`, {data.source(args.root)}: {args.budget} patches a "
+        f"training, width {args.dimensions}, scored on whole images of organs that it has not "
+        f"seen, at threshold {THRESHOLD}. Every training is in `ablation.csv`.",
+    ]
+    if folds:
+        text += [
+            "## Trainings",
+            "Means over folds and seeds (n), with averaged weights, without symmetries.",
+            table_of_runs(folds),
+            "![Differences from the default](ablation.png)",
+            "*Differences from the default of the same fold and seed: each a dot, their mean a "
+            "bar.*",
+            "## Averaged weights and symmetries",
+            "Mean change by each, over all trainings.",
+            table_of_evaluations(folds),
+        ]
+        draw(output, folds)
+    if confirmed:
+        text += ["## On the validation images", table_of_runs(confirmed)]
+    text += [results.machine_line(), learned]
+    with replacing(path) as beside:
+        beside.write_text("\n\n".join(text), encoding="utf-8")
+
+
+def select(rows: list[dict], **wanted: str) -> dict[tuple, dict]:
+    """The rows with these values, by fold and seed."""
+    return {
+        (row["fold"], row["seed"]): row
+        for row in rows
+        if all(row[key] == value for key, value in wanted.items())
+    }
+
+
+def mean(rows: Sequence[dict], key: str) -> str:
+    """The mean of a column for people; empty where it was not measured."""
+    values = [float(row[key]) for row in rows if row[key] != ""]
+    if not values:
+        return ""
+    return form(statistics.mean(values), key)
+
+
+def form(value: float, key: str) -> str:
+    """A score for people."""
+    return f"{value:.1%}" if "count" in key else f"{value:.4f}"
+
+
+def table_of_runs(rows: list[dict]) -> str:
+    """A Markdown table, a line a run."""
+    lines = []
+    for run in RUNS:
+        its = list(select(rows, run=run, ema="yes", tta="no").values())
+        if its:
+            seconds = statistics.mean(float(row["train_seconds"]) for row in its)
+            lines.append((run, len(its), *(mean(its, key) for key in SCORES), f"{seconds:.0f}"))
+    return results.table(("run", "n", *SCORES.values(), "seconds"), lines)
+
+
+def table_of_evaluations(rows: list[dict]) -> str:
+    """A Markdown table of what averaged weights and symmetries change, a line each."""
+    lines = []
+    ways = {
+        "averaged weights": ({"ema": "yes", "tta": "no"}, {"ema": "no", "tta": "no"}),
+        "symmetries": ({"ema": "yes", "tta": "yes"}, {"ema": "yes", "tta": "no"}),
+    }
+    for name, (with_it, without) in ways.items():
+        changes = {key: [] for key in SCORES}
+        for run in RUNS:
+            before = select(rows, run=run, **without)
+            for place, row in select(rows, run=run, **with_it).items():
+                for key, values in changes.items():
+                    if row[key] != "":
+                        values.append(float(row[key]) - float(before[place][key]))
+        cells = [form(statistics.mean(v), key) if v else "" for key, v in changes.items()]
+        lines.append((name, *cells))
+    return results.table(("change by", *SCORES.values()), lines)
+
+
+def draw(output: Path, rows: list[dict]) -> None:
+    """Draw each run's differences from the default, a panel a score."""
+    shown = ("dice", "count_error", "other_dice", "other_count_error")
+    keys = [key for key in shown if any(row[key] != "" for row in rows)]
+    default = select(rows, run="default", ema="yes", tta="no")
+    runs = [run for run in RUNS if run != "default" and select(rows, run=run)]
+    figure = Figure(figsize=(3.2 * len(keys) + 2, 0.4 * len(runs) + 1.5), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(keys), sharey=True))
+    for axis, key in zip(axes, keys, strict=True):
+        for height, run in enumerate(runs):
+            its = select(rows, run=run, ema="yes", tta="no")
+            changes = [
+                float(row[key]) - float(default[place][key])
+                for place, row in its.items()
+                if place in default
+            ]
+            if changes:
+                axis.barh(height, statistics.mean(changes), color="lightsteelblue")
+                axis.plot(changes, [height] * len(changes), "o", color="navy", markersize=4)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_xlabel(SCORES[key])
+    axes[0].set_yticks(range(len(runs)), runs)
+    axes[0].invert_yaxis()
+    with replacing(output / "ablation.png") as path:
+        figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args)
