@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import utils
 from benchmarks import data, results
-from tissue import images, nuclei, patches, tiling
+from tissue import images, nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -197,37 +197,24 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
     for ema in ("yes", "no"):
         weights = checkpoint["model"] if ema == "yes" else checkpoint["training"]["model"]
         model = utils.build_model(checkpoint | {"model": weights}, path)
-        predict = utils.predictor(model, checkpoint, device)
-        for tta, way in (("no", predict), ("yes", symmetric(predict))):
-            scores = score(way, model.halo, held_out)
+        for tta in ("no", "yes"):
+            predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta == "yes")
+            tiles = {"halo": model.halo, "grid": model.grid}
+            scores = score(predict, tiles, held_out)
             if other:
-                theirs = score(way, model.halo, other)
+                theirs = score(predict, tiles, other)
                 scores |= {f"other_{key}": theirs[key] for key in ("dice", "count_error")}
             rounded = {key: f"{value:.4f}" for key, value in scores.items()}
             yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
 
 
-def symmetric(predict: Callable) -> Callable:
-    """`predict`, averaged over the eight symmetries of the square (test-time augmentation)."""
-
-    def average(tiles: np.ndarray) -> np.ndarray:
-        total = 0
-        for turns in range(4):
-            for flip in (1, -1):
-                turned = np.rot90(tiles[:, :, ::flip], turns, (1, 2))
-                predicted = predict(np.ascontiguousarray(turned))
-                total = total + np.rot90(predicted, -turns, (1, 2))[:, :, ::flip]
-        return total / 8
-
-    return average
-
-
-def score(predict: Callable, halo: int, pairs: Sequence[images.Pair]) -> dict[str, float]:
+def score(predict: Callable, tiles: dict, pairs: Sequence[images.Pair]) -> dict[str, float]:
     """Scores of whole images, averaged; of contour counts the error and the bias, as fractions."""
     dices, accuracies, errors = [], [], []
     for pair in pairs:
         reference = images.read_mask(pair.mask)
-        mask = tiling.predict_image(images.read_image(pair.image), predict, halo=halo) >= THRESHOLD
+        image = windows.open_image(pair.image)
+        mask = tiling.predict_image(image, predict, **tiles) >= THRESHOLD
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
         dices.append(utils.dice(counts))
         accuracies.append(utils.accuracy(counts))

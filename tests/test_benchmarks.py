@@ -1,9 +1,8 @@
 """The benchmarks run, and each replaces its own results alone."""
 
-import numpy as np
 import pytest
 
-from benchmarks import ablation, preprocess_speed, results
+from benchmarks import ablation, preprocess_speed, results, results_speed
 from tests.scripts import table_of
 from tissue.files import InputError
 from tissue.synthetic import write_demo
@@ -24,6 +23,13 @@ def test_cutting_is_measured(tmp_path):
     small = ["--images", "3", "--size", "148", "--rounds", "1", "--results", str(path)]
     preprocess_speed.main(preprocess_speed.parse_args(small))
     assert "12 patches of 128 x 128 pixels" in path.read_text()
+
+
+def test_writing_results_is_measured(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    small = ["--nuclei", "150", "--images", "3", "--results", str(path)]
+    results_speed.main(results_speed.parse_args(small))
+    assert "150 nuclei" in path.read_text() and "report.html of 3 images" in path.read_text()
 
 
 # --- the study
@@ -72,12 +78,3 @@ def test_folds_hold_out_whole_organs_each_once(study, tmp_path):
     with pytest.raises(InputError, match=r"--folds: found 3, expected 2 to 2.*Demo_"):
         study("--folds", 3)
     assert not list((tmp_path / "docs").iterdir())
-
-
-def test_symmetries_of_a_network_that_sees_no_direction_change_nothing(generator):
-    tiles = generator.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
-
-    def red(tiles):
-        return tiles[..., 0].astype(np.float32)
-
-    np.testing.assert_array_equal(ablation.symmetric(red)(tiles), red(tiles))
