@@ -3,12 +3,13 @@
     python3 -m benchmarks.results_speed
     python3 -m benchmarks.results_speed --nuclei 1000 --images 20
 
-Nuclei are ellipses on a grid, each with its own pixels' outline; the report's images are copies of
-nine drawn ones. Writes the section "Writing results" of benchmarks/RESULTS.md.
+Nuclei are ellipses on a grid; the report's images are copies of
+nine drawn ones. Writes the section "Writing results" of RESULTS.md.
 """
 
 import argparse
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import results
-from tissue import exports, report
+from tissue import exports, nuclei, report
 from tissue.files import run_script
 from tissue.synthetic import ORGANS, draw_tissue
 
@@ -47,7 +48,20 @@ def main(args):
         print(f"{seconds:6.2f} s | {what}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        labels, table, rings = nuclei_on_a_grid(args.nuclei)
+        labels = nuclei_on_a_grid(args.nuclei)
+        image = np.resize(draw_tissue(1024, 1024, seed=0).image, (*labels.shape, 3))
+        found = {}
+
+        def find():
+            found["labels"] = nuclei.nuclei(labels > 0, 0.25, nuclei.PREDICTION_SPLIT)
+
+        def look():
+            found["table"] = nuclei.measure(found["labels"], image, 0.25)
+            found["rings"] = nuclei.outlines(found["labels"])
+
+        measure("touching ones split", find)
+        measure("measured and outlined", look)
+        labels, table, rings = found.values()
 
         def write(*formats):
             with exports.NucleiFiles(folder, "a", labels.shape, formats) as files:
@@ -69,48 +83,28 @@ def main(args):
             lambda: report.write_report(page, folder, counts, {}),
             lambda: page,
         )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     points = sum(map(len, rings)) / len(rings)
     text = f"""`python3 -m benchmarks.results_speed`: {args.nuclei:,} nuclei with outlines of
-{points:.0f} points on average.
+{points:.0f} points on average, and the report. The process held {memory:.1f} GiB at most.
 
 {results.table(["", "seconds", "MB"], rows)}"""
     results.write_section("Writing results", text, args.results, since)
 
 
-def nuclei_on_a_grid(count: int) -> tuple[np.ndarray, dict, list[np.ndarray]]:
-    """Labels int32 (H, W), a table and outlines of `count` tilted ellipses."""
+def nuclei_on_a_grid(count: int) -> np.ndarray:
+    """Labels int32 (H, W) of `count` tilted ellipses."""
     side = int(np.ceil(count**0.5))
     labels = np.zeros((side * CELL, side * CELL), np.int32)
-    rings, rng = [], np.random.default_rng(0)
     y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
     shapes = []
-    for angle, long, short in rng.uniform((0, 9, 7), (np.pi, 15, 12), (64, 3)):
+    for angle, long, short in np.random.default_rng(0).uniform((0, 9, 7), (np.pi, 15, 12), (64, 3)):
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-        mask = (u / long) ** 2 + (v / short) ** 2 <= 1
-        shapes.append((mask, outline(mask)))
-    areas = np.array([mask.sum() for mask, _ in shapes])[np.arange(count) % len(shapes)]
+        shapes.append((u / long) ** 2 + (v / short) ** 2 <= 1)
     for number in range(count):
-        corner = np.array(divmod(number, side)) * CELL
-        mask, ring = shapes[number % len(shapes)]
-        window = labels[corner[0] : corner[0] + CELL, corner[1] : corner[1] + CELL]
-        window[mask] = number + 1
-        rings.append(ring + corner[::-1])
-    measures = {f"measure_{k}": rng.random(count) * 100 for k in range(9)}
-    return labels, {"id": np.arange(1, count + 1), "area_px": areas, **measures}, rings
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """The corners (n, 2) of x, y around a mask whose rows are one run each, closed."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    left = mask[rows].argmax(axis=1)
-    right = left + mask[rows].sum(axis=1)
-    levels = np.column_stack([rows, rows + 1]).ravel()
-    right_side = np.column_stack([right.repeat(2), levels])
-    left_side = np.column_stack([left.repeat(2), levels])[::-1]
-    ring = np.concatenate([right_side, left_side, right_side[:1]])
-    step = np.diff(ring, axis=0)
-    straight = (step[1:, 0] == 0) & (step[:-1, 0] == 0)
-    return ring[np.concatenate([[True], ~straight, [True]])]
+        top, left = np.array(divmod(number, side)) * CELL
+        labels[top : top + CELL, left : left + CELL][shapes[number % len(shapes)]] = number + 1
+    return labels
 
 
 def draw_results(folder: Path, count: int) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import ablation, preprocess_speed, results, results_speed
+from benchmarks import ablation, counts, preprocess_speed, results, results_speed
 from tests.scripts import table_of
 from tissue.files import InputError
 from tissue.synthetic import write_demo
@@ -78,3 +78,11 @@ def test_folds_hold_out_whole_organs_each_once(study, tmp_path):
     with pytest.raises(InputError, match=r"--folds: found 3, expected 2 to 2.*Demo_"):
         study("--folds", 3)
     assert not list((tmp_path / "docs").iterdir())
+
+
+def test_counts_are_compared_with_the_annotators(tmp_path):
+    write_demo(tmp_path, 3, 160)
+    flags = ["--images", tmp_path / "tissue_images", "--labels", tmp_path / "instance_labels"]
+    path = tmp_path / "RESULTS.md"
+    counts.main(counts.parse_args([*map(str, flags), "--results", str(path)]))
+    assert "Demo_Liver_01" in path.read_text() and "mean error" in path.read_text()
