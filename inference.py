@@ -294,7 +294,13 @@ def infer_alone(task, predict, bar) -> dict:
 
 def reference_nuclei(task, mask) -> np.ndarray:
     """The reference's nuclei, int32 (H, W): as its label map has them, or else split."""
-    label_map = images.read_label_map(task.label_map or task.pair.mask)
+    path = task.label_map or task.pair.mask
+    label_map = images.read_label_map(path)
+    if label_map is not None and label_map.shape != mask.shape:
+        raise InputError(
+            f"{path}: found a label map of {label_map.shape[0]} x {label_map.shape[1]} pixels "
+            f"(height x width), expected {mask.shape[0]} x {mask.shape[1]}, replace or remove it"
+        )
     if label_map is not None:
         return nuclei.reference_labels(label_map)
     return nuclei.nuclei(mask, task.pixel_size_um, nuclei.REFERENCE_SPLIT)

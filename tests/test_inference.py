@@ -7,7 +7,7 @@ import tifffile
 import torch
 
 from model import UNet
-from tests.scripts import call, infer, table_of
+from tests.scripts import call, cut, infer, learn, table_of
 from tests.test_windows import write_ome_pyramid
 from tissue import images, nuclei, windows
 from tissue.files import InputError
@@ -236,3 +236,87 @@ def test_bad_settings_are_named_and_nothing_is_written(slide, checkpoint, tmp_pa
     with pytest.raises(InputError, match=text):
         infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, *flags)
     assert not (tmp_path / "out").exists()
+
+
+# --- nuclei
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A root with one drawn validation image of 160 x 160 pixels, its mask and its label map."""
+    root = tmp_path / "data"
+    for folder in ("tissue_images", "mask binary", "instance_labels"):
+        (root / folder).mkdir(parents=True)
+    for number in (3, 4):
+        tissue = draw_tissue(160, 160, seed=number)
+        write_image(root / "tissue_images" / f"a_0{number}.png", tissue.image)
+        write_image(root / "mask binary" / f"a_0{number}.png", tissue.labels > 0)
+        labels = tissue.labels.astype(np.uint16)
+        tifffile.imwrite(root / "instance_labels" / f"a_0{number}.tif", labels)
+    cut(root, "--val_pattern", "*03.png")
+    return root
+
+
+def test_nuclei_are_compared_with_the_label_map_and_exported(
+    labelled, checkpoint, tmp_path, capsys
+):
+    results = tmp_path / "out"
+    flags = ["--root", labelled, "--ckpt", checkpoint, "--export", "--check_exports"]
+    infer(results, *flags)
+    truth = tifffile.imread(labelled / "instance_labels" / "a_03.tif")
+    (row,) = table_of(results / "counts.csv")
+    assert int(row["gt_nuclei"]) == len(np.unique(truth)) - 1
+    assert 0 <= float(row["pq"]) <= float(row["aji"]) + 1
+    (errors,) = table_of(results / "errors.csv")
+    assert int(errors["true"]) == int(row["gt_nuclei"])
+    kinds = ("matched", "missed", "merged", "split")
+    assert sum(int(errors[kind]) for kind in kinds) == int(errors["true"])
+    labels = tifffile.imread(results / "a_03_labels.tif")
+    assert labels.max() == int(row["nuclei"]) == len(table_of(results / "a_03_nuclei.csv"))
+    assert int(row["nuclei_in_frame"]) <= int(row["nuclei"])
+    files = "a_03_nuclei.csv, a_03_nuclei.geojson, a_03_rois.zip, a_03_coco.json, a_03_labels.tif"
+    assert f"the same in {files}" in capsys.readouterr().out
+
+
+def test_nuclei_of_a_big_image_are_those_of_a_small_one(slide, checkpoint, tmp_path, monkeypatch):
+    flags = ["--ckpt", checkpoint, "--images", slide, "--no-skip", "--check_exports", *TILES]
+    infer(tmp_path / "small", *flags)
+    monkeypatch.setattr(windows, "BIG", 1)
+    infer(tmp_path / "big", *flags)
+    tables = [table_of(tmp_path / name / "big_nuclei.csv") for name in ("small", "big")]
+    for table in tables:
+        for nucleus in table:
+            nucleus.pop("id")
+        table.sort(key=lambda nucleus: (float(nucleus["y"]), float(nucleus["x"])))
+    assert tables[0] == tables[1] and len(tables[0]) > 20
+
+
+def test_split_changes_what_a_nucleus_is_and_is_recorded(slide, checkpoint, tmp_path):
+    counts = []
+    for number, smallest in enumerate((0, 30)):
+        results = tmp_path / str(number)
+        infer(results, "--ckpt", checkpoint, "--images", slide, "--split", f"smallest={smallest}")
+        counts.append(int(table_of(results / "counts.csv")[0]["nuclei"]))
+        assert f"smallest={smallest}" in (results / "report.html").read_text()
+    assert counts[0] > counts[1]
+
+
+@pytest.mark.parametrize("change", ["size=3", "h", "h=much"])
+def test_a_split_that_is_none_is_named(slide, checkpoint, tmp_path, change):
+    with pytest.raises(InputError, match=f"--split: found {change}, expected NAME=NUMBER"):
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--split", change)
+
+
+def test_a_label_map_of_another_size_is_named(labelled, checkpoint, tmp_path):
+    tifffile.imwrite(labelled / "instance_labels" / "a_03.tif", np.eye(7, dtype=np.uint16) * 3 + 1)
+    with pytest.raises(InputError, match=r"a_03\.tif: found a label map of 7 x 7"):
+        infer(tmp_path / "out", "--root", labelled, "--ckpt", checkpoint)
+
+
+def test_training_chooses_the_split_on_label_maps_and_inference_uses_it(labelled, tmp_path, capsys):
+    run = learn(labelled, tmp_path)
+    assert "chosen on 1 training images with label maps" in (run / "train.log").read_text()
+    chosen = torch.load(run / "best.pt", weights_only=True)["split"]
+    assert set(chosen) == set(nuclei.Split._fields)
+    infer(tmp_path / "out", "--root", labelled, "--ckpt", run)
+    assert f"smallest={chosen['smallest']:g}" in capsys.readouterr().out

@@ -79,14 +79,19 @@ def write_tiles(
     """Write a tiled, deflated BigTIFF, (H, W) of `dtype`, from what its tiles hold, in order.
 
     `tiles` are all of an image, row by row; `contents` arrays of their sizes, or compressed bytes.
+    A generator is run to its end before the file is put in place.
     """
+    contents = iter(contents)
+    until_closed = (content for content in contents)  # tifffile closes it when it has enough
     height = tiles[-1].y + tiles[-1].height
     width = tiles[-1].x + tiles[-1].width
     resolution = (1e4 / pixel_size_um,) * 2 if pixel_size_um else None
     with replacing(path) as beside, tifffile.TiffWriter(beside, bigtiff=True) as tif:
         tif.write(
-            iter(contents), shape=(height, width), dtype=dtype, tile=(tile, tile),
+            until_closed, shape=(height, width), dtype=dtype, tile=(tile, tile),
             photometric="minisblack", compression="adobe_deflate", metadata=None,
             resolution=resolution, resolutionunit="CENTIMETER" if resolution else None,
             software=False,
         )  # fmt: skip
+        if next(contents, None) is not None:
+            raise ValueError(f"{path}: more tiles than the image has")
