@@ -117,6 +117,7 @@ def parse_args(argv=None):
     if args.resume:
         args.resume = utils.find_run(args.log, args.resume)
         saved = json.loads((args.resume / "args.json").read_text())
+        saved = vars(args) | saved  # a run of an earlier version lacks the newer flags
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
         utils.check_same(args, saved, FIXED)
