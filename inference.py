@@ -268,6 +268,7 @@ def infer_alone(task, predict, bar) -> dict:
         tissue += share * part.height * part.width
         bar.update(part.height * part.width / 1e6)
     mask = probability >= task.threshold
+    del probability  # four bytes a pixel
     pixels = image.read(0, 0, image.height, image.width)
     row = {"tissue": tissue / mask.size, "contours": len(nuclei.contours(mask))}
     whole = tiling.tiles_of(image.height, image.width, max(mask.shape))

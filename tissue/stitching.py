@@ -137,7 +137,7 @@ class FoundNuclei(NamedTuple):
     """What `nuclei_by_tiles` found in a tile, and which nuclei it met there for the first time."""
 
     tile: Tile
-    labels: np.ndarray  # int64 (h, w): ids of the whole image in the tile's pixels
+    labels: np.ndarray  # int32 (h, w): ids of the whole image in the tile's pixels
     window: Tile  # where the new nuclei lie, which may reach beyond the tile
     new: np.ndarray  # int32 (h, w) of the window: 1 to n, the new nuclei alone
     ids: np.ndarray  # int64 (n,): their ids
@@ -167,7 +167,7 @@ def nuclei_by_tiles(
         highest = int(labels.max(initial=0))
         y, x = np.divmod(_first_pixels(labels, highest + 1)[present], window.width)
         places = ((window.y + y) * mask.width + window.x + x).tolist()
-        number = np.zeros(highest + 1, np.int64)
+        number = np.zeros(highest + 1, np.int32)
         fresh = np.array([place not in known for place in places], bool)
         ids = count + 1 + np.arange(np.count_nonzero(fresh))
         count += len(ids)
