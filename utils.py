@@ -675,7 +675,9 @@ class FusedConvReLU(nn.Module):
     convolution and ReLU one after the other.
     """
 
-    operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    operator = None
+    if torch.backends.mkldnn.is_available():
+        operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
     def __init__(self, convolution: nn.Conv2d, precision: torch.dtype):
         super().__init__()

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ import utils
 from benchmarks.data import draw_giant
 from benchmarks.results import moment, table, write_section
 from model import UNet
-from tissue import images, nuclei, tiling, windows
+from tissue import images, mosaic, nuclei, stitching, tiling, windows
 from tissue.files import run_script
 
 SIDES = (512, 4096, 16384)  # pixels
@@ -155,17 +156,23 @@ def measure(way, path, tile, dimensions, gpu_id):
 
 
 def ours(image, predict, tile):
-    settings = {"tile": tile, "halo": tiling.HALO, "batch_size": 1, "scale": 1.0}
     if not image.is_big:
-        mask = tiling.predict_image(image, predict, **settings) >= 0.5
-        return len(nuclei.contours(mask))
+        return len(nuclei.contours(tiling.predict_image(image, predict, tile=tile) >= 0.5))
+    tiles = tiling.tiles_of(image.height, image.width, tile)
+    counter = stitching.ContourCounter(image.height, image.width)
     with tempfile.TemporaryDirectory() as folder:
-        pair = images.Pair("image", image.path, None)
-        bar = contextlib.nullcontext()
-        bar.update = lambda _: None
-        return inference.infer_shared(Path(folder), pair, image, predict, 0.5, settings, bar)[
-            "contours"
-        ]
+        spool = mosaic.Spool(Path(folder) / "part", tile)
+
+        def keep(predicted):
+            spool.add(predicted.tile, predicted.probability >= 0.5)
+
+        predicted = tiling.predict_tiles(image, tiles, predict, tile=tile)
+        deque(tiling.ahead(keep, predicted, 4), maxlen=0)
+        mosaic.write_mosaic(
+            Path(folder) / "mask.tif", tiles, spool.close(), tile, None,
+            lambda part, mask: counter.add(mask, part.y, part.x),
+        )  # fmt: skip
+    return counter.count()
 
 
 @torch.inference_mode()

@@ -2,8 +2,9 @@
 
 import pytest
 
-from benchmarks import ablation, counts, preprocess_speed, results, results_speed
+from benchmarks import ablation, counts, data, preprocess_speed, results, results_speed
 from tests.scripts import table_of
+from tissue import windows
 from tissue.files import InputError
 from tissue.synthetic import write_demo
 
@@ -86,3 +87,14 @@ def test_counts_are_compared_with_the_annotators(tmp_path):
     path = tmp_path / "RESULTS.md"
     counts.main(counts.parse_args([*map(str, flags), "--results", str(path)]))
     assert "Demo_Liver_01" in path.read_text() and "mean error" in path.read_text()
+
+
+def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
+    pytest.importorskip("monai", reason="the benchmark measures beside MONAI")
+    from benchmarks import inference_speed
+
+    path = data.draw_giant(tmp_path / "a.tif", 300)
+    small = inference_speed.measure("ours", path, 96, 2, -1)
+    monkeypatch.setattr(windows, "BIG", 1)
+    big = inference_speed.measure("ours", path, 96, 2, -1)
+    assert small["contours"] == big["contours"] > 0
