@@ -150,7 +150,6 @@ def main(args):
             + f": taken as the network's {trained_at:.3g} um; --pixel_size tells it."
         )
 
-    utils.keep_freed_memory()
     predict = utils.predictor(model, checkpoint, device, args.tta)
     batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
     tiled = {"tile": args.tile, "halo": halo, "grid": model.grid, "batch_size": batch_size}

@@ -13,7 +13,7 @@ import signal
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -631,8 +631,10 @@ def predictor(
         for turns, flip in ways:
             laid = batch.rot90(turns, (2, 3))
             laid = laid.flip(3) if flip else laid
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = model(laid.contiguous(memory_format=torch.channels_last))
+            laid = laid.contiguous(memory_format=torch.channels_last)
+            mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+            with mixed, freed_memory_kept():
+                logits = model(laid)
             probability = logits.float().sigmoid()
             probability = probability.flip(3) if flip else probability
             total = total + probability.rot90(-turns, (2, 3))
@@ -781,16 +783,25 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
     )
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for the next tile instead of giving it back to the system.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, glibc keeps large blocks that are freed instead of giving them back to the system.
 
     The network's activations are tens of megabytes; fetching zeroed pages for each of them anew
-    takes as long as the network itself. Elsewhere than with glibc nothing happens.
+    takes as long as the network itself. Everything else is better off without: blocks of all sizes
+    in one heap leave ever more gaps. Elsewhere than with glibc nothing happens.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
+    try:
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
+    mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
+    try:
+        yield
+    finally:
+        mallopt(-4, 65536)  # the default
 
 
 def versions() -> dict[str, str]:
