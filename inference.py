@@ -15,6 +15,7 @@ BigTIFF and the others are small views; it is never held in memory.
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -155,11 +156,18 @@ def main(args):
     tiled = {"tile": args.tile, "halo": halo, "grid": model.grid, "batch_size": batch_size}
     if args.check_seams:
         for pair in todo[rank::processes]:
-            print(check_seams(pair.name, opened[pair.name], predict, threshold, tiled))
+            how = tiled | {"scale": scales[pair.name]}
+            print(check_seams(pair.name, opened[pair.name], predict, threshold, how))
         return
 
     # --- what is finished already ---
     results = Path(args.image_folder)
+    inside = [str(p) for pair in todo for p in pair[1:] if p and same_folder(p.parent, results)]
+    if inside:
+        raise InputError(
+            f"--image_folder: found input in {results} ({inside[0]}), expected another folder: "
+            f"results may have the names of images"
+        )
     (results / "rows").mkdir(parents=True, exist_ok=True)
     formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
     settings = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
@@ -173,8 +181,22 @@ def main(args):
         made_with[pair.name] = settings | {"pixel_size": sizes[pair.name], "files": files}
         image = opened[pair.name]
         how = tiled | {"scale": scales[pair.name], "skip_glass": args.skip and image.is_big}
+        # Of about one size for the network, whatever the image's pixels.
+        how["tile"] = (
+            round(args.tile * min(how["scale"], 4) / model.grid) * model.grid or model.grid
+        )
+        size = sizes[pair.name]
         task = Task(
-            pair, image, sizes[pair.name], label_map, threshold, split, formats, how, results
+            pair,
+            image,
+            size,
+            size or trained_at,
+            label_map,
+            threshold,
+            split,
+            formats,
+            how,
+            results,
         )
         if args.overwrite or finished_row(results, pair.name, made_with[pair.name]) is None:
             tasks.append(task)
@@ -192,6 +214,10 @@ def main(args):
     )  # fmt: skip
     for task in mine + shared:
         started = time.monotonic()
+        name, size = task.pair.name, task.pixel_size_um
+        if rank == 0 or not task.image.is_big:  # an earlier run's results hold no more
+            for outdated in (f"rows/{name}.json", f"{name}_gt.png", f"{name}_errors.png"):
+                (results / outdated).unlink(missing_ok=True)
         try:
             row = (infer_shared if task.image.is_big else infer_alone)(task, predict, bar)
         except (InputError, OSError) as error:
@@ -201,7 +227,6 @@ def main(args):
             task.image.close()
         if row is None:  # the first process has it
             continue
-        name, size = task.pair.name, task.pixel_size_um
         row |= {"image": name, "height": task.image.height, "width": task.image.width}
         if size:
             row["tissue_mm2"] = row["tissue"] * megapixels(task.image) * size**2
@@ -211,7 +236,10 @@ def main(args):
         content = {"row": row, "made_with": made_with[name]}
         utils.write_json(results / "rows" / f"{name}.json", content)
         if args.check_exports:
-            tqdm.write(f"{name}: {exports.check_exports(results, name)}")
+            try:
+                tqdm.write(f"{name}: {exports.check_exports(results, name)}")
+            except InputError as error:
+                failures.append(str(error))
     bar.close()
     failures = [fault for faults in utils.everyone(failures) for fault in faults]
 
@@ -219,7 +247,10 @@ def main(args):
     if rank == 0:
         found = (finished_row(results, pair.name, made_with[pair.name]) for pair in todo)
         rows = [row for row in found if row is not None]
-        if rows:
+        if not rows:
+            for outdated in ("counts.csv", "errors.csv", "report.html"):
+                (results / outdated).unlink(missing_ok=True)
+        else:
             about = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
             about |= {"split": text_of(split), "flips and turns averaged": args.tta}
             about |= {"device": str(device)}
@@ -245,6 +276,7 @@ class Task(NamedTuple):
     pair: images.Pair
     image: windows.Windows
     pixel_size_um: float | None
+    split_at_um: float | None  # the same, or where that is not known the network's
     label_map: Path | None  # one number per nucleus, if there is such a reference
     threshold: float
     split: nuclei.Split
@@ -303,12 +335,12 @@ def reference_nuclei(task, mask) -> np.ndarray:
         )
     if label_map is not None:
         return nuclei.reference_labels(label_map)
-    return nuclei.nuclei(mask, task.pixel_size_um, nuclei.REFERENCE_SPLIT)
+    return nuclei.nuclei(mask, task.split_at_um, nuclei.REFERENCE_SPLIT)
 
 
 def write_nuclei(task, mask, tiles, row) -> Iterator[stitching.FoundNuclei]:
     """Write the files of a mask's nuclei while they are found, tile by tile, and count them."""
-    find = partial(nuclei.nuclei, pixel_size_um=task.pixel_size_um, split=task.split)
+    find = partial(nuclei.nuclei, pixel_size_um=task.split_at_um, split=task.split)
     shape = mask.height, mask.width
     row |= {"nuclei": 0, "nuclei_in_frame": 0}
     with exports.NucleiFiles(task.results, task.pair.name, shape, task.formats) as files:
@@ -332,7 +364,7 @@ def infer_shared(task, predict, bar) -> dict | None:
     image, tile = task.image, task.tiled["tile"]
     tiles = tiling.tiles_of(image.height, image.width, tile)
     mine = [part for part in tiles if part.y // tile % processes == rank]
-    spool = mosaic.Spool(task.results / f".{task.pair.name}.{rank}.part", tile)
+    path = task.results / f".{task.pair.name}.{rank}.part"
     pixels = {"tissue": 0.0, "skipped": 0.0}
 
     def keep(predicted):
@@ -344,14 +376,15 @@ def infer_shared(task, predict, bar) -> dict | None:
         spool.add(part, glass if probability is None else probability >= task.threshold)
         return size
 
-    outcome = {"fault": None, "pixels": pixels}
+    outcome = {"fault": None, "pixels": pixels, "places": {}}
     try:
+        spool = mosaic.Spool(path, tile)
         predicted = tiling.predict_tiles(image, mine, predict, **task.tiled)
         for size in tiling.ahead(keep, predicted, 4):
             bar.update(size * processes / 1e6)
+        outcome["places"] = spool.close()
     except (InputError, OSError) as error:
         outcome["fault"] = str(error)
-    outcome["places"] = spool.close()
     outcomes = utils.everyone(outcome)
     fault = next((o["fault"] for o in outcomes if o["fault"]), None)
     row = None
@@ -363,7 +396,7 @@ def infer_shared(task, predict, bar) -> dict | None:
             row |= merge(task, tiles, places)
     finally:
         utils.everyone(None)  # the others' tiles are read
-        spool.path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     if fault and rank == 0:
         raise InputError(fault)
     return row
@@ -392,11 +425,7 @@ def merge(task, tiles, places) -> dict:
     labels = (part.labels.astype(np.uint32) for part in found)
     mosaic.write_tiles(task.file("_labels.tif"), labels, tiles, tile, np.uint32, task.pixel_size_um)
     if reference:
-        find = partial(
-            nuclei.nuclei, pixel_size_um=task.pixel_size_um, split=nuclei.REFERENCE_SPLIT
-        )
-        found = stitching.nuclei_by_tiles(reference, tiles, find)
-        row |= {"gt_contours": gt_counter.count(), "gt_nuclei": sum(len(f.ids) for f in found)}
+        row |= {"gt_contours": gt_counter.count()}
         row |= utils.scores(counts)
         report.write_image(task.file("_gt.png"), reference.view() > 127)
         reference.close()
@@ -427,11 +456,12 @@ def check_seams(name, image, predict, threshold, tiled) -> str:
 
 def export(args, model, checkpoint) -> str:
     """Write the network for other programs, checked on the first image there is."""
+    pixels = synthetic.draw_tissue(512, 512, seed=0).image
     if args.images:
-        image = images.read_image(next(iter(images.find_images(*args.images).values())))
-    else:
-        image = synthetic.draw_tissue(512, 512, seed=0).image
-    return utils.export_model(Path(args.export_model), model, checkpoint, image[:512, :512])
+        image = windows.open_image(next(iter(images.find_images(*args.images).values())))
+        if min(image.height, image.width) >= 3 * model.grid:
+            pixels = image.read(0, 0, min(512, image.height), min(512, image.width))
+    return utils.export_model(Path(args.export_model), model, checkpoint, pixels)
 
 
 def error_rows(rows) -> list[dict]:
@@ -452,12 +482,16 @@ def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
     for change in changes:
         name, _, value = change.partition("=")
         try:
-            split = split._replace(**{name: float(value)})
-        except ValueError as error:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        largest = {"sigma": 10, "h": 1}.get(name, math.inf)  # micrometres; share of the depth
+        if name not in nuclei.Split._fields or not 0 <= number <= largest or number == math.inf:
             raise InputError(
-                f"--split: found {change}, expected NAME=NUMBER with a name of "
-                f"{', '.join(nuclei.Split._fields)}"
-            ) from error
+                f"--split: found {change}, expected NAME=NUMBER, a name of "
+                f"{', '.join(nuclei.Split._fields)} and a number from 0 up (sigma to 10, h to 1)"
+            )
+        split = split._replace(**{name: number})
     return split
 
 
@@ -525,6 +559,10 @@ def check_images(todo, rank, processes) -> tuple[dict[str, windows.Windows], lis
     return opened, list(dict.fromkeys(everyones))
 
 
+def same_folder(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
 def scale_of(size: float | None, trained_at: float | None) -> float:
     """How many of an image's pixels make one of the network's; 1 if they are about equal, or if
     one of the pixel sizes (micrometres) is not known.
@@ -542,7 +580,8 @@ def file_mark(path: Path | None) -> list | None:
 def finished_row(results: Path, name: str, made_with: dict) -> dict | None:
     """An image's row, if an earlier run finished it with the same checkpoint and settings."""
     record = results / "rows" / f"{name}.json"
-    if not record.is_file() or not list(results.glob(f"{name}_prediction.*")):
+    masks = (results / f"{name}_prediction{suffix}" for suffix in (".png", ".tif"))
+    if not record.is_file() or not any(mask.is_file() for mask in masks):
         return None
     try:
         content = json.loads(record.read_text(encoding="utf-8"))

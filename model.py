@@ -163,11 +163,11 @@ class WindowAttention(nn.Module):
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (windows, heads, 64, head)
             for part in self.query_key_value(self.norm(tokens)).chunk(3, dim=2)
         )
-        mask = inside.repeat(len(x), 1, 1, 1)
+        mask = inside.repeat(x.shape[0], 1, 1, 1)
         attended = F.scaled_dot_product_attention(self.turn(query), self.turn(key), value, mask)
         attended = self.project(attended.transpose(1, 2).flatten(2))
         rows, columns = padded.shape[2] // self.side, padded.shape[3] // self.side
-        attended = attended.reshape(len(x), rows, columns, self.side, self.side, -1)
+        attended = attended.reshape(x.shape[0], rows, columns, self.side, self.side, -1)
         attended = attended.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         return x + attended[:, :, :height, :width]
 

@@ -343,8 +343,11 @@ def choose_split(root, manifest, checkpoint, device) -> tuple[dict, str]:
     predict = utils.predictor(model, checkpoint, device)
     masks, counts, sizes = [], [], []
     for entry in manifest["images"]:
-        image = open_image(Path(root) / entry["image"])
-        if entry["split"] != "train" or entry["name"] not in label_maps or image.is_big:
+        path = Path(root) / entry["image"]
+        if entry["split"] != "train" or entry["name"] not in label_maps or not path.is_file():
+            continue
+        image = open_image(path)
+        if image.is_big:
             continue
         labels = read_label_map(label_maps[entry["name"]])
         tiles = {"halo": model.halo, "grid": model.grid}

@@ -247,7 +247,7 @@ def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, i
     `gpu_id` above -1 says) and by gloo on CPUs. With `waiting`, for processes that meet after hours
     of their own work and exchange no tensors, by gloo always.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not dist.is_torchelastic_launched():
         return choose_device(gpu_id), 0, 1
     device = choose_device(int(os.environ["LOCAL_RANK"]) if gpu_id >= 0 else -1)
     if waiting:

@@ -156,6 +156,49 @@ def test_finished_images_stay_and_a_truncated_one_is_named_and_done_later(
     assert (results / "big_prediction.tif").stat().st_mtime_ns > finished
 
 
+def test_an_interrupted_redo_does_not_pass_for_finished(slide, checkpoint, tmp_path, monkeypatch):
+    results = tmp_path / "out"
+    flags = ["--ckpt", checkpoint, "--images", slide]
+    infer(results, *flags)
+    before = images.read_mask(results / "big_prediction.png")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tissue.report.overlay", stop)
+        infer(results, *flags, "--threshold", 0.2)
+    infer(results, *flags)
+    np.testing.assert_array_equal(images.read_mask(results / "big_prediction.png"), before)
+    labels = tifffile.imread(results / "big_labels.tif")
+    assert labels.max() == int(table_of(results / "counts.csv")[0]["nuclei"])
+
+
+def test_a_name_that_is_a_pattern_is_a_name(slide, checkpoint, tmp_path, capsys):
+    odd = slide.with_name("a [1] *.tif")
+    slide.rename(odd)
+    for _ in range(2):
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", odd)
+    assert "1 of them finished already" in capsys.readouterr().out
+    assert table_of(tmp_path / "out" / "counts.csv")[0]["image"] == "a [1] *"
+
+
+def test_results_do_not_go_into_the_folder_of_the_images(slide, checkpoint):
+    with pytest.raises(InputError, match="--image_folder: found input in"):
+        infer(slide.parent, "--ckpt", checkpoint, "--images", slide)
+    assert [path.name for path in slide.parent.iterdir()] == ["big.tif"]
+
+
+def test_without_masks_no_reference_of_an_earlier_run_stays(slide, checkpoint, tmp_path):
+    (tmp_path / "masks").mkdir()
+    write_image(tmp_path / "masks" / "big.png", np.ones((320, 400), bool))
+    results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", slide]
+    infer(results, *flags, "--masks", tmp_path / "masks")
+    assert (results / "big_gt.png").exists() and (results / "big_errors.png").exists()
+    infer(results, *flags)
+    assert not (results / "big_gt.png").exists() and not (results / "big_errors.png").exists()
+
+
 def test_results_of_other_settings_are_made_anew(slide, checkpoint, tmp_path, capsys):
     for threshold in ("0.4", "0.6"):
         flags = ["--ckpt", checkpoint, "--images", slide, "--threshold", threshold]
@@ -301,7 +344,7 @@ def test_split_changes_what_a_nucleus_is_and_is_recorded(slide, checkpoint, tmp_
     assert counts[0] > counts[1]
 
 
-@pytest.mark.parametrize("change", ["size=3", "h", "h=much"])
+@pytest.mark.parametrize("change", ["size=3", "h", "h=much", "sigma=-1", "h=nan", "sigma=1e9"])
 def test_a_split_that_is_none_is_named(slide, checkpoint, tmp_path, change):
     with pytest.raises(InputError, match=f"--split: found {change}, expected NAME=NUMBER"):
         infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--split", change)

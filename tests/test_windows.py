@@ -120,6 +120,39 @@ def test_a_mask_is_read_by_windows_as_it_is_read_whole(tmp_path, generator):
     check_windows(mask, read_mask(tmp_path / "labels.tif"), generator)
 
 
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_alpha_is_no_foreground_by_windows_either(tmp_path, generator, samples):
+    grey = generator.integers(0, 2, (100, 120, 1), dtype=np.uint8) * 255
+    pixels = np.repeat(grey, samples, axis=2)
+    if samples != 3:
+        pixels[..., -1] = 255
+    kind = "minisblack" if samples == 2 else "rgb"
+    extra = {"extrasamples": ["unassalpha"]} if samples != 3 else {}
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric=kind, planarconfig="contig", tile=(64, 64), **extra
+    )
+    check_windows(
+        windows.open_mask(tmp_path / "a.tif", big=1), read_mask(tmp_path / "a.tif"), generator
+    )
+
+
+def test_a_coloured_mask_is_refused_by_windows_too(tmp_path, picture):
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", tile=(64, 64))
+    with pytest.raises(InputError, match=r"a\.tif, rows 0 to 9.*several colours"):
+        windows.open_mask(tmp_path / "a.tif", big=1).read(0, 0, 9, 9)
+
+
+def test_a_small_pyramid_of_16_bit_is_read_whole(tmp_path, picture):
+    write_ome = {"photometric": "rgb", "tile": (64, 64)}
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as tif:
+        tif.write(picture.astype(np.uint16) * 16, subifds=1, **write_ome)
+        tif.write(smaller(picture, 2).astype(np.uint16) * 16, subfiletype=1, **write_ome)
+    whole = read_image(tmp_path / "a.ome.tif")
+    np.testing.assert_array_equal(
+        windows.open_image(tmp_path / "a.ome.tif").read(0, 0, 300, 410), whole
+    )
+
+
 @pytest.mark.parametrize("big", [1, 1e9])
 def test_the_view_is_small_and_shows_all(tmp_path, picture, big):
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", tile=(64, 64))

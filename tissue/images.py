@@ -215,9 +215,9 @@ def find_images(*places: str | Path) -> dict[str, Path]:
 
 
 def label_folder(root: str | Path) -> dict[str, Path]:
-    """Return {stem: path} of the label maps in `root`'s folder for them; empty without one."""
+    """Return {stem: path} of the label maps in `root`'s folder for them; empty without any."""
     folder = Path(root) / LABEL_FOLDER
-    return find_images(folder) if folder.is_dir() else {}
+    return find_images(folder) if folder.is_dir() and _image_files(folder) else {}
 
 
 def find_pairs(root: str | Path) -> list[Pair]:

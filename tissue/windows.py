@@ -5,6 +5,7 @@ than wanted. PNG and JPEG cannot be read in part, and small TIFFs need not: they
 """
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -128,6 +129,10 @@ def _open(path, big, read_whole, convert):
 
 def free_memory() -> int:
     """Bytes of memory that are free, or a guess where the system does not say."""
+    if Path("/proc/meminfo").is_file():  # what caches hold counts as free
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        if found:
+            return int(found[1]) * 1024
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 8 * 2**30
@@ -157,10 +162,13 @@ class _Segments:
 
     def __init__(self, path, convert):
         self.path, self.convert = path, convert
+        is_mask = convert is _foreground
         with decoding(path), open_tiff(path) as tif:
             plane = tiff_plane(path, tif)
             self.pages = [level.keyframe for level in plane.levels]
-            self.odd = next(filter(None, (_oddity(plane, page) for page in self.pages)), None)
+            self.odd = next(
+                filter(None, (_oddity(plane, page, is_mask) for page in self.pages)), None
+            )
             for page in self.pages:  # what tifffile reads at need, and the file is closed then
                 page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
         self.levels = [(page.imagelength, page.imagewidth) for page in self.pages]
@@ -238,10 +246,16 @@ def decoding_window(path, y, x, height, width):
     return decoding(f"{path}, rows {y} to {y + height}, columns {x} to {x + width}")
 
 
-def _oddity(plane, page):
+def _oddity(plane, page, is_mask):
     """What keeps a TIFF from being read by windows, or None."""
-    if page.photometric.name not in ("RGB", "MINISBLACK", "YCBCR"):
-        return f"{page.photometric.name} colours"
+    kind = page.photometric.name
+    converted = kind == "YCBCR" and "JPEG" in page.compression.name  # by its decoder, to RGB
+    if not (kind in ("RGB", "MINISBLACK") or converted) or "YCBC" in page.compression.name:
+        return f"{kind} colours, {page.compression.name}"
+    if page.dtype.kind not in "ui" or page.compression.name.startswith("CCITT"):
+        return f"{page.dtype} pixels, {page.compression.name}"
+    if not is_mask and page.dtype != np.uint8:
+        return f"{page.dtype} pixels"
     if page.planarconfig == 2 and page.samplesperpixel > 1:
         return "separate colour planes"
     if page.tags.valueof(ORIENTATION, default=1) != 1:
@@ -254,17 +268,17 @@ def _oddity(plane, page):
 
 
 def _colours(segment, page):
-    """A decoded segment (h, w, samples) as RGB uint8 (h, w, 3)."""
-    if segment.dtype != np.uint8:
-        raise InputError(
-            f"found {segment.dtype} pixels in an image too big to be read whole, expected 8 bit, "
-            f"save it as 8-bit RGB"
-        )
+    """A decoded segment uint8 (h, w, samples) as RGB (h, w, 3)."""
     return np.repeat(segment[..., :1], 3, axis=2) if segment.shape[2] < 3 else segment[..., :3]
 
 
 def _foreground(segment, page):
-    return (segment != 0).any(axis=2)
+    """A decoded segment (h, w, samples) as the foreground (h, w), by the rules of `read_mask`."""
+    values = segment[..., : 1 if segment.shape[2] < 3 else 3]  # without alpha
+    lossy = "JPEG" in page.compression.name
+    if not lossy and (values != values[..., :1]).any():
+        raise ValueError("a mask of several colours, one value per pixel was expected")
+    return values[..., 0] >= 128 if lossy else values[..., 0] != 0
 
 
 # --- pixel size ---------------------------------------------------------------------------------
