@@ -106,25 +106,24 @@ def _open(path, big, read_whole, convert):
             f"{LARGEST:.0e} in all, replace the file"
         )
     size = pixel_size_um(path)
-    is_tiff = signature_of(path).startswith(TIFF_SIGNATURES)
-    if is_tiff:
+    is_big = height * width >= big
+    if signature_of(path).startswith(TIFF_SIGNATURES):
         with decoding(path), open_tiff(path) as tif:
             is_pyramid = len(tiff_plane(path, tif).levels) > 1
-        if height * width >= big or is_pyramid:
+        if is_big or is_pyramid:
             segments = _Segments(path, convert)
-            if segments.odd and height * width < big:
-                is_tiff = False
-            else:
+            if is_big:
                 segments.check()
-                return Windows(path, segments, segments.levels, size, height * width >= big)
-    if height * width >= big:
+            if not segments.odd:
+                return Windows(path, segments, segments.levels, size, is_big)
+    if is_big:
         room = free_memory()
         if 6 * height * width > room:
             raise InputError(
                 f"{path}: found {height} x {width} pixels in a file that can only be read whole, "
                 f"expected at most {room / 6:.1e} pixels for this memory, save it as a tiled TIFF"
             )
-    return Windows(path, _Whole(path, read_whole), [(height, width)], size, height * width >= big)
+    return Windows(path, _Whole(path, read_whole), [(height, width)], size, is_big)
 
 
 def free_memory() -> int:
