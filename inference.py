@@ -135,7 +135,7 @@ def main(args):
     say(
         f"{path} | {model.config['arch']} {model.config['dimensions']} | {device}"
         + (f" x {processes}" if processes > 1 else "")
-        + f" | threshold {threshold:g} | split {text_of(split)} | {len(todo)} image"
+        + f" | threshold {threshold:g} | split {split} | {len(todo)} image"
         + ("s" if len(todo) > 1 else "")
     )
     if checkpoint["channel_order"] == "bgr":
@@ -252,7 +252,7 @@ def main(args):
                 (results / outdated).unlink(missing_ok=True)
         else:
             about = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
-            about |= {"split": text_of(split), "flips and turns averaged": args.tta}
+            about |= {"split": str(split), "flips and turns averaged": args.tta}
             about |= {"device": str(device)}
             about |= {f"{name} version": version for name, version in utils.versions().items()}
             skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}
@@ -493,10 +493,6 @@ def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
             )
         split = split._replace(**{name: number})
     return split
-
-
-def text_of(split: nuclei.Split) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in split._asdict().items())
 
 
 def megapixels(image: windows.Windows) -> float:

@@ -355,11 +355,10 @@ def choose_split(root, manifest, checkpoint, device) -> tuple[dict, str]:
         counts.append(0 if labels is None else int(nuclei.reference_labels(labels).max()))
         sizes.append(entry["pixel_size_um"])
     split, error = nuclei.choose_split(masks, counts, sizes)
-    values = " ".join(f"{name}={value:g}" for name, value in split._asdict().items())
     if not masks:
-        return split._asdict(), f"split {values} (no training image has a label map to choose on)"
+        return split._asdict(), f"split {split} (no training image has a label map to choose on)"
     found = f"on {len(masks)} training images with label maps, count error {error:.1%}"
-    return split._asdict(), f"split {values}, chosen {found}"
+    return split._asdict(), f"split {split}, chosen {found}"
 
 
 def train_step(network, images, masks, loss_of, optimizer, scaler, autocast) -> torch.Tensor:

@@ -32,6 +32,9 @@ class Split(NamedTuple):
     hole: float  # holes up to this area are filled first; larger ones tell nuclei apart
     smallest: float  # smaller objects are dropped, smaller parts stay with their neighbour
 
+    def __str__(self):
+        return " ".join(f"{name}={value:g}" for name, value in self._asdict().items())
+
 
 # One rule for both: only holes and specks mean less where a network made them.
 REFERENCE_SPLIT = Split(sigma=0.5, h=0.05, hole=0.0, smallest=1.25)

@@ -28,7 +28,6 @@ class ContourCounter:
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width  # pixels of the whole image
-        self.inside = 0  # contours of objects that lie within one tile and outside of all others
         self.objects, self.surroundings = _Nodes(), _Nodes()
         self.outside = self.surroundings.new(1)  # what is connected with the image's edge
         self.firsts = {}  # object node -> its first pixel's place and the surroundings above it
@@ -40,7 +39,7 @@ class ContourCounter:
 
     def add(self, mask: np.ndarray, y: int, x: int) -> None:
         """Add a tile, bool (h, w), whose first pixel lies at row `y` and column `x`."""
-        h, w = mask.shape
+        w = mask.shape[1]
         if x == 0 and y > 0:
             self.above, self.next_above = self.next_above, self.above
             for nodes in self.next_above.values():
@@ -54,12 +53,7 @@ class ContourCounter:
         nodes[_on_border(around_labels)] = 0
         nodes[0] = -1
         nodes[nodes == 0] = self.surroundings.new(np.count_nonzero(nodes == 0))
-        for edge, at_edge in (
-            (around_labels[0], y == 0),
-            (around_labels[-1], y + h == self.height),
-            (around_labels[:, 0], x == 0),
-            (around_labels[:, -1], x + w == self.width),
-        ):
+        for edge, at_edge in self._edges(around_labels, y, x):
             if at_edge:
                 for node in np.unique(nodes[edge[edge > 0]]):
                     self.surroundings.unite(self.outside, node)
@@ -67,12 +61,7 @@ class ContourCounter:
 
         # Objects: a node, or (-2) whole within this tile.
         shared = np.zeros(count, bool)  # reaches a border with another tile
-        for edge, at_edge in (
-            (labels[0], y == 0),
-            (labels[-1], y + h == self.height),
-            (labels[:, 0], x == 0),
-            (labels[:, -1], x + w == self.width),
-        ):
+        for edge, at_edge in self._edges(labels, y, x):
             if not at_edge:
                 shared[edge] = True
         shared[0] = False
@@ -108,6 +97,14 @@ class ContourCounter:
                     tree.unite_all(self.left[kind][1:], sides[:-1, 0])
                     tree.unite_all(self.left[kind][:-1], sides[1:, 0])
             self.left[kind] = sides[:, 1]
+
+    def _edges(self, labels, y, x):
+        """The labels along each side of a tile, and whether the image ends there."""
+        h, w = labels.shape
+        yield labels[0], y == 0
+        yield labels[-1], y + h == self.height
+        yield labels[:, 0], x == 0
+        yield labels[:, -1], x + w == self.width
 
     def _join(self, kind, tree, rows, y, x, diagonally=False):
         """Unite a tile's first row of nodes with those above it, and keep its last one."""
