@@ -42,7 +42,7 @@ from tissue import (
 )
 from tissue.files import InputError, check_positive, file_hash, run_script
 
-SHIPPED = Path("log/ckpt/nuclei_unet.pt")
+SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei_unet.pt"
 
 
 def parse_args(argv=None):
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     files.add_argument("--root", default="./data/", help="folder given to preprocess.py")
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
     files.add_argument("--masks", help="folder with reference masks for --images")
-    files.add_argument("--ckpt", help=f"checkpoint or run folder; without it {SHIPPED}")
+    files.add_argument("--ckpt", help="checkpoint or run folder; without it the weights that ship")
     files.add_argument("--image_folder", default="./results/", help="folder for the results")
     files.add_argument(
         "--overwrite", action="store_true", help="redo images that have their results already"

@@ -80,7 +80,7 @@ def parse_args(argv=None):
     )
     learning.add_argument(
         "--augment", choices=("basic", "strong"), default="basic",
-        help="flips and lightness, or also turns, sizes, stains, colours, sharpness and noise",
+        help="flips and lightness, or also turns, sizes, stains, pale nuclei, sharpness, noise",
     )  # fmt: skip
     learning.add_argument(
         "--sampler", choices=("uniform", "balanced"), default="uniform",

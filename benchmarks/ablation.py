@@ -117,7 +117,8 @@ def main(args):
             learn, held_out = folds[fold]
             sample = Path(tempfile.mkdtemp(dir=folder))
             write_set(root, sample, learn, held_out, args.budget)
-            last, seconds = call_train(sample, args, DEFAULT | RUNS[run], seed)
+            machine = {"gpu_id": args.gpu_id, "dimensions": args.dimensions, "seed": seed}
+            last, seconds = call_train(sample, **machine, **(DEFAULT | RUNS[run]))
             seen = [pairs[name] for name in held_out]
             for evaluation, scores in evaluate(last, seen, other, device):
                 row = training | DEFAULT | RUNS[run] | evaluation | scores
@@ -162,27 +163,34 @@ def write_set(
     rows = [row for split in patches.SPLITS for row in patches.read_table(root, split)]
     train = [row for row in rows if row["name"] in learn]
     val = [row for row in rows if row["name"] in held_out]
-    for split, there in (("train", train), ("val", val)):
+    for there in (train, val):
         random.Random(0).shuffle(there)
-        for kind in ("rgb", "mask"):
-            patches.folder(sample, kind, split).symlink_to(
-                patches.folder(root, kind, there[0]["split"])
-            )
     train = (train * (budget // len(train) + 1))[:budget]
-    val = [row | {"split": "val"} for row in val[:VALIDATED]]
+    val = val[:VALIDATED]
+    for split, there in (("train", train), ("val", val)):
+        for kind in ("rgb", "mask"):
+            folder = patches.folder(sample, kind, split)
+            folder.mkdir()
+            for file, source in {row["file"]: row["split"] for row in there}.items():
+                (folder / file).symlink_to(patches.folder(root, kind, source) / file)
+    train = [row | {"split": "train"} for row in train]
+    val = [row | {"split": "val"} for row in val]
     patches.write_manifest(sample, patches.read_manifest(root), train + val)
 
 
-def call_train(sample: Path, args, settings: dict, seed: int) -> tuple[Path, float]:
-    """Run train.py as a user does; its last.pt and how long it trained, seconds."""
-    flags = {"root": sample, "log": sample / "log", "gpu_id": args.gpu_id, "epoch": 1}
-    flags |= {"dimensions": args.dimensions, "seed": seed, **settings}
-    arguments = [str(part) for key, value in flags.items() for part in (f"--{key}", value)]
+def call_train(sample: Path, **settings) -> tuple[Path, float]:
+    """Run train.py as a user does; its last.pt and how long it trained, seconds.
+
+    `settings` are its flags by name, those with None are left out.
+    """
+    flags = {"root": sample, "log": sample / "log", "epoch": 1, **settings}
+    given = {key: value for key, value in flags.items() if value is not None}
+    arguments = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
     subprocess.run(
         [sys.executable, "train.py", *arguments],
         cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    (run,) = (sample / "log").iterdir()
+    (run,) = Path(flags["log"]).iterdir()
     with (run / "metrics.csv").open(newline="") as file:
         (epoch,) = csv.DictReader(file)
     return run / "last.pt", float(epoch["seconds"])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import ablation, counts, data, preprocess_speed, results, results_speed
-from tests.scripts import table_of
+from benchmarks import ablation, counts, data, preprocess_speed, results, results_speed, transfer
+from tests.scripts import cut, learn, table_of
 from tissue import windows
 from tissue.files import InputError
 from tissue.synthetic import write_demo
@@ -87,6 +87,22 @@ def test_counts_are_compared_with_the_annotators(tmp_path):
     path = tmp_path / "RESULTS.md"
     counts.main(counts.parse_args([*map(str, flags), "--results", str(path)]))
     assert "Demo_Liver_01" in path.read_text() and "mean error" in path.read_text()
+
+
+def test_transfer_is_measured_from_scratch_and_from_weights(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    write_demo(tmp_path / "own", 3, 160)
+    flags = ["--root", tmp_path / "own", "--init", run / "best.pt", "--learn", 1, "--draws", 2]
+    flags += ["--budget", 16, "--gpu_id", -1, "--results", tmp_path / "RESULTS.md"]
+    transfer.main(transfer.parse_args(list(map(str, flags))))
+    text = (tmp_path / "RESULTS.md").read_text()
+    for way in ("unchanged", "from scratch", "fine-tuned"):
+        assert text.count(f"| 1 | {way} |") == 1
+    assert "From 1 images, fine-tuning is" in text
+    flags[5] = 3
+    with pytest.raises(InputError, match=r"--learn: found \[3\], expected 1 to 2 images"):
+        transfer.main(transfer.parse_args(list(map(str, flags))))
 
 
 def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):

@@ -364,7 +364,7 @@ def test_a_missing_checkpoint_names_the_newest_run(root, tmp_path, monkeypatch):
     run.mkdir(parents=True)
     (run / "best.pt").touch()
     with pytest.raises(FileNotFoundError, match=r"--ckpt log.20260101000000.best\.pt"):
-        infer(root / "out")
+        infer(root / "out", "--ckpt", "nowhere.pt")
 
 
 def test_all_broken_images_are_named_before_anything_is_written(root, checkpoint):

@@ -71,6 +71,7 @@ def seeded(transform, seed, image, mask):
 
 def test_strong_augmentation_keeps_image_and_mask_aligned_and_the_mask_0_and_1(discs):
     transform = utils.transform("train", "strong")
+    transform.transforms[0].p = 0  # PaleNuclei: discs as pale as the ground would hide a shift
     places = set()
     for seed in range(60):
         patch = seeded(transform, seed, *discs)
@@ -131,6 +132,21 @@ def test_more_haematoxylin_darkens_nuclei_more_than_their_surroundings(discs):
     stained = utils.StainJitter().apply(image, np.column_stack([change, np.zeros(3)]))
     darker = (image.astype(int) - stained).sum(2)
     assert darker[mask > 0].mean() > 2 * darker[mask == 0].mean() > 0
+
+
+def test_pale_nuclei_lose_chromatin_within_and_keep_rim_and_surroundings(discs):
+    image, mask = discs
+    step = A.Compose([utils.PaleNuclei(p=1)])
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    lightest = image
+    for seed in range(30):
+        pale = seeded(step, seed, image, mask)["image"]
+        assert (pale >= image).all()  # nothing becomes darker
+        assert (pale[cv2.dilate(mask, np.ones((7, 7))) == 0] == image[0, 0]).all()
+        lightest = np.maximum(lightest, pale)
+    lighter = (lightest.astype(int) - image).mean(2)
+    assert lighter[depth > 6].min() > 40  # every nucleus becomes pale in one patch or another
+    assert lighter[(depth > 0) & (depth < 1.1)].max() < 30
 
 
 # --- loss
