@@ -128,6 +128,7 @@ def main(args):
     check_positive(args, ("dimensions", "lr", "batch_size", "epoch"))
     device, rank, processes = utils.start_processes(args.gpu_id)
     precision = utils.choose_precision(device) if args.amp else torch.float32
+    precision = utils.everyone(precision)[0]  # one choice for all processes
     torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
     utils.seed_everything(args.seed)
     stop = utils.StopSignal()
@@ -317,7 +318,7 @@ def main(args):
             save_last()
             utils.log_line(run, f"stopped by {stopped.name}; go on with: train.py --resume {run}")
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         utils.explain_killed_loader(error)
         raise
     finally:

@@ -269,17 +269,34 @@ def choose_device(gpu_id: int) -> torch.device:
 
 
 def choose_precision(device: torch.device) -> torch.dtype:
-    """The number format that this device multiplies fast: bfloat16 on CPUs with AMX and on GPUs
-    since Ampere, float16 on GPUs since Volta, else float32. AVX512-BF16 alone makes a step slower
-    (0.7 times as fast as float32, measured on a Xeon; docs/lab_notes.md).
+    """The number format that this device multiplies fast: bfloat16 on GPUs since Ampere and on CPUs
+    that do so, float16 on GPUs since Volta, else float32.
+
+    With AMX a CPU does. With AVX512-BF16 alone it depends on the processor (a step takes half as
+    long as in float32 on an AMD EPYC, half as long again on a Xeon; docs/lab_notes.md), so two
+    matrix products are timed, in a few milliseconds; the ratios found are far from the limit.
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability >= (8, 0):
             return torch.bfloat16
         return torch.float16 if capability >= (7, 0) else torch.float32
-    fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+    has = torch.cpu.get_capabilities()
+    fast = has.get("amx_bf16", False)
+    if not fast and has.get("avx512_bf16", False):
+        fast = product_seconds(torch.float32) > 1.3 * product_seconds(torch.bfloat16)
     return torch.bfloat16 if fast else torch.float32
+
+
+def product_seconds(precision: torch.dtype) -> float:
+    """Seconds of a product of two matrices of 512 x 512 on the CPU, the fastest of ten."""
+    matrix = torch.ones(512, 512, dtype=precision)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, int, int]:
@@ -445,9 +462,12 @@ def end_processes() -> None:
         dist.destroy_process_group()
 
 
-def explain_killed_loader(error: RuntimeError) -> None:
-    """Raise InputError if torch's error says that a loader process was killed, else return."""
-    if "DataLoader worker" in str(error):
+def explain_killed_loader(error: Exception) -> None:
+    """Raise InputError if the error says that a loader process was killed, else return.
+
+    Torch says so itself, unless a batch was just being handed over: then the connection breaks.
+    """
+    if "DataLoader worker" in str(error) or isinstance(error, (ConnectionError, EOFError)):
         raise InputError(
             "a process that reads patches was killed from outside (is the memory full?); last.pt "
             "is whole: go on with --resume, with fewer --workers if need be"

@@ -216,8 +216,41 @@ def test_a_gpu_beyond_the_last_is_an_error():
         utils.choose_device(torch.cuda.device_count())
 
 
-def test_precision_is_one_that_the_device_multiplies():
-    assert utils.choose_precision(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+@pytest.mark.parametrize(
+    ("has", "gain", "precision"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, 0.6, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, 2.3, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, 0.6, torch.float32),
+        ({"avx2": True}, 2.3, torch.float32),
+        ({}, 2.3, torch.float32),
+    ],
+)
+def test_bfloat16_on_a_cpu_that_multiplies_it_faster(monkeypatch, has, gain, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    seconds = {torch.float32: gain, torch.bfloat16: 1.0}
+    monkeypatch.setattr(utils, "product_seconds", seconds.get)
+    assert utils.choose_precision(torch.device("cpu")) == precision
+
+
+def test_a_product_takes_time():
+    assert 0 < utils.product_seconds(torch.float32) < 10
+
+
+# --- a loader process that is killed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid 7) is killed"), ConnectionResetError(104), EOFError()],
+)
+def test_a_killed_loader_is_told_however_it_shows(error):
+    with pytest.raises(InputError, match="killed from outside"):
+        utils.explain_killed_loader(error)
+
+
+def test_other_errors_are_left_as_they_are():
+    utils.explain_killed_loader(RuntimeError("shapes do not fit"))
 
 
 # --- averaged weights
