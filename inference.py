@@ -69,6 +69,10 @@ def parse_args(argv=None):
         "--tta", action="store_true", help="average over flips and quarter turns: 8 times the work"
     )
     segmentation.add_argument(
+        "--adapt", action="store_true",
+        help="adapt batch norm to each image: for stains and scanners that training has not seen",
+    )  # fmt: skip
+    segmentation.add_argument(
         "--split", nargs="+", metavar="NAME=VALUE", default=[],
         help=f"change how touching nuclei are split: {', '.join(nuclei.Split._fields)}",
     )  # fmt: skip
@@ -152,12 +156,21 @@ def main(args):
         )
 
     predict = utils.predictor(model, checkpoint, device, args.tta)
+
+    def predictor_of(pair):
+        """The predictor for an image: one for all, or with --adapt the image's own."""
+        if not args.adapt:
+            return predict
+        samples = tiling.samples(opened[pair.name], scales[pair.name], model.grid)
+        adapted = utils.adapt(model, samples, checkpoint, device)
+        return utils.predictor(adapted, checkpoint, device, args.tta)
+
     batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
     tiled = {"tile": args.tile, "halo": halo, "grid": model.grid, "batch_size": batch_size}
     if args.check_seams:
         for pair in todo[rank::processes]:
             how = tiled | {"scale": scales[pair.name]}
-            print(check_seams(pair.name, opened[pair.name], predict, threshold, how))
+            print(check_seams(pair.name, opened[pair.name], predictor_of(pair), threshold, how))
         return
 
     # --- what is finished already ---
@@ -171,6 +184,7 @@ def main(args):
     (results / "rows").mkdir(parents=True, exist_ok=True)
     formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
     settings = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
+    settings |= {"adapt": args.adapt}
     settings |= {"overlap": halo, "skip": args.skip, "split": split._asdict()}
     settings |= {"formats": list(formats), "version": utils.VERSION}
     label_maps = {} if args.images else images.label_folder(args.root)
@@ -219,7 +233,8 @@ def main(args):
             for outdated in (f"rows/{name}.json", f"{name}_gt.png", f"{name}_errors.png"):
                 (results / outdated).unlink(missing_ok=True)
         try:
-            row = (infer_shared if task.image.is_big else infer_alone)(task, predict, bar)
+            infer = infer_shared if task.image.is_big else infer_alone
+            row = infer(task, predictor_of(task.pair), bar)
         except (InputError, OSError) as error:
             failures.append(str(error))
             continue
@@ -253,6 +268,7 @@ def main(args):
         else:
             about = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
             about |= {"split": str(split), "flips and turns averaged": args.tta}
+            about |= {"adapted to each image": args.adapt}
             about |= {"device": str(device)}
             about |= {f"{name} version": version for name, version in utils.versions().items()}
             skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}

@@ -126,3 +126,19 @@ def test_glass_is_no_tissue():
     assert mask[:, 3:].all()
     assert mask[5:].all()
     assert not mask[:5, :3].any()
+
+
+def test_samples_stand_for_the_tissue_of_an_image(generator):
+    pixels = generator.integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    (whole,) = tiling.samples(from_array(pixels), 1.0, grid=16)
+    np.testing.assert_array_equal(whole, pixels[:288, :192])
+    large = np.full((1600, 1100, 3), 244, np.uint8)
+    large[1000:, 500:] = generator.integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    found = tiling.samples(from_array(large), 1.0, grid=16)
+    assert 1 <= len(found) <= tiling.SAMPLES and found.shape[1:] == (512, 512, 3)
+    assert all(tiling.tissue(window).mean() >= tiling.SAMPLE_TISSUE for window in found)
+
+
+@pytest.mark.parametrize("pixels", [np.full((600, 600, 3), 244), np.full((90, 90, 3), 120)])
+def test_glass_and_specks_stand_for_nothing(pixels):
+    assert len(tiling.samples(from_array(pixels.astype(np.uint8)), 1.0, grid=16)) == 0

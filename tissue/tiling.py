@@ -20,6 +20,11 @@ TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more 
 # Of the U-Net; other networks have their own.
 GRID = 16  # pixels; it pools four times by two, so windows start at multiples of this
 HALO = 96  # pixels; its logits depend on at most this distance around them
+SAMPLE = 512  # pixels, side of a window that stands for an image
+SAMPLES = 8  # such windows at most, the richest in tissue of LOOKS x LOOKS
+LOOKS = 8
+SAMPLE_TISSUE = 0.25  # the least fraction of tissue in such a window
+LEAST = 128 * 128  # pixels; less says too little of an image
 COARSE = 16  # pixels; tissue is looked for at this resolution
 
 
@@ -117,6 +122,27 @@ def predict_image(image: Windows, predict: Callable, **settings) -> np.ndarray:
         if values is not None:
             probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
     return probability
+
+
+def samples(image: Windows, scale: float, grid: int) -> np.ndarray:
+    """Windows that stand for an image's tissue, RGB uint8 (N, h, w, 3), in the network's pixels.
+
+    All of a small image; of a large one those with most tissue among windows spread evenly. None,
+    N = 0, of glass and of images of less than a patch. `scale` and `grid` as in `predict_tiles`.
+    """
+    source = image if scale == 1 else Scaled(image, scale)
+    height, width = (min(SAMPLE, side) // grid * grid for side in (source.height, source.width))
+    if height * width < LEAST:
+        return np.empty((0, height, width, 3), np.uint8)
+    places = [
+        np.linspace(0, side - length, min(LOOKS, -(-side // SAMPLE))).astype(int)
+        for side, length in ((source.height, height), (source.width, width))
+    ]
+    found = [source.read(int(y), int(x), height, width) for y in places[0] for x in places[1]]
+    shares = [float(tissue(window).mean()) for window in found]
+    best = sorted(range(len(found)), key=lambda i: -shares[i])[:SAMPLES]
+    chosen = [found[i] for i in sorted(best) if shares[i] >= SAMPLE_TISSUE]
+    return np.stack(chosen) if chosen else np.empty((0, height, width, 3), np.uint8)
 
 
 def seam_samples(
