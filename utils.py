@@ -38,7 +38,6 @@ from tissue.files import InputError, replacing
 
 VERSION = "0.1.0"
 CHECKPOINT_VERSION = 1
-ADAPTATION = 0.25  # weight of an image's own batch norm statistics beside those of the training
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -678,10 +677,16 @@ def predictor(
     model = fuse(copy.deepcopy(model).eval(), device)
     model = model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(device)
+    mean, std = (
+        torch.tensor(checkpoint["normalisation"][key], device=device).view(3, 1, 1) * 255
+        for key in ("mean", "std")
+    )
+    swapped = checkpoint["channel_order"] == "bgr"
 
     @torch.inference_mode()
     def predict(tiles: np.ndarray) -> np.ndarray:
-        batch = network_input(tiles, checkpoint, device)
+        batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
+        batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
         total = torch.zeros((), device=device)
         ways = [(turns, flip) for turns in range(4) for flip in (False, True)]
         ways = ways if flips_and_turns else ways[:1]
@@ -698,45 +703,6 @@ def predictor(
         return (total / len(ways))[:, 0].cpu().numpy()
 
     return halving(predict)
-
-
-def network_input(tiles: np.ndarray, checkpoint: dict, device: torch.device) -> torch.Tensor:
-    """RGB uint8 (N, H, W, 3) as the network wants it: float32 (N, 3, H, W), channels last, in the
-    checkpoint's order of colours and with its normalisation.
-    """
-    batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)
-    mean, std = (
-        torch.tensor(checkpoint["normalisation"][key], device=device).view(3, 1, 1) * 255
-        for key in ("mean", "std")
-    )
-    return (
-        (batch.flip(1) if checkpoint["channel_order"] == "bgr" else batch)
-        .float()
-        .sub(mean)
-        .div(std)
-    )
-
-
-def adapt(
-    model: nn.Module, samples: np.ndarray, checkpoint: dict, device: torch.device
-) -> nn.Module:
-    """A copy of the network at home in the stain and scanner of `samples`, RGB uint8 (N, H, W, 3).
-
-    The statistics of its batch norms become a mean of those of its training and those that it has
-    on the samples, which get the weight ADAPTATION (Schneider et al. 2020, NeurIPS 33:11539). No
-    weight is trained and no reference needed. Without samples the copy is as the network was.
-    """
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-    if len(samples):
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = ADAPTATION
-        precision = choose_precision(device)
-        mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-        with torch.no_grad(), mixed, freed_memory_kept():
-            model(network_input(samples, checkpoint, device))
-    return model.eval()
 
 
 def halving(predict: Callable) -> Callable:

@@ -42,6 +42,7 @@ RUNS = {  # in what each differs from the default: one factor at a time, then co
     "attention": {"arch": "attention"},
     "resnet34": {"arch": "resnet34"},
     "bce_dice": {"loss": "bce_dice"},
+    "balanced, bce_dice": {"sampler": "balanced", "loss": "bce_dice"},
     "strong, balanced": {"augment": "strong", "sampler": "balanced"},
     "strong, bce_dice": {"augment": "strong", "loss": "bce_dice"},
     "strong, balanced, bce_dice": {
@@ -197,23 +198,23 @@ def call_train(sample: Path, **settings) -> tuple[Path, float]:
 
 
 def evaluate(path: Path, held_out: list, other: list, device: torch.device):
-    """Scores with and without averaged weights and symmetries: pairs of what was done and scores.
+    """Scores with and without averaged weights, with these and --tta: what was done and scores.
 
     The last weights are scored and not those of the best epoch, which would be chosen by looking.
     """
     checkpoint = utils.load_checkpoint(path)
-    for ema in ("yes", "no"):
+    for ema, tta in (("no", "no"), ("yes", "no"), ("yes", "yes")):
         weights = checkpoint["model"] if ema == "yes" else checkpoint["training"]["model"]
         model = utils.build_model(checkpoint | {"model": weights}, path)
-        for tta in ("no", "yes"):
-            predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta == "yes")
-            tiles = {"halo": model.halo, "grid": model.grid}
-            scores = score(predict, tiles, held_out)
-            if other:
-                theirs = score(predict, tiles, other)
-                scores |= {f"other_{key}": theirs[key] for key in ("dice", "count_error")}
-            rounded = {key: f"{value:.4f}" for key, value in scores.items()}
-            yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
+        predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta == "yes")
+        tiles = {"halo": model.halo, "grid": model.grid}
+        tiles |= {"sizes": tiling.SIZES} if tta == "yes" else {}
+        scores = score(predict, tiles, held_out)
+        if other:
+            theirs = score(predict, tiles, other)
+            scores |= {f"other_{key}": theirs[key] for key in ("dice", "count_error")}
+        rounded = {key: f"{value:.4f}" for key, value in scores.items()}
+        yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
 
 
 def score(predict: Callable, tiles: dict, pairs: Sequence[images.Pair]) -> dict[str, float]:

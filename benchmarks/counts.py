@@ -25,7 +25,7 @@ def parse_args(argv=None):
     parser.add_argument("--images", required=True, help="folder with images")
     parser.add_argument("--labels", required=True, help="folder with their label maps")
     parser.add_argument("--ckpt", help="checkpoint or run folder; without it reference masks")
-    parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
+    parser.add_argument("--tta", action="store_true", help="as inference.py's")
     parser.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
     parser.add_argument("--name", default="", help="added to the section's title")
     parser.add_argument("--results", default=results.RESULTS, help="file for the table")
@@ -89,6 +89,7 @@ def predictions(args, files) -> list[np.ndarray]:
     model = utils.build_model(checkpoint, path)
     predict = utils.predictor(model, checkpoint, utils.choose_device(args.gpu_id), args.tta)
     settings = {"halo": model.halo, "grid": model.grid}
+    settings |= {"sizes": tiling.SIZES if args.tta else (1.0,)}
     return [
         tiling.predict_image(windows.open_image(file), predict, **settings)
         >= checkpoint["threshold"]

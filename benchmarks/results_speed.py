@@ -3,8 +3,8 @@
     python3 -m benchmarks.results_speed
     python3 -m benchmarks.results_speed --nuclei 1000 --images 20
 
-Nuclei are ellipses on a grid; the report's images are copies of
-nine drawn ones. Writes the section "Writing results" of RESULTS.md.
+Nuclei are ellipses on a grid; the report's images are copies of nine drawn ones.
+Writes the section "Writing results" of RESULTS.md.
 """
 
 import argparse
@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import results
-from tissue import exports, nuclei, report
+import inference
+from benchmarks import data, results
+from tissue import exports, images, mosaic, nuclei, report, tiling, windows
 from tissue.files import run_script
-from tissue.synthetic import ORGANS, draw_tissue
+from tissue.synthetic import ORGANS, PIXEL_SIZE, draw_tissue
 
 CELL = 32  # pixels between two nuclei
 LAYERS = ("image", "overlay", "gt", "errors")
@@ -48,32 +49,13 @@ def main(args):
         print(f"{seconds:6.2f} s | {what}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        labels = nuclei_on_a_grid(args.nuclei)
-        image = np.resize(draw_tissue(1024, 1024, seed=0).image, (*labels.shape, 3))
-        found = {}
-
-        def find():
-            found["labels"] = nuclei.nuclei(labels > 0, 0.25, nuclei.PREDICTION_SPLIT)
-
-        def look():
-            found["table"] = nuclei.measure(found["labels"], image, 0.25)
-            found["rings"] = nuclei.outlines(found["labels"])
-
-        measure("touching ones split", find)
-        measure("measured and outlined", look)
-        labels, table, rings = found.values()
-
-        def write(*formats):
-            with exports.NucleiFiles(folder, "a", labels.shape, formats) as files:
-                files.add(table, rings)
-
-        for key in exports.FORMATS:
-            path = exports.export_path(folder, "a", key)
-            measure(path.name.removeprefix("a"), lambda key=key: write(key), lambda path=path: path)
-        measure("all four in one go", lambda: write(*exports.FORMATS))
-        path = exports.export_path(folder, "a", "labels")
-        measure("_labels.tif", lambda: exports.write_labels(path, labels, 0.25), lambda: path)
-        measure("all five read back and compared", lambda: exports.check_exports(folder, "a"))
+        task, tiles = slide(Path(folder), args.nuclei)
+        measure("split, measured, all files written", lambda: write_nuclei(task, tiles))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        for key in (*exports.FORMATS, "labels"):
+            path = exports.export_path(task.results, "a", key)
+            rows.append([path.name.removeprefix("a"), "", f"{path.stat().st_size / 1e6:.1f}"])
+        measure("all files read back and compared", lambda: exports.check_exports(folder, "a"))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         counts = draw_results(folder, args.images)
@@ -83,19 +65,20 @@ def main(args):
             lambda: report.write_report(page, folder, counts, {}),
             lambda: page,
         )
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    points = sum(map(len, rings)) / len(rings)
-    text = f"""`python3 -m benchmarks.results_speed`: {args.nuclei:,} nuclei with outlines of
-{points:.0f} points on average, and the report. The process held {memory:.1f} GiB at most.
+    text = f"""`python3 -m benchmarks.results_speed`: {args.nuclei:,} nuclei of one image, by
+windows of image and mask, as inference.py finds and writes them above 64 megapixels (the process
+held at most {memory:.2f} GiB, libraries included); and the report.
 
 {results.table(["", "seconds", "MB"], rows)}"""
     results.write_section("Writing results", text, args.results, since)
 
 
-def nuclei_on_a_grid(count: int) -> np.ndarray:
-    """Labels int32 (H, W) of `count` tilted ellipses."""
+def slide(folder: Path, count: int) -> tuple[inference.Task, list[tiling.Tile]]:
+    """What inference.py does with an image of drawn tissue once its mask, of `count` tilted
+    ellipses, is predicted; and its tiles.
+    """
     side = int(np.ceil(count**0.5))
-    labels = np.zeros((side * CELL, side * CELL), np.int32)
+    mask = np.zeros((side * CELL, side * CELL), np.uint8)
     y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
     shapes = []
     for angle, long, short in np.random.default_rng(0).uniform((0, 9, 7), (np.pi, 15, 12), (64, 3)):
@@ -103,8 +86,24 @@ def nuclei_on_a_grid(count: int) -> np.ndarray:
         shapes.append((u / long) ** 2 + (v / short) ** 2 <= 1)
     for number in range(count):
         top, left = np.array(divmod(number, side)) * CELL
-        labels[top : top + CELL, left : left + CELL][shapes[number % len(shapes)]] = number + 1
-    return labels
+        mask[top : top + CELL, left : left + CELL][shapes[number % len(shapes)]] = 255
+    tiles = tiling.tiles_of(*mask.shape, tiling.TILE)
+    task = inference.Task(
+        pair=images.Pair("a", data.draw_giant(folder / "tissue.tif", side * CELL), None),
+        image=windows.open_image(folder / "tissue.tif", big=0), pixel_size_um=PIXEL_SIZE,
+        split_at_um=PIXEL_SIZE, label_map=None, threshold=0.5, split=nuclei.PREDICTION_SPLIT,
+        formats=exports.FORMATS, tiled={"tile": tiling.TILE}, results=folder,
+    )  # fmt: skip
+    contents = (mask[t.y : t.y + t.height, t.x : t.x + t.width] for t in tiles)
+    path = task.file("_prediction.tif")
+    mosaic.write_tiles(path, contents, tiles, tiling.TILE, np.uint8, PIXEL_SIZE)
+    return task, tiles
+
+
+def write_nuclei(task: inference.Task, tiles: list[tiling.Tile]) -> None:
+    """Find, measure and write the nuclei of a mask by windows."""
+    mask = windows.open_mask(task.file("_prediction.tif"), big=0)
+    inference.write_nuclei_by_tiles(task, mask, tiles, {})
 
 
 def draw_results(folder: Path, count: int) -> list[dict]:

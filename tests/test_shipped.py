@@ -4,8 +4,6 @@ import hashlib
 
 import inference
 from tests.scripts import infer, table_of
-from tissue.images import read_image
-from tissue.report import write_image
 from tissue.synthetic import write_demo
 
 CARD = inference.SHIPPED.parents[2] / "docs" / "model_card.md"
@@ -25,17 +23,3 @@ def test_the_model_card_is_of_the_file_that_ships():
     weights = inference.SHIPPED.read_bytes()
     assert len(weights) < 40e6
     assert hashlib.sha256(weights).hexdigest() in CARD.read_text()
-
-
-def test_adapting_helps_on_a_stain_that_training_has_not_seen(tmp_path):
-    write_demo(tmp_path, 3, 256, seed=99)
-    images, labels = tmp_path / "tissue_images", tmp_path / "instance_labels"
-    for path in images.iterdir():  # a scanner whose colours are far from any that was learned
-        write_image(path, read_image(path)[..., ::-1])
-    dice = []
-    for adapt in ([], ["--adapt"]):
-        flags = ["--images", images, "--masks", labels, *adapt]
-        infer(tmp_path / "results", *flags)
-        rows = table_of(tmp_path / "results" / "counts.csv")
-        dice.append(sum(float(row["dice"]) for row in rows) / len(rows))
-    assert dice[1] > dice[0] + 0.05

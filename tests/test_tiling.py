@@ -28,12 +28,12 @@ def red(tiles):
 
 
 @pytest.mark.parametrize("shape", [(300, 470), (256, 512), (513, 257)])
-@pytest.mark.parametrize("flips_and_turns", [False, True])
-def test_tiles_give_the_untiled_prediction(generator, shape, flips_and_turns):
+@pytest.mark.parametrize("sizes, flips_and_turns", [((1.0,), False), (tiling.SIZES, True)])
+def test_tiles_give_the_untiled_prediction(generator, shape, sizes, flips_and_turns):
     predict = predictor(flips_and_turns=flips_and_turns)
     image = from_array(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
-    untiled = tiling.predict_image(image, predict, tile=1024)
-    tiled = tiling.predict_image(image, predict, tile=128, batch_size=3)
+    untiled = tiling.predict_image(image, predict, sizes=sizes, tile=1024)
+    tiled = tiling.predict_image(image, predict, sizes=sizes, tile=128, batch_size=3)
     assert untiled.shape == tiled.shape == shape
     np.testing.assert_allclose(tiled, untiled, atol=1e-2 if bfloat16() else 1e-5)
     assert np.array_equal(tiled >= 0.5, untiled >= 0.5)
@@ -70,6 +70,14 @@ def test_the_prediction_at_another_pixel_size_lies_where_the_image_does(scale):
     assert np.abs(whole - ramp)[inner, inner].max() < 1.6
 
 
+def test_seen_at_several_sizes_the_probability_is_their_mean(predict, generator):
+    image = from_array(generator.integers(0, 256, (90, 130, 3), dtype=np.uint8))
+    alone = [tiling.predict_image(image, predict, scale=1.5 * size) for size in (1, 2)]
+    both = tiling.predict_image(image, predict, scale=1.5, sizes=(1, 2))
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    np.testing.assert_allclose(both, (alone[0] + alone[1]) / 2, atol=1e-6)
+
+
 def test_glass_is_not_predicted_and_tissue_is_measured():
     image = np.full((256, 512, 3), 245, np.uint8)
     image[:128, 384:] = (180, 90, 160)
@@ -79,6 +87,9 @@ def test_glass_is_not_predicted_and_tissue_is_measured():
     assert [outcome.tile for outcome in outcomes] == tiles
     assert [outcome.probability is not None for outcome in outcomes] == [0, 0, 0, 1, 0, 0, 0, 0]
     assert [outcome.tissue for outcome in outcomes] == [0, 0, 0, 1, 0, 0, 0, 0]
+    outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, sizes=(1, 2), **settings))
+    found = [outcome.probability is not None for outcome in outcomes]
+    assert found[3] and not any(found[:2])  # a larger window may reach into its neighbour's tissue
 
 
 def test_the_average_over_flips_and_turns_does_not_depend_on_how_the_image_lies(generator):
@@ -126,19 +137,3 @@ def test_glass_is_no_tissue():
     assert mask[:, 3:].all()
     assert mask[5:].all()
     assert not mask[:5, :3].any()
-
-
-def test_samples_stand_for_the_tissue_of_an_image(generator):
-    pixels = generator.integers(0, 256, (300, 200, 3), dtype=np.uint8)
-    (whole,) = tiling.samples(from_array(pixels), 1.0, grid=16)
-    np.testing.assert_array_equal(whole, pixels[:288, :192])
-    large = np.full((1600, 1100, 3), 244, np.uint8)
-    large[1000:, 500:] = generator.integers(0, 256, (600, 600, 3), dtype=np.uint8)
-    found = tiling.samples(from_array(large), 1.0, grid=16)
-    assert 1 <= len(found) <= tiling.SAMPLES and found.shape[1:] == (512, 512, 3)
-    assert all(tiling.tissue(window).mean() >= tiling.SAMPLE_TISSUE for window in found)
-
-
-@pytest.mark.parametrize("pixels", [np.full((600, 600, 3), 244), np.full((90, 90, 3), 120)])
-def test_glass_and_specks_stand_for_nothing(pixels):
-    assert len(tiling.samples(from_array(pixels.astype(np.uint8)), 1.0, grid=16)) == 0

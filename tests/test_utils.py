@@ -426,33 +426,3 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path):
     folders = {utils.make_run_folder(tmp_path, "same") for _ in range(2)}
     assert len(folders) == 2
     assert all(folder.name.endswith("-same") for folder in folders)
-
-
-# --- adapting to an image
-
-
-def test_adapting_moves_batch_norm_to_the_samples_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(utils, "choose_precision", lambda device: torch.float32)
-    torch.manual_seed(0)
-    model, device = UNet(4).eval(), torch.device("cpu")
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    checkpoint = {"normalisation": {"mean": (0.5, 0.6, 0.7), "std": (0.2, 0.3, 0.4)}}
-    checkpoint["channel_order"] = "rgb"
-    samples = np.random.default_rng(0).integers(0, 256, (2, 64, 48, 3), dtype=np.uint8)
-    adapted = utils.adapt(model, samples, checkpoint, device)
-
-    pixels = (samples / 255 - (0.5, 0.6, 0.7)) / (0.2, 0.3, 0.4)
-    batch = torch.from_numpy(pixels).float().permute(0, 3, 1, 2)
-    first = model.conv1.conv[0](batch).detach()
-    norm = adapted.conv1.conv[1]
-    share = utils.ADAPTATION
-    assert not adapted.training
-    torch.testing.assert_close(norm.running_mean, share * first.mean((0, 2, 3)))  # was 0, and 1
-    variance = share * first.var((0, 2, 3)) + 1 - share
-    torch.testing.assert_close(norm.running_var, variance)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key])
-        if "running" not in key and "tracked" not in key:
-            assert torch.equal(value, adapted.state_dict()[key])
-    untouched = utils.adapt(model, samples[:0], checkpoint, device).state_dict()
-    assert all(torch.equal(value, untouched[key]) for key, value in before.items())

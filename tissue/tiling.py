@@ -6,7 +6,7 @@ margin is made up there. Reading, the network, and what is done with a tile over
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import NamedTuple
@@ -20,11 +20,9 @@ TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more 
 # Of the U-Net; other networks have their own.
 GRID = 16  # pixels; it pools four times by two, so windows start at multiples of this
 HALO = 96  # pixels; its logits depend on at most this distance around them
-SAMPLE = 512  # pixels, side of a window that stands for an image
-SAMPLES = 8  # such windows at most, the richest in tissue of LOOKS x LOOKS
-LOOKS = 8
-SAMPLE_TISSUE = 0.25  # the least fraction of tissue in such a window
-LEAST = 128 * 128  # pixels; less says too little of an image
+# Factors of the pixel size at which an image is seen for an average over sizes: nuclei of other
+# tissue are often larger than those that were learned, hardly ever smaller.
+SIZES = (1.0, 4 / 3)
 COARSE = 16  # pixels; tissue is looked for at this resolution
 
 
@@ -59,19 +57,37 @@ def predict_tiles(
     tiles: Iterable[Tile],
     predict: Callable[[np.ndarray], np.ndarray],
     scale: float = 1.0,
-    tile: int = TILE,
-    halo: int = HALO,
-    grid: int = GRID,
-    batch_size: int = 1,
-    skip_glass: bool = False,
+    sizes: Sequence[float] = (1.0,),
+    **settings,
 ) -> Iterator[Predicted]:
     """The outcome of each tile, in their order.
 
     `predict` takes RGB uint8 (N, h, w, 3) and returns probability float32 (N, h, w). Where the
     network wants pixels `scale` times as large as the image's, it gets them, and its probability
-    is interpolated back. `tile` and `halo` are pixels, multiples of the network's `grid`; the tiles
-    start at multiples of `tile`. With `skip_glass`, windows without tissue are not predicted.
+    is interpolated back; that is done for each of `sizes`, factors of `scale`, and the
+    probabilities are averaged. `settings` are `tile` and `halo`, pixels, multiples of the network's
+    `grid`; `batch_size`, windows; and `skip_glass`: windows without tissue are not predicted. The
+    tiles start at multiples of `tile`.
     """
+    tiles = list(tiles)
+    views = (_predict_at(image, tiles, predict, scale * size, **settings) for size in sizes)
+    for outcomes in zip(*views, strict=True):
+        seen = [found.probability for found in outcomes if found.probability is not None]
+        yield outcomes[0]._replace(probability=np.mean(seen, axis=0) if seen else None)
+
+
+def _predict_at(
+    image,
+    tiles,
+    predict,
+    scale,
+    tile=TILE,
+    halo=HALO,
+    grid=GRID,
+    batch_size=1,
+    skip_glass=False,
+):
+    """`predict_tiles` at one size."""
     source = image if scale == 1 else Scaled(image, scale)
     scale = image.height / source.height, image.width / source.width  # rounded to whole pixels
 
@@ -122,27 +138,6 @@ def predict_image(image: Windows, predict: Callable, **settings) -> np.ndarray:
         if values is not None:
             probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
     return probability
-
-
-def samples(image: Windows, scale: float, grid: int) -> np.ndarray:
-    """Windows that stand for an image's tissue, RGB uint8 (N, h, w, 3), in the network's pixels.
-
-    All of a small image; of a large one those with most tissue among windows spread evenly. None,
-    N = 0, of glass and of images of less than a patch. `scale` and `grid` as in `predict_tiles`.
-    """
-    source = image if scale == 1 else Scaled(image, scale)
-    height, width = (min(SAMPLE, side) // grid * grid for side in (source.height, source.width))
-    if height * width < LEAST:
-        return np.empty((0, height, width, 3), np.uint8)
-    places = [
-        np.linspace(0, side - length, min(LOOKS, -(-side // SAMPLE))).astype(int)
-        for side, length in ((source.height, height), (source.width, width))
-    ]
-    found = [source.read(int(y), int(x), height, width) for y in places[0] for x in places[1]]
-    shares = [float(tissue(window).mean()) for window in found]
-    best = sorted(range(len(found)), key=lambda i: -shares[i])[:SAMPLES]
-    chosen = [found[i] for i in sorted(best) if shares[i] >= SAMPLE_TISSUE]
-    return np.stack(chosen) if chosen else np.empty((0, height, width, 3), np.uint8)
 
 
 def seam_samples(
