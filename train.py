@@ -128,6 +128,10 @@ def main(args):
     check_positive(args, ("dimensions", "lr", "batch_size", "epoch"))
     device, rank, processes = utils.start_processes(args.gpu_id)
     precision = utils.choose_precision(device) if args.amp else torch.float32
+    if args.resume:  # measured anew it might come out otherwise, and the run with it
+        began = json.loads((args.resume / "args.json").read_text())
+        if (began["device"], began["amp"]) == (str(device), args.amp):
+            precision = getattr(torch, began["precision"])
     precision = utils.everyone(precision)[0]  # one choice for all processes
     torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
     utils.seed_everything(args.seed)

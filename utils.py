@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import ctypes
+import functools
 import json
 import multiprocessing
 import os
@@ -268,13 +269,14 @@ def choose_device(gpu_id: int) -> torch.device:
     return torch.device("cuda", gpu_id)
 
 
+@functools.cache  # one answer a process, whatever else the processor does meanwhile
 def choose_precision(device: torch.device) -> torch.dtype:
     """The number format that this device multiplies fast: bfloat16 on GPUs since Ampere and on CPUs
     that do so, float16 on GPUs since Volta, else float32.
 
     With AMX a CPU does. With AVX512-BF16 alone it depends on the processor (a step takes half as
-    long as in float32 on an AMD EPYC, half as long again on a Xeon; docs/lab_notes.md), so two
-    matrix products are timed, in a few milliseconds; the ratios found are far from the limit.
+    long as in float32 on an AMD EPYC, half as long again on a Xeon; docs/lab_notes.md), so products
+    of both kinds are timed, in a tenth of a second; the ratios found are far from the limit.
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -284,19 +286,23 @@ def choose_precision(device: torch.device) -> torch.dtype:
     has = torch.cpu.get_capabilities()
     fast = has.get("amx_bf16", False)
     if not fast and has.get("avx512_bf16", False):
-        fast = product_seconds(torch.float32) > 1.3 * product_seconds(torch.bfloat16)
+        fast = bfloat16_gain() > 1.3
     return torch.bfloat16 if fast else torch.float32
 
 
-def product_seconds(precision: torch.dtype) -> float:
-    """Seconds of a product of two matrices of 512 x 512 on the CPU, the fastest of ten."""
-    matrix = torch.ones(512, 512, dtype=precision)
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def bfloat16_gain() -> float:
+    """How many times as fast as float32 the CPU multiplies matrices of 512 x 512 in bfloat16.
+
+    The fastest of thirty products each, in turns, so that other programs hold up both alike.
+    """
+    seconds = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(30):
+        for precision, its in seconds.items():
+            matrix = torch.ones(512, 512, dtype=precision)
+            started = time.perf_counter()
+            matrix @ matrix
+            its.append(time.perf_counter() - started)
+    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
 
 
 def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, int, int]:

@@ -1,8 +1,8 @@
-"""What sampling, augmentation, network, loss, averaged weights and symmetries are worth.
+"""What sampling, augmentation, network, loss, averaged weights and --tta are worth.
 
     python3 -m benchmarks.ablation --root cryonuseg --other monuseg
-    python3 -m benchmarks.ablation --root cryonuseg --runs default strong --seeds 0 1 2
-    python3 -m benchmarks.ablation --root cryonuseg --runs default strong --confirm
+    python3 -m benchmarks.ablation --root cryonuseg --runs plain strong --seeds 0 1 2
+    python3 -m benchmarks.ablation --root cryonuseg --runs plain strong --confirm
 
 Every training is shown the same number of patches, --budget. It is scored on whole images that it
 has not seen: the training images are dealt into folds by organ (what stands before the last `_` of
@@ -34,9 +34,9 @@ from tissue import images, nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DEFAULT = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce"}
-RUNS = {  # in what each differs from the default: one factor at a time, then combinations
-    "default": {},
+PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce"}
+RUNS = {  # in what each differs from the plain recipe: one factor at a time, then combinations
+    "plain": {},
     "balanced": {"sampler": "balanced"},
     "strong": {"augment": "strong"},
     "attention": {"arch": "attention"},
@@ -68,7 +68,7 @@ SCORES = {
     "other_dice": "Dice, other stain",
     "other_count_error": "count off by, other stain",
 }
-COLUMNS = (*STUDY, *TRAINING, *DEFAULT, *EVALUATION, *SCORES, "train_seconds")
+COLUMNS = (*STUDY, *TRAINING, *PLAIN, *EVALUATION, *SCORES, "train_seconds")
 LEARNED = "## What was learned\n"
 
 
@@ -119,10 +119,10 @@ def main(args):
             sample = Path(tempfile.mkdtemp(dir=folder))
             write_set(root, sample, learn, held_out, args.budget)
             machine = {"gpu_id": args.gpu_id, "dimensions": args.dimensions, "seed": seed}
-            last, seconds = call_train(sample, **machine, **(DEFAULT | RUNS[run]))
+            last, seconds = call_train(sample, **machine, **(PLAIN | RUNS[run]))
             seen = [pairs[name] for name in held_out]
             for evaluation, scores in evaluate(last, seen, other, device):
-                row = training | DEFAULT | RUNS[run] | evaluation | scores
+                row = training | PLAIN | RUNS[run] | evaluation | scores
                 rows.append(row | {"train_seconds": f"{seconds:.1f}"})
             write_rows(output, rows)
             write_report(output, args, study, rows)
@@ -278,12 +278,16 @@ def write_report(output: Path, args, study: dict, rows: list[dict]) -> None:
     if folds:
         text += [
             "## Trainings",
-            "Means over folds and seeds (n), with averaged weights, without symmetries.",
+            "Means over folds and seeds (n), with averaged weights, without `--tta`.",
             table_of_runs(folds),
-            "![Differences from the default](ablation.png)",
-            "*Differences from the default of the same fold and seed: each a dot, their mean a "
-            "bar.*",
-            "## Averaged weights and symmetries",
+            "![Differences from the plain recipe](ablation.png)",
+            "*Differences from the plain recipe of the same fold and seed: each a dot, their mean "
+            "a bar.*",
+            "## With averaged weights and `--tta`, against the plain recipe without both",
+            "Gains in Dice over the same fold and seed: their mean, the means of single seeds, and "
+            "single trainings.",
+            table_of_gains(folds),
+            "## Averaged weights and `--tta`",
             "Mean change by each, over all trainings.",
             table_of_evaluations(folds),
         ]
@@ -328,12 +332,46 @@ def table_of_runs(rows: list[dict]) -> str:
     return results.table(("run", "n", *SCORES.values(), "seconds"), lines)
 
 
+def table_of_gains(rows: list[dict]) -> str:
+    """A Markdown table of what all gives over nothing, a line a run."""
+    plain = select(rows, run="plain", ema="no", tta="no")
+    lines = []
+    for run in RUNS:
+        its = select(rows, run=run, ema="yes", tta="yes")
+        gains = {
+            place: float(row["dice"]) - float(plain[place]["dice"])
+            for place, row in its.items()
+            if place in plain
+        }
+        if not gains:
+            continue
+        seeds = sorted({seed for _, seed in gains})
+        of_seeds = [
+            statistics.mean(gain for (_, seed), gain in gains.items() if seed == its_seed)
+            for its_seed in seeds
+        ]
+        spans = (f"{min(v):+.4f} to {max(v):+.4f}" for v in (of_seeds, gains.values()))
+        scores = (mean(its.values(), key) for key in ("dice", "worst_dice", "count_error"))
+        lines.append((run, len(seeds), *scores, f"{statistics.mean(gains.values()):+.4f}", *spans))
+    header = (
+        "run",
+        "seeds",
+        "Dice",
+        "worst Dice",
+        "count off by",
+        "gain",
+        "of seeds",
+        "of trainings",
+    )
+    return results.table(header, lines)
+
+
 def table_of_evaluations(rows: list[dict]) -> str:
-    """A Markdown table of what averaged weights and symmetries change, a line each."""
+    """A Markdown table of what averaged weights and --tta change, a line each."""
     lines = []
     ways = {
         "averaged weights": ({"ema": "yes", "tta": "no"}, {"ema": "no", "tta": "no"}),
-        "symmetries": ({"ema": "yes", "tta": "yes"}, {"ema": "yes", "tta": "no"}),
+        "`--tta`": ({"ema": "yes", "tta": "yes"}, {"ema": "yes", "tta": "no"}),
     }
     for name, (with_it, without) in ways.items():
         changes = {key: [] for key in SCORES}
@@ -349,20 +387,20 @@ def table_of_evaluations(rows: list[dict]) -> str:
 
 
 def draw(output: Path, rows: list[dict]) -> None:
-    """Draw each run's differences from the default, a panel a score."""
+    """Draw each run's differences from the plain recipe, a panel a score."""
     shown = ("dice", "count_error", "other_dice", "other_count_error")
     keys = [key for key in shown if any(row[key] != "" for row in rows)]
-    default = select(rows, run="default", ema="yes", tta="no")
-    runs = [run for run in RUNS if run != "default" and select(rows, run=run)]
+    plain = select(rows, run="plain", ema="yes", tta="no")
+    runs = [run for run in RUNS if run != "plain" and select(rows, run=run)]
     figure = Figure(figsize=(3.2 * len(keys) + 2, 0.4 * len(runs) + 1.5), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(keys), sharey=True))
     for axis, key in zip(axes, keys, strict=True):
         for height, run in enumerate(runs):
             its = select(rows, run=run, ema="yes", tta="no")
             changes = [
-                float(row[key]) - float(default[place][key])
+                float(row[key]) - float(plain[place][key])
                 for place, row in its.items()
-                if place in default
+                if place in plain
             ]
             if changes:
                 axis.barh(height, statistics.mean(changes), color="lightsteelblue")

@@ -98,6 +98,26 @@ def test_a_signal_ends_at_the_next_step_and_resume_ends_as_if_nothing_happened(
     same_training(run, undisturbed)
 
 
+def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkeypatch):
+    cut(root)
+    began = utils.choose_precision(torch.device("cpu"))
+    other = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32}[began]
+
+    def stop(self, *_):
+        raise utils.Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(utils.StopSignal, "check", stop)
+    with pytest.raises(utils.Stopped):
+        learn(root, tmp_path / "log")
+    monkeypatch.setattr(utils, "choose_precision", lambda device: other)
+    for more, expected in (([], began), (["--no-amp"], torch.float32)):
+        with pytest.raises(utils.Stopped):
+            train.main(train.parse_args(["--log", str(tmp_path / "log"), "--resume", *more]))
+        (settings,) = tmp_path.glob("log/*/args.json")
+        precision = json.loads(settings.read_text())["precision"]
+        assert precision == str(expected).removeprefix("torch.")
+
+
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_happened(root, tmp_path):
     cut(root)
     settings = ("--epoch", 10, "--batch_size", 2, "--seed", 3)

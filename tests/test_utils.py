@@ -228,13 +228,20 @@ def test_a_gpu_beyond_the_last_is_an_error():
 )
 def test_bfloat16_on_a_cpu_that_multiplies_it_faster(monkeypatch, has, gain, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    seconds = {torch.float32: gain, torch.bfloat16: 1.0}
-    monkeypatch.setattr(utils, "product_seconds", seconds.get)
-    assert utils.choose_precision(torch.device("cpu")) == precision
+    monkeypatch.setattr(utils, "bfloat16_gain", lambda: gain)
+    assert utils.choose_precision.__wrapped__(torch.device("cpu")) == precision
 
 
-def test_a_product_takes_time():
-    assert 0 < utils.product_seconds(torch.float32) < 10
+def test_the_precision_is_chosen_once(monkeypatch):
+    chosen = utils.choose_precision(torch.device("cpu"))
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"amx_bf16": chosen != torch.bfloat16}
+    )
+    assert utils.choose_precision(torch.device("cpu")) == chosen
+
+
+def test_the_gain_of_bfloat16_is_measured():
+    assert 0.001 < utils.bfloat16_gain() < 1000
 
 
 # --- a loader process that is killed
