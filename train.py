@@ -2,7 +2,7 @@
 
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
-    python3 train.py --augment strong --sampler balanced --loss bce_dice
+    python3 train.py --augment strong --sampler balanced --loss bce
     python3 train.py --resume
     torchrun --nproc_per_node 4 -- train.py --batch_size 32
     tensorboard --logdir=.
@@ -76,8 +76,9 @@ def parse_args(argv=None):
         help="start resnet34 from torchvision's ImageNet weights, fetched or in a file",
     )  # fmt: skip
     learning.add_argument(
-        "--loss", choices=LOSSES, default="bce", help="cross-entropy, or with 1 - soft Dice added"
-    )
+        "--loss", choices=LOSSES, default="bce_dice",
+        help="cross-entropy alone, or with 1 - soft Dice added",
+    )  # fmt: skip
     learning.add_argument(
         "--augment", choices=("basic", "strong"), default="basic",
         help="flips and lightness, or also turns, sizes, stains, pale nuclei, sharpness, noise",
@@ -117,7 +118,7 @@ def parse_args(argv=None):
     if args.resume:
         args.resume = utils.find_run(args.log, args.resume)
         saved = json.loads((args.resume / "args.json").read_text())
-        saved = vars(args) | saved  # a run of an earlier version lacks the newer flags
+        saved = vars(args) | {"loss": "bce"} | saved  # an earlier version's run lacks newer flags
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
         utils.check_same(args, saved, FIXED)

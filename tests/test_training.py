@@ -70,7 +70,7 @@ def same_training(run, reference):
 
 
 OTHERWISE = ("--arch", "attention", "--sampler", "balanced", "--augment", "strong")
-OTHERWISE += ("--loss", "bce_dice")
+OTHERWISE += ("--loss", "bce")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def stopped_run(root, tmp_path):
         ["--epoch", "3"],
         ["--seed", "9"],
         ["--arch", "attention"],
-        ["--loss", "bce_dice"],
+        ["--loss", "bce"],
         ["--augment", "strong"],
         ["--sampler", "balanced"],
         ["--pretrained", "imagenet"],
@@ -308,7 +308,7 @@ def test_a_compiled_run_saves_clean_keys(root, tmp_path):
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_every_network_learns_is_recorded_and_infers(root, tmp_path, arch):
     cut(root)
-    run = learn(root, tmp_path / "log", "--arch", arch, "--loss", "bce_dice", "--epoch", 3)
+    run = learn(root, tmp_path / "log", "--arch", arch, "--loss", "bce", "--epoch", 3)
     losses = [float(row["train_loss"]) for row in table_of(run / "metrics.csv")]
     assert losses[2] < losses[0]
     assert utils.load_checkpoint(run / "best.pt")["config"] == {"arch": arch, "dimensions": 4}
