@@ -321,15 +321,20 @@ def form(value: float, key: str) -> str:
     return f"{value:.1%}" if "count" in key else f"{value:.4f}"
 
 
+def measured(rows: list[dict]) -> dict[str, str]:
+    """The scores that these rows have, with their names for people."""
+    return {key: name for key, name in SCORES.items() if any(row[key] != "" for row in rows)}
+
+
 def table_of_runs(rows: list[dict]) -> str:
     """A Markdown table, a line a run."""
-    lines = []
+    names, lines = measured(rows), []
     for run in RUNS:
         its = list(select(rows, run=run, ema="yes", tta="no").values())
         if its:
             seconds = statistics.mean(float(row["train_seconds"]) for row in its)
-            lines.append((run, len(its), *(mean(its, key) for key in SCORES), f"{seconds:.0f}"))
-    return results.table(("run", "n", *SCORES.values(), "seconds"), lines)
+            lines.append((run, len(its), *(mean(its, key) for key in names), f"{seconds:.0f}"))
+    return results.table(("run", "n", *names.values(), "seconds"), lines)
 
 
 def table_of_gains(rows: list[dict]) -> str:
@@ -368,22 +373,21 @@ def table_of_gains(rows: list[dict]) -> str:
 
 def table_of_evaluations(rows: list[dict]) -> str:
     """A Markdown table of what averaged weights and --tta change, a line each."""
-    lines = []
+    names, lines = measured(rows), []
     ways = {
         "averaged weights": ({"ema": "yes", "tta": "no"}, {"ema": "no", "tta": "no"}),
         "`--tta`": ({"ema": "yes", "tta": "yes"}, {"ema": "yes", "tta": "no"}),
     }
-    for name, (with_it, without) in ways.items():
-        changes = {key: [] for key in SCORES}
+    for way, (with_it, without) in ways.items():
+        changes = {key: [] for key in names}
         for run in RUNS:
             before = select(rows, run=run, **without)
             for place, row in select(rows, run=run, **with_it).items():
                 for key, values in changes.items():
                     if row[key] != "":
                         values.append(float(row[key]) - float(before[place][key]))
-        cells = [form(statistics.mean(v), key) if v else "" for key, v in changes.items()]
-        lines.append((name, *cells))
-    return results.table(("change by", *SCORES.values()), lines)
+        lines.append((way, *(form(statistics.mean(v), key) for key, v in changes.items())))
+    return results.table(("change by", *names.values()), lines)
 
 
 def draw(output: Path, rows: list[dict]) -> None:
