@@ -592,7 +592,8 @@ def _scatter(title, axes, points, lines, extent=None):
     Lines are (slope, level, CSS class, label); `axes` are the titles of x and y, and `extent` what
     they must show besides the points.
     """
-    width, height, left, right, top, bottom = 400, 300, 50, 112, 10, 46  # SVG's pixels
+    width, height, left, top, bottom = 400, 300, 50, 10, 46  # SVG's pixels
+    right = max(112, 8 + 7 * max(len(label) for *_, label in lines))  # a letter has 7 at most
     extent = extent or ((), [level for _, level, _, _ in lines])
     x_ticks = _ticks([*extent[0], *(x for x, *_ in points)])
     y_ticks = _ticks([*extent[1], *(y for _, y, *_ in points)])
