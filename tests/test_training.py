@@ -314,7 +314,7 @@ def test_every_network_learns_is_recorded_and_infers(root, tmp_path, arch):
     assert utils.load_checkpoint(run / "best.pt")["config"] == {"arch": arch, "dimensions": 4}
     settings = json.loads((run / "args.json").read_text())
     recorded = [settings[flag] for flag in ("arch", "loss", "augment", "sampler")]
-    assert recorded == [arch, "bce_dice", "basic", "uniform"]
+    assert recorded == [arch, "bce", "basic", "uniform"]
     infer(tmp_path / "results", "--root", root, "--ckpt", run)
     assert float(table_of(tmp_path / "results" / "counts.csv")[0]["dice"]) >= 0
 
