@@ -393,7 +393,7 @@ def table_of_evaluations(rows: list[dict]) -> str:
 def draw(output: Path, rows: list[dict]) -> None:
     """Draw each run's differences from the plain recipe, a panel a score."""
     shown = ("dice", "count_error", "other_dice", "other_count_error")
-    keys = [key for key in shown if any(row[key] != "" for row in rows)]
+    keys = [key for key in shown if key in measured(rows)]
     plain = select(rows, run="plain", ema="yes", tta="no")
     runs = [run for run in RUNS if run != "plain" and select(rows, run=run)]
     figure = Figure(figsize=(3.2 * len(keys) + 2, 0.4 * len(runs) + 1.5), layout="constrained")
