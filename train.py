@@ -80,7 +80,7 @@ def parse_args(argv=None):
         help="cross-entropy alone, or with 1 - soft Dice added",
     )  # fmt: skip
     learning.add_argument(
-        "--augment", choices=("basic", "strong"), default="basic",
+        "--augment", choices=("basic", "moderate", "strong"), default="basic",
         help="flips and lightness, or also turns, sizes, stains, pale nuclei, sharpness, noise",
     )  # fmt: skip
     learning.add_argument(

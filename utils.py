@@ -53,7 +53,8 @@ STAIN_GAIN = (0.55, 1.35)  # how strong a stain is beside the patch's own: other
 STAIN_OFFSET = 0.08  # optical density that a stain has more or less everywhere
 STAIN_HUE = 0.08  # change of each part of a stain's vector
 DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each pixel value, base e
-WARP_SCALE = (0.7, 1.6)  # sizes, of one nucleus to another's or of one scanner to another's
+# Sizes, of one nucleus to another's or of one scanner to another's.
+MODERATE_SCALE, STRONG_SCALE = (0.8, 1.3), (0.7, 1.6)
 WARP_BEND = 1.5  # pixels, standard deviation of the displacement of knots
 WARP_KNOTS = 32  # pixels from knot to knot
 RIM = (1.0, 3.0)  # pixels, of a nucleus' border that stays dark
@@ -124,13 +125,17 @@ class Warp(A.DualTransform):
     """Rotation by any angle, scale and a mild elastic deformation, in one resampling.
 
     The image is interpolated, the mask takes the nearest pixel and so keeps its values; both are
-    mirrored at their edges.
+    mirrored at their edges. `scale` is the smallest and the largest size of what is seen.
     """
+
+    def __init__(self, scale: tuple[float, float], p: float):
+        super().__init__(p=p)
+        self.scale = scale
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         height, width = params["shape"][:2]
         angle = self.random_generator.uniform(0, 2 * np.pi)
-        scale = np.exp(self.random_generator.uniform(*np.log(WARP_SCALE)))
+        scale = np.exp(self.random_generator.uniform(*np.log(self.scale)))
         knots = (height // WARP_KNOTS + 2, width // WARP_KNOTS + 2, 2)
         bend = self.random_generator.normal(0, WARP_BEND, knots).astype(np.float32)
         bend = cv2.resize(bend, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -155,9 +160,10 @@ def transform(split: str, augment: str = "basic") -> A.Compose:
     Called with `image` RGB uint8 (H, W, 3) and `mask` (H, W), it returns a dict with `image`
     float32 (3, H, W), normalised by ImageNet's mean and standard deviation, and `mask` (H, W).
     "train" augments: "basic" flips at random and changes brightness and contrast by up to 0.3;
-    "strong" turns, scales and bends as well, and draws chromatin, stain, colour, sharpness and
-    noise, so as to cover other laboratories and scanners (1.3 ms a patch of 128 x 128 pixels on one
-    core).
+    "moderate" turns, scales and bends as well, and changes stain and sharpness, as one laboratory's
+    images differ; "strong" does all that in wider ranges and draws chromatin, colour, noise and
+    compression, so as to cover other laboratories and scanners (1.3 ms a patch of 128 x 128 pixels
+    on one core).
     """
     basic = [
         A.HorizontalFlip(p=0.5),
@@ -165,10 +171,19 @@ def transform(split: str, augment: str = "basic") -> A.Compose:
         A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.5),
     ]
     smooth = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+    moderate = [
+        A.D4(p=1),  # flips and quarter turns
+        Warp(MODERATE_SCALE, p=0.5),
+        StainJitter(p=0.4),
+        A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.4),
+        A.OneOf(
+            [A.GaussianBlur(sigma_limit=(0.3, 1.3), p=1), A.Sharpen(alpha=(0.1, 0.4), p=1)], p=0.2
+        ),
+    ]
     strong = [
         PaleNuclei(p=0.5),
-        A.D4(p=1),  # flips and quarter turns
-        Warp(p=0.6),
+        A.D4(p=1),
+        Warp(STRONG_SCALE, p=0.6),
         StainJitter(p=0.8),
         A.HueSaturationValue(hue_shift_limit=8, sat_shift_limit=20, val_shift_limit=0, p=0.3),
         A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.4),
@@ -185,7 +200,7 @@ def transform(split: str, augment: str = "basic") -> A.Compose:
         A.ImageCompression(quality_range=(40, 95), p=0.2),
     ]
     to_input = [A.Normalize(IMAGENET_MEAN, IMAGENET_STD), ToTensorV2()]
-    train = {"basic": basic, "strong": strong}[augment] + to_input
+    train = {"basic": basic, "moderate": moderate, "strong": strong}[augment] + to_input
     return A.Compose({"train": train, "val": to_input}[split])
 
 

@@ -38,11 +38,13 @@ PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce"
 RUNS = {  # in what each differs from the plain recipe: one factor at a time, then combinations
     "plain": {},
     "balanced": {"sampler": "balanced"},
+    "moderate": {"augment": "moderate"},
     "strong": {"augment": "strong"},
     "attention": {"arch": "attention"},
     "resnet34": {"arch": "resnet34"},
     "bce_dice": {"loss": "bce_dice"},
     "balanced, bce_dice": {"sampler": "balanced", "loss": "bce_dice"},
+    "moderate, bce_dice": {"augment": "moderate", "loss": "bce_dice"},
     "strong, balanced": {"augment": "strong", "sampler": "balanced"},
     "strong, bce_dice": {"augment": "strong", "loss": "bce_dice"},
     "strong, balanced, bce_dice": {
@@ -111,19 +113,22 @@ def main(args):
         folds = deal(root, args.folds, args.confirm)
         todo = [(r, s, f) for s in args.seeds for r in args.runs for f in folds]  # seed by seed
         for run, seed, fold in todo:
-            rows = read_rows(output)
             training = study | {"run": run, "seed": seed, "fold": fold}
-            if any(all(row[key] == str(training[key]) for key in training) for row in rows):
+            if any(
+                all(row[key] == str(value) for key, value in training.items())
+                for row in read_rows(output)
+            ):
                 continue
             learn, held_out = folds[fold]
             sample = Path(tempfile.mkdtemp(dir=folder))
             write_set(root, sample, learn, held_out, args.budget)
             machine = {"gpu_id": args.gpu_id, "dimensions": args.dimensions, "seed": seed}
             last, seconds = call_train(sample, **machine, **(PLAIN | RUNS[run]))
+            settings = training | PLAIN | RUNS[run] | {"train_seconds": f"{seconds:.1f}"}
             seen = [pairs[name] for name in held_out]
-            for evaluation, scores in evaluate(last, seen, other, device):
-                row = training | PLAIN | RUNS[run] | evaluation | scores
-                rows.append(row | {"train_seconds": f"{seconds:.1f}"})
+            scored = list(evaluate(last, seen, other, device))
+            rows = read_rows(output)  # again: another process may have added to it
+            rows += [settings | evaluation | scores for evaluation, scores in scored]
             write_rows(output, rows)
             write_report(output, args, study, rows)
     write_report(output, args, study, read_rows(output))

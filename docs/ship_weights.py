@@ -1,8 +1,10 @@
-"""Make the weights that ship, log/ckpt/nuclei_unet.pt, from a finished run.
+"""Make the weights that ship, log/ckpt/nuclei_unet.pt, from finished runs.
 
-    python3 docs/ship_weights.py log/<run>/last.pt --threshold 0.45
+    python3 docs/ship_weights.py log/<run>/last.pt log/<run>/last.pt --threshold 0.45
 
-Keeps what inference needs, the weights in half precision, and leaves out what tells of the machine.
+Weights of several runs are averaged (Wortsman et al. 2022, ICML, "Model soups"): that works for
+runs which began at the same trained weights (`train.py --init`), and with these weights beside
+them. Keeps what inference needs, in half precision, and leaves out what tells of the machine.
 Prints what docs/model_card.md says of the file.
 """
 
@@ -17,7 +19,7 @@ import torch
 
 import utils
 from inference import SHIPPED
-from tissue.files import file_hash, run_script
+from tissue.files import InputError, file_hash, run_script
 from tissue.nuclei import PREDICTION_SPLIT
 from tissue.synthetic import draw_tissue
 
@@ -29,21 +31,27 @@ SETTINGS += ("device", "precision", "compile")
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("ckpt", help="best.pt or last.pt of a run")
+    parser.add_argument("ckpt", nargs="+", help="best.pt or last.pt of a run")
     parser.add_argument("--threshold", type=float, default=0.5, help="as cross-validation found it")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     return parser.parse_args(argv)
 
 
 def main(args):
-    checkpoint = utils.load_checkpoint(args.ckpt)
-    shipped = {key: checkpoint[key] for key in KEPT}
-    shipped["args"] = {key: checkpoint["args"][key] for key in SETTINGS}
-    shipped["threshold"] = args.threshold
-    shipped["split"] = PREDICTION_SPLIT._asdict()
-    shipped["model"] = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in checkpoint["model"].items()
+    checkpoints = [utils.load_checkpoint(path) for path in args.ckpt]
+    for path, checkpoint in zip(args.ckpt, checkpoints, strict=True):
+        for key in ("config", "normalisation", "channel_order"):
+            if checkpoint[key] != checkpoints[0][key]:
+                raise InputError(
+                    f"{path}: found {key} {checkpoint[key]}, expected {checkpoints[0][key]}, that "
+                    f"of {args.ckpt[0]}; average runs of one network"
+                )
+    weights = average([checkpoint["model"] for checkpoint in checkpoints])
+    shipped = {key: checkpoints[0][key] for key in KEPT} | {
+        "args": [{key: checkpoint["args"][key] for key in SETTINGS} for checkpoint in checkpoints],
+        "threshold": args.threshold,
+        "split": PREDICTION_SPLIT._asdict(),
+        "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     utils.save_checkpoint(args.out, shipped)
@@ -51,12 +59,22 @@ def main(args):
     image = draw_tissue(512, 512, seed=0).image[None]
     device = torch.device("cpu")
     before, after = (
-        utils.predictor(utils.build_model(weights, args.out), weights, device)(image)
-        for weights in (checkpoint, utils.load_checkpoint(args.out))
+        utils.predictor(utils.build_model(checkpoint, args.out), checkpoint, device)(image)
+        for checkpoint in (shipped | {"model": weights}, utils.load_checkpoint(args.out))
     )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(f"SHA-256 {file_hash(args.out)}")
     print(f"half precision moves probabilities by at most {np.abs(before - after).max():.1e}")
+
+
+def average(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor, batch norm's statistics included; integers are the first's."""
+    return {
+        key: torch.stack([model[key].float() for model in models]).mean(0)
+        if value.is_floating_point()
+        else value
+        for key, value in models[0].items()
+    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,13 @@
 
 import hashlib
 
+import pytest
+import torch
+
 import inference
-from tests.scripts import infer, table_of
+from docs import ship_weights
+from tests.scripts import cut, infer, learn, table_of
+from tissue.files import InputError
 from tissue.synthetic import write_demo
 
 CARD = inference.SHIPPED.parents[2] / "docs" / "model_card.md"
@@ -23,3 +28,36 @@ def test_the_model_card_is_of_the_file_that_ships():
     weights = inference.SHIPPED.read_bytes()
     assert len(weights) < 40e6
     assert hashlib.sha256(weights).hexdigest() in CARD.read_text()
+
+
+def ship(out, *runs):
+    arguments = [*(run / "last.pt" for run in runs), "--threshold", 0.4, "--out", out]
+    ship_weights.main(ship_weights.parse_args([str(a) for a in arguments]))
+
+
+def test_weights_of_several_runs_are_averaged_and_infer(root, tmp_path):
+    cut(root)
+    first = learn(root, tmp_path / "log", "--epoch", 1)
+    start = ("--epoch", 1, "--init", first / "last.pt", "--lr", 1e-2)
+    runs = [first, *(learn(root, tmp_path / "log", *start, "--seed", seed) for seed in (1, 2))]
+    ship(tmp_path / "shipped.pt", *runs)
+    shipped = torch.load(tmp_path / "shipped.pt", weights_only=True)
+    models = [torch.load(run / "last.pt", weights_only=True)["model"] for run in runs]
+    learned = [key for key, value in shipped["model"].items() if value.is_floating_point()]
+    for key in learned:
+        mean = sum(model[key] for model in models) / 3
+        torch.testing.assert_close(shipped["model"][key], mean.half())
+    for model in models:
+        assert any(not torch.equal(shipped["model"][key], model[key].half()) for key in learned)
+    assert [run["seed"] for run in shipped["args"]] == [0, 1, 2]
+    assert str(root) not in str(shipped["args"])
+    infer(tmp_path / "results", "--ckpt", tmp_path / "shipped.pt", "--root", root)
+    assert len(table_of(tmp_path / "results" / "counts.csv")) == 1
+
+
+def test_networks_of_other_widths_are_not_averaged(root, tmp_path):
+    cut(root)
+    runs = [learn(root, tmp_path / "log", "--epoch", 1, "--dimensions", width) for width in (4, 8)]
+    with pytest.raises(InputError, match="average runs of one network"):
+        ship(tmp_path / "shipped.pt", *runs)
+    assert not (tmp_path / "shipped.pt").exists()

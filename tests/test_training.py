@@ -349,7 +349,7 @@ def batches(root, seed, epoch, workers, augment="basic"):
     return list(DataLoader(dataset, 4, sampler=sampler, num_workers=workers))
 
 
-@pytest.mark.parametrize("augment", ["basic", "strong"])
+@pytest.mark.parametrize("augment", ["basic", "moderate", "strong"])
 def test_augmentation_repeats_for_a_seed_however_many_workers(root, augment):
     cut(root)
     alone, shared = (batches(root, 0, 1, workers, augment) for workers in (0, 3))

@@ -69,9 +69,12 @@ def seeded(transform, seed, image, mask):
     return transform(image=image, mask=mask)
 
 
-def test_strong_augmentation_keeps_image_and_mask_aligned_and_the_mask_0_and_1(discs):
-    transform = utils.transform("train", "strong")
-    transform.transforms[0].p = 0  # PaleNuclei: discs as pale as the ground would hide a shift
+@pytest.mark.parametrize("augment", ["moderate", "strong"])
+def test_augmentation_keeps_image_and_mask_aligned_and_the_mask_0_and_1(discs, augment):
+    transform = utils.transform("train", augment)
+    for step in transform.transforms:
+        if isinstance(step, utils.PaleNuclei):
+            step.p = 0  # discs as pale as the ground would hide a shift
     places = set()
     for seed in range(60):
         patch = seeded(transform, seed, *discs)
@@ -82,10 +85,10 @@ def test_strong_augmentation_keeps_image_and_mask_aligned_and_the_mask_0_and_1(d
         between = (image[nuclei].mean() + image[~nuclei].mean()) / 2
         assert ((image < between) == nuclei).float().mean() > 0.96
         places.add(tuple(nuclei.nonzero().float().mean(0).round().tolist()))
-    assert len(places) > 30  # not the eight of flips and quarter turns
+    assert len(places) > 20  # not the eight of flips and quarter turns
 
 
-@pytest.mark.parametrize("augment", ["basic", "strong"])
+@pytest.mark.parametrize("augment", ["basic", "moderate", "strong"])
 def test_augmentation_repeats_for_a_seed_and_differs_for_another(discs, augment):
     one, two = (utils.transform("train", augment) for _ in range(2))
     for seed in range(20):
