@@ -596,6 +596,20 @@ def start_from_imagenet(model: nn.Module, source: str) -> None:
         ) from error
 
 
+def mean_of_weights(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor, batch norm's statistics included; integers are the first's.
+
+    That of networks which learned on from the same weights is as good as an average of their
+    probabilities would be (Wortsman et al. 2022, ICML, "Model soups"); of others it is nonsense.
+    """
+    return {
+        key: torch.stack([model[key].float() for model in models]).mean(0)
+        if value.is_floating_point()
+        else value
+        for key, value in models[0].items()
+    }
+
+
 def load_training(path: Path | str, patch_set: str) -> dict:
     """What last.pt keeps beside the weights, to go on with; InputError if it is finished or of
     another patch set (`patches.set_hash`).

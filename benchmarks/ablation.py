@@ -222,6 +222,16 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
         yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
 
 
+def score_checkpoint(
+    path: Path, pairs: Sequence[images.Pair], device: torch.device, weights: dict | None = None
+) -> dict[str, float]:
+    """`score` of a checkpoint file, or of other weights for its network."""
+    checkpoint = utils.load_checkpoint(path)
+    model = utils.build_model(checkpoint | ({"model": weights} if weights else {}), path)
+    predict = utils.predictor(model, checkpoint, device)
+    return score(predict, {"halo": model.halo, "grid": model.grid}, pairs)
+
+
 def score(predict: Callable, tiles: dict, pairs: Sequence[images.Pair]) -> dict[str, float]:
     """Scores of whole images, averaged; of contour counts the error and the bias, as fractions."""
     dices, accuracies, errors = [], [], []

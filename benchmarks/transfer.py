@@ -12,8 +12,6 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
-
 import inference
 import utils
 from benchmarks import ablation, data, results
@@ -58,11 +56,15 @@ def main(args):
                 names = ([pair.name for pair in part] for part in (chosen, held_out))
                 sample.mkdir()
                 ablation.write_set(root, sample, *names, args.budget)
-                found["unchanged"].append(score(start, held_out, device))
+
+                def score(path, held_out=held_out):
+                    return ablation.score_checkpoint(path, held_out, device)
+
+                found["unchanged"].append(score(start))
                 for way, init in (("from scratch", None), ("fine-tuned", start)):
                     log = sample / way
                     last, _ = ablation.call_train(sample, log=log, init=init, seed=draw, **flags)
-                    found[way].append(score(last, held_out, device))
+                    found[way].append(score(last))
                     print(f"{number} images, draw {draw + 1}, {way}: {found[way][-1]}", flush=True)
             gains = [
                 tuned["dice"] - scratch["dice"]
@@ -87,14 +89,6 @@ def main(args):
         + " ".join(margins),
         args.results,
     )
-
-
-def score(path: Path, pairs: list[images.Pair], device: torch.device) -> dict[str, float]:
-    """`ablation.score` of a checkpoint on whole images."""
-    checkpoint = utils.load_checkpoint(path)
-    model = utils.build_model(checkpoint, path)
-    predict = utils.predictor(model, checkpoint, device)
-    return ablation.score(predict, {"halo": model.halo, "grid": model.grid}, pairs)
 
 
 if __name__ == "__main__":

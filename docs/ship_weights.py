@@ -46,7 +46,7 @@ def main(args):
                     f"{path}: found {key} {checkpoint[key]}, expected {checkpoints[0][key]}, that "
                     f"of {args.ckpt[0]}; average runs of one network"
                 )
-    weights = average([checkpoint["model"] for checkpoint in checkpoints])
+    weights = utils.mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
     shipped = {key: checkpoints[0][key] for key in KEPT} | {
         "args": [{key: checkpoint["args"][key] for key in SETTINGS} for checkpoint in checkpoints],
         "threshold": args.threshold,
@@ -65,16 +65,6 @@ def main(args):
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(f"SHA-256 {file_hash(args.out)}")
     print(f"half precision moves probabilities by at most {np.abs(before - after).max():.1e}")
-
-
-def average(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of each tensor, batch norm's statistics included; integers are the first's."""
-    return {
-        key: torch.stack([model[key].float() for model in models]).mean(0)
-        if value.is_floating_point()
-        else value
-        for key, value in models[0].items()
-    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,16 @@
 
 import pytest
 
-from benchmarks import ablation, counts, data, preprocess_speed, results, results_speed, transfer
+from benchmarks import (
+    ablation,
+    counts,
+    data,
+    finishing,
+    preprocess_speed,
+    results,
+    results_speed,
+    transfer,
+)
 from tests.scripts import cut, learn, table_of
 from tissue import windows
 from tissue.files import InputError
@@ -104,6 +113,17 @@ def test_transfer_is_measured_from_scratch_and_from_weights(root, tmp_path):
     flags[5] = 3
     with pytest.raises(InputError, match=r"--learn: found \[3\], expected 1 to 2 images"):
         transfer.main(transfer.parse_args(list(map(str, flags))))
+
+
+def test_the_end_of_a_training_is_measured_at_home_and_elsewhere(tmp_path):
+    write_demo(tmp_path / "own", 6, 160)
+    path = tmp_path / "RESULTS.md"
+    flags = ["--root", tmp_path / "own", "--other", tmp_path / "own", "--dimensions", 2]
+    flags += ["--budget", 16, "--gpu_id", -1, "--results", path]
+    finishing.main(finishing.parse_args(list(map(str, flags))))
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 1 + 2 * len(finishing.ENDS)
+    assert all(line.count("|") == 6 for line in lines)
 
 
 def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):

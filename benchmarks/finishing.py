@@ -1,0 +1,92 @@
+"""How a training with strong augmentation should end: as it began, or with milder changes.
+
+    python3 -m benchmarks.finishing --root cryonuseg --other monuseg
+
+In each fold by organ (as in benchmarks.ablation) a network learns from --budget patches with strong
+augmentation, and from there as many again with each augmentation. What comes of it, and the mean of
+the weights at that point and at the end, is scored on the whole images of the organs left out.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import utils
+from benchmarks import ablation, data, results
+from tissue import images
+from tissue.files import check_positive, run_script
+
+START = "strong"
+ENDS = ("basic", "moderate", "strong")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
+    parser.add_argument("--other", help="folder of another stain, scored too")
+    parser.add_argument("--val_pattern", default="*03.tif", help="images of --root to leave alone")
+    parser.add_argument("--folds", type=int, default=2, help="parts of the training images")
+    parser.add_argument("--budget", type=int, default=8000, help="patches of each half")
+    parser.add_argument("--dimensions", type=int, default=16, help="of the network")
+    parser.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
+    parser.add_argument("--results", default=results.RESULTS, help="file for the table")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    check_positive(args, ("budget", "dimensions", "folds"))
+    device = utils.choose_device(args.gpu_id)
+    flags = {"gpu_id": args.gpu_id, "dimensions": args.dimensions}
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = data.tissue(Path(folder) / "data", args.root, number=27)
+        data.cut(root, "--val_pattern", args.val_pattern)
+        pairs = {pair.name: pair for pair in images.find_pairs(root)}
+        other = images.find_pairs(args.other) if args.other else []
+        for fold, (learn, held_out) in ablation.deal(root, args.folds, confirm=False).items():
+            sample = Path(tempfile.mkdtemp(dir=folder))
+            ablation.write_set(root, sample, learn, held_out, args.budget)
+
+            def train(name, augment, sample=sample, **start):
+                log = sample / name
+                return ablation.call_train(sample, log=log, augment=augment, **flags, **start)[0]
+
+            start = train("start", START)
+            ways = {START: [start]}
+            for end in ENDS:
+                path = train(end, end, init=start, seed=1)
+                ways |= {f"{START}, then {end}": [path], f"{end}: mean of both": [start, path]}
+            for way, paths in ways.items():
+                checkpoints = [utils.load_checkpoint(path) for path in paths]
+                mean = utils.mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
+                scores = [
+                    ablation.score_checkpoint(paths[0], part, device, mean)
+                    for part in ([pairs[name] for name in held_out], other)
+                    if part
+                ]
+                found.setdefault(way, []).append(scores)
+                print(f"fold {fold}, {way}: {scores}", flush=True)
+    lines = []
+    for way, folds in found.items():
+        cells = [way]
+        for part in zip(*folds, strict=True):  # at home, then on the other stain
+            for key in ("dice", "count_error"):
+                cells.append(ablation.form(statistics.mean(scores[key] for scores in part), key))
+        lines.append(cells)
+    header = ["training", "Dice", "contours off by"]
+    header += ["Dice, other stain", "contours off by, other stain"] if args.other else []
+    results.write_section(
+        "The end of a training",
+        f"`python3 -m benchmarks.finishing`, {data.source(args.root)}: {args.budget} patches with "
+        f"{START} augmentation, and as many after them, width {args.dimensions}; mean over "
+        f"{args.folds} folds, whole images of organs that were left out, threshold "
+        f"{ablation.THRESHOLD}, one seed.\n\n" + results.table(header, lines),
+        args.results,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args)
