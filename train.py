@@ -81,7 +81,8 @@ def parse_args(argv=None):
     )  # fmt: skip
     learning.add_argument(
         "--augment", choices=("basic", "moderate", "strong"), default="basic",
-        help="flips and lightness, or also turns, sizes, stains, pale nuclei, sharpness, noise",
+        help="flips and lightness; moderate: also turns, sizes, stains, sharpness; strong: all of "
+        "it more, and pale nuclei, colours, noise",
     )  # fmt: skip
     learning.add_argument(
         "--sampler", choices=("uniform", "balanced"), default="uniform",

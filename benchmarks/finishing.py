@@ -49,19 +49,16 @@ def main(args):
         for fold, (learn, held_out) in ablation.deal(root, args.folds, confirm=False).items():
             sample = Path(tempfile.mkdtemp(dir=folder))
             ablation.write_set(root, sample, learn, held_out, args.budget)
-
-            def train(name, augment, sample=sample, **start):
-                log = sample / name
-                return ablation.call_train(sample, log=log, augment=augment, **flags, **start)[0]
-
-            start = train("start", START)
+            start, _ = ablation.call_train(sample, log=sample / "start", augment=START, **flags)
             ways = {START: [start]}
             for end in ENDS:
-                path = train(end, end, init=start, seed=1)
+                going_on = {"augment": end, "init": start, "seed": 1}
+                path, _ = ablation.call_train(sample, log=sample / end, **going_on, **flags)
                 ways |= {f"{START}, then {end}": [path], f"{end}: mean of both": [start, path]}
             for way, paths in ways.items():
-                checkpoints = [utils.load_checkpoint(path) for path in paths]
-                mean = utils.mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
+                mean = utils.mean_of_weights(
+                    [utils.load_checkpoint(path)["model"] for path in paths]
+                )
                 scores = [
                     ablation.score_checkpoint(paths[0], part, device, mean)
                     for part in ([pairs[name] for name in held_out], other)

@@ -56,15 +56,11 @@ def main(args):
                 names = ([pair.name for pair in part] for part in (chosen, held_out))
                 sample.mkdir()
                 ablation.write_set(root, sample, *names, args.budget)
-
-                def score(path, held_out=held_out):
-                    return ablation.score_checkpoint(path, held_out, device)
-
-                found["unchanged"].append(score(start))
+                found["unchanged"].append(ablation.score_checkpoint(start, held_out, device))
                 for way, init in (("from scratch", None), ("fine-tuned", start)):
                     log = sample / way
                     last, _ = ablation.call_train(sample, log=log, init=init, seed=draw, **flags)
-                    found[way].append(score(last))
+                    found[way].append(ablation.score_checkpoint(last, held_out, device))
                     print(f"{number} images, draw {draw + 1}, {way}: {found[way][-1]}", flush=True)
             gains = [
                 tuned["dice"] - scratch["dice"]
