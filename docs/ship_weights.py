@@ -4,7 +4,8 @@
 
 Weights of several runs are averaged (Wortsman et al. 2022, ICML, "Model soups"): that works for
 runs which began at the same trained weights (`train.py --init`), and with these weights beside
-them. Keeps what inference needs, in half precision, and leaves out what tells of the machine.
+them, which may be a file of this script. Keeps what inference needs, in half precision, and leaves
+out what tells of the machine. All but the weights is the first run's.
 Prints what docs/model_card.md says of the file.
 """
 
@@ -23,15 +24,15 @@ from tissue.files import InputError, file_hash, run_script
 from tissue.nuclei import PREDICTION_SPLIT
 from tissue.synthetic import draw_tissue
 
-KEPT = ("format_version", "config", "normalisation", "channel_order", "patch_dim")
+KEPT = ("format_version", "config", "normalisation", "channel_order", "colour", "patch_dim")
 KEPT += ("pixel_size_um", "epoch", "versions")
-SETTINGS = ("arch", "dimensions", "loss", "augment", "sampler", "lr", "batch_size", "epoch", "seed")
-SETTINGS += ("device", "precision", "compile")
+SETTINGS = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size")
+SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("ckpt", nargs="+", help="best.pt or last.pt of a run")
+    parser.add_argument("ckpt", nargs="+", help="best.pt or last.pt of a run, or a mean of some")
     parser.add_argument("--threshold", type=float, default=0.5, help="as cross-validation found it")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     return parser.parse_args(argv)
@@ -48,7 +49,7 @@ def main(args):
                 )
     weights = utils.mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
     shipped = {key: checkpoints[0][key] for key in KEPT} | {
-        "args": [{key: checkpoint["args"][key] for key in SETTINGS} for checkpoint in checkpoints],
+        "args": [run for checkpoint in checkpoints for run in runs_of(checkpoint)],
         "threshold": args.threshold,
         "split": PREDICTION_SPLIT._asdict(),
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
@@ -65,6 +66,12 @@ def main(args):
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(f"SHA-256 {file_hash(args.out)}")
     print(f"half precision moves probabilities by at most {np.abs(before - after).max():.1e}")
+
+
+def runs_of(checkpoint: dict) -> list[dict]:
+    """The settings of the run, or runs, whose weights a checkpoint has."""
+    args = checkpoint["args"]
+    return args if isinstance(args, list) else [{key: args[key] for key in SETTINGS}]
 
 
 if __name__ == "__main__":

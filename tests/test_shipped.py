@@ -31,7 +31,8 @@ def test_the_model_card_is_of_the_file_that_ships():
 
 
 def ship(out, *runs):
-    arguments = [*(run / "last.pt" for run in runs), "--threshold", 0.4, "--out", out]
+    files = (run if run.suffix else run / "last.pt" for run in runs)
+    arguments = [*files, "--threshold", 0.4, "--out", out]
     ship_weights.main(ship_weights.parse_args([str(a) for a in arguments]))
 
 
@@ -51,6 +52,12 @@ def test_weights_of_several_runs_are_averaged_and_infer(root, tmp_path):
         assert any(not torch.equal(shipped["model"][key], model[key].half()) for key in learned)
     assert [run["seed"] for run in shipped["args"]] == [0, 1, 2]
     assert str(root) not in str(shipped["args"])
+    ship(tmp_path / "again.pt", runs[1], tmp_path / "shipped.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert [run["seed"] for run in again["args"]] == [1, 0, 1, 2]
+    for key in learned:
+        mean = (models[1][key] + shipped["model"][key].float()) / 2
+        torch.testing.assert_close(again["model"][key], mean.half())
     infer(tmp_path / "results", "--ckpt", tmp_path / "shipped.pt", "--root", root)
     assert len(table_of(tmp_path / "results" / "counts.csv")) == 1
 
