@@ -154,8 +154,8 @@ def main(args):
 
     predict = utils.predictor(model, checkpoint, device, args.tta)
     batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
-    tiled = {"tile": args.tile, "halo": halo, "grid": model.grid, "batch_size": batch_size}
-    tiled |= {"sizes": tiling.SIZES if args.tta else (1.0,)}
+    tiled = utils.prediction_settings(model, checkpoint, args.tta)
+    tiled |= {"tile": args.tile, "halo": halo, "batch_size": batch_size}
     if args.check_seams:
         for pair in todo[rank::processes]:
             how = tiled | {"scale": scales[pair.name]}
@@ -256,7 +256,7 @@ def main(args):
         else:
             about = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
             about |= {"split": str(split), "flips, turns and sizes averaged": args.tta}
-            about |= {"device": str(device)}
+            about |= {"brought to one colour": tiled["colour"] is not None, "device": str(device)}
             about |= {f"{name} version": version for name, version in utils.versions().items()}
             skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}
             about |= {f"skipped as glass in {name}": share for name, share in skipped.items()}

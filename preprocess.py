@@ -19,7 +19,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from tissue import images, patches, report
+from tissue import images, patches, report, windows
+from tissue.colour import colour_of
 from tissue.files import InputError, check_positive, file_hash, run_script
 
 PREVIEW = "patches_preview.png"
@@ -131,16 +132,17 @@ def main(args):
     def write(pair):
         image, mask = images.read_image(pair.image), images.read_mask(pair.mask)
         dim, stride = args.patch_dim, args.patch_stride
-        return patches.write_patches(root, splits[pair.name], pair.name, image, mask, dim, stride)
+        rows = patches.write_patches(root, splits[pair.name], pair.name, image, mask, dim, stride)
+        return rows, colour_of(windows.from_array(image))
 
-    table = []
-    for rows in tqdm(pool.map(write, pairs), "cut", len(pairs), leave=False, disable=None):
-        table += rows
+    written = list(tqdm(pool.map(write, pairs), "cut", len(pairs), leave=False, disable=None))
+    table = [row for rows, _ in written for row in rows]
     write_preview(root, table)
-    for source, facts in zip(sources, checked, strict=True):
+    for source, facts, (_, colour) in zip(sources, checked, written, strict=True):
         source["height"], source["width"] = facts.height, facts.width
         source["pixel_size_um"] = facts.pixel_size_um
         source["foreground"] = round(facts.foreground, 4)
+        source["colour"] = colour._asdict() if colour else None
     counts = {split: sum(row["split"] == split for row in table) for split in ("train", "val")}
     manifest = {**settings, "patches": counts, "images": sources}
     patches.write_manifest(root, manifest, table)

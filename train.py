@@ -46,8 +46,8 @@ EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the l
 SHEET_PATCHES = 24  # of the contact sheet of augmented patches
 LOSSES = {"bce": binary_cross_entropy_with_logits, "bce_dice": utils.bce_dice}
 # what --resume cannot change
-FIXED = ("arch", "dimensions", "loss", "augment", "sampler", "lr", "batch_size", "epoch", "seed")
-FIXED += ("init", "pretrained")
+FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
+FIXED += ("seed", "init", "pretrained")
 
 
 def parse_args(argv=None):
@@ -78,6 +78,10 @@ def parse_args(argv=None):
     learning.add_argument(
         "--loss", choices=LOSSES, default="bce_dice",
         help="cross-entropy alone, or with 1 - soft Dice added",
+    )  # fmt: skip
+    learning.add_argument(
+        "--colour", choices=utils.COLOURS, default="one",
+        help="one: bring every image to the same colour first, here and in inference.py; own: none",
     )  # fmt: skip
     learning.add_argument(
         "--augment", choices=("basic", "moderate", "strong"), default="basic",
@@ -119,7 +123,8 @@ def parse_args(argv=None):
     if args.resume:
         args.resume = utils.find_run(args.log, args.resume)
         saved = json.loads((args.resume / "args.json").read_text())
-        saved = vars(args) | {"loss": "bce"} | saved  # an earlier version's run lacks newer flags
+        older = {"loss": "bce", "colour": "own"}  # an earlier version's run lacks newer flags
+        saved = vars(args) | older | saved
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
         utils.check_same(args, saved, FIXED)
@@ -142,8 +147,9 @@ def main(args):
     # --- data ---
     manifest = read_manifest(args.root)
     patch_set = set_hash(args.root)
-    train_set = PatchDataset(args.root, "train", utils.transform("train", args.augment))
-    val_set = PatchDataset(args.root, "val", utils.transform("val"))
+    colour = utils.COLOURS[args.colour]
+    train_set = PatchDataset(args.root, "train", utils.transform("train", args.augment), colour)
+    val_set = PatchDataset(args.root, "val", utils.transform("val"), colour)
     batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
     foreground = train_set.foreground if args.sampler == "balanced" else None
     sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, foreground)
@@ -168,8 +174,7 @@ def main(args):
     model = NETWORKS[args.arch](args.dimensions).to(device, memory_format=torch.channels_last)
     if args.pretrained and not args.resume:
         utils.start_from_imagenet(model, args.pretrained)
-    if args.init:
-        utils.start_from(model, args.init)
+    origin = utils.start_from(model, args.init) if args.init else None
     if processes > 1:
         utils.share_batch_norm(model)
     average = utils.warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
@@ -205,6 +210,7 @@ def main(args):
         "config": model.config,
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
         "channel_order": "rgb",
+        "colour": colour._asdict() if colour else None,
         "patch_dim": manifest["patch_dim"],
         "pixel_size_um": utils.typical_pixel_size(manifest),
         "threshold": 0.5,
@@ -224,6 +230,9 @@ def main(args):
             + (f" | goes on after step {schedule.last_epoch}" if args.resume else ""),
         )
 
+        if origin and origin.get("colour") != checkpoint["colour"]:
+            others = "own" if args.colour == "one" else "one"
+            utils.log_line(run, f"{args.init} learned with --colour {others}, this run does not")
         if not args.resume:
             sampler.epoch = progress["epoch"]
             utils.log_augmented(writer, [train_set[key] for key in islice(sampler, SHEET_PATCHES)])
@@ -348,6 +357,7 @@ def choose_split(root, manifest, checkpoint, device) -> tuple[dict, str]:
     label_maps = label_folder(root)
     model = utils.build_model(checkpoint, "best.pt")
     predict = utils.predictor(model, checkpoint, device)
+    settings = utils.prediction_settings(model, checkpoint)
     masks, counts, sizes = [], [], []
     for entry in manifest["images"]:
         path = Path(root) / entry["image"]
@@ -357,8 +367,7 @@ def choose_split(root, manifest, checkpoint, device) -> tuple[dict, str]:
         if image.is_big:
             continue
         labels = read_label_map(label_maps[entry["name"]])
-        tiles = {"halo": model.halo, "grid": model.grid}
-        masks.append(predict_image(image, predict, **tiles) >= checkpoint["threshold"])
+        masks.append(predict_image(image, predict, **settings) >= checkpoint["threshold"])
         counts.append(0 if labels is None else int(nuclei.reference_labels(labels).max()))
         sizes.append(entry["pixel_size_um"])
     split, error = nuclei.choose_split(masks, counts, sizes)

@@ -35,12 +35,15 @@ from torchvision.models import ResNet34_Weights
 from torchvision.utils import make_grid
 
 from model import NETWORKS
+from tissue.colour import ONE, Colour
 from tissue.files import InputError, replacing
+from tissue.tiling import SIZES
 
 VERSION = "0.1.0"
 CHECKPOINT_VERSION = 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+COLOURS = {"own": None, "one": ONE}  # by the names that --colour gives them
 
 
 # --- transforms ---------------------------------------------------------------------------------
@@ -551,8 +554,10 @@ def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
             ) from error
 
 
-def start_from(model: nn.Module, path: Path | str) -> None:
-    """Give a network the weights of a checkpoint; InputError if it is of another kind or width."""
+def start_from(model: nn.Module, path: Path | str) -> dict:
+    """Give a network the weights of a checkpoint, and return that; InputError if it is of another
+    kind or width.
+    """
     checkpoint = load_checkpoint(path)
     if checkpoint["config"] != model.config or checkpoint["channel_order"] != "rgb":
         raise InputError(
@@ -561,6 +566,7 @@ def start_from(model: nn.Module, path: Path | str) -> None:
             f"file"
         )
     model.load_state_dict(checkpoint["model"])
+    return checkpoint
 
 
 def start_from_imagenet(model: nn.Module, source: str) -> None:
@@ -697,6 +703,20 @@ def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
             f"expected a checkpoint by this project's train.py; choose another file"
         ) from error
     return model
+
+
+def prediction_settings(model: nn.Module, checkpoint: dict, tta: bool = False) -> dict:
+    """What `tiling.predict_tiles` must know of a network, and the sizes that --tta averages over.
+
+    Beside `predictor`: what concerns the whole image and not a tile.
+    """
+    colour = checkpoint.get("colour")
+    return {
+        "halo": model.halo,
+        "grid": model.grid,
+        "sizes": SIZES if tta else SIZES[:1],
+        "colour": Colour(**colour) if colour else None,
+    }
 
 
 def predictor(
@@ -874,9 +894,13 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
                 f"{path}: found probabilities that differ from the network's by {largest:.1e}, "
                 f"expected less than 1e-3; nothing was written, please report this"
             )
+    colour = checkpoint.get("colour")
+    before = (
+        f"; bring each image to one colour before (tissue/colour.py): {colour}" if colour else ""
+    )
     return (
         f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of {grid} -> probability "
-        f"(N, 1, H, W); differs from the network by {largest:.1e} at most"
+        f"(N, 1, H, W); differs from the network by {largest:.1e} at most" + before
     )
 
 

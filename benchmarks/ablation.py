@@ -34,7 +34,7 @@ from tissue import images, nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce"}
+PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce", "colour": "own"}
 RUNS = {  # in what each differs from the plain recipe: one factor at a time, then combinations
     "plain": {},
     "balanced": {"sampler": "balanced"},
@@ -43,8 +43,12 @@ RUNS = {  # in what each differs from the plain recipe: one factor at a time, th
     "attention": {"arch": "attention"},
     "resnet34": {"arch": "resnet34"},
     "bce_dice": {"loss": "bce_dice"},
+    "one colour": {"colour": "one"},
     "balanced, bce_dice": {"sampler": "balanced", "loss": "bce_dice"},
     "moderate, bce_dice": {"augment": "moderate", "loss": "bce_dice"},
+    "moderate, bce_dice, one colour": {
+        "augment": "moderate", "loss": "bce_dice", "colour": "one",
+    },
     "strong, balanced": {"augment": "strong", "sampler": "balanced"},
     "strong, bce_dice": {"augment": "strong", "loss": "bce_dice"},
     "strong, balanced, bce_dice": {
@@ -212,8 +216,7 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
         weights = checkpoint["model"] if ema == "yes" else checkpoint["training"]["model"]
         model = utils.build_model(checkpoint | {"model": weights}, path)
         predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta == "yes")
-        tiles = {"halo": model.halo, "grid": model.grid}
-        tiles |= {"sizes": tiling.SIZES} if tta == "yes" else {}
+        tiles = utils.prediction_settings(model, checkpoint, tta == "yes")
         scores = score(predict, tiles, held_out)
         if other:
             theirs = score(predict, tiles, other)
@@ -229,7 +232,7 @@ def score_checkpoint(
     checkpoint = utils.load_checkpoint(path)
     model = utils.build_model(checkpoint | ({"model": weights} if weights else {}), path)
     predict = utils.predictor(model, checkpoint, device)
-    return score(predict, {"halo": model.halo, "grid": model.grid}, pairs)
+    return score(predict, utils.prediction_settings(model, checkpoint), pairs)
 
 
 def score(predict: Callable, tiles: dict, pairs: Sequence[images.Pair]) -> dict[str, float]:

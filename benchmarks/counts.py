@@ -88,8 +88,7 @@ def predictions(args, files) -> list[np.ndarray]:
     checkpoint = utils.load_checkpoint(path)
     model = utils.build_model(checkpoint, path)
     predict = utils.predictor(model, checkpoint, utils.choose_device(args.gpu_id), args.tta)
-    settings = {"halo": model.halo, "grid": model.grid}
-    settings |= {"sizes": tiling.SIZES if args.tta else (1.0,)}
+    settings = utils.prediction_settings(model, checkpoint, args.tta)
     return [
         tiling.predict_image(windows.open_image(file), predict, **settings)
         >= checkpoint["threshold"]

@@ -10,6 +10,7 @@ from model import UNet
 from tests.scripts import call, cut, infer, learn, table_of
 from tests.test_windows import write_ome_pyramid
 from tissue import images, nuclei, windows
+from tissue.colour import ONE, colour_of, to_colour
 from tissue.files import InputError
 from tissue.report import write_image
 from tissue.synthetic import draw_tissue
@@ -21,7 +22,9 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("ckpt") / "net.pt"
     model = UNet(4).eval()
-    pixels = torch.from_numpy(draw_tissue(320, 400, seed=1).image).permute(2, 0, 1)[None] / 255
+    image = draw_tissue(320, 400, seed=1).image
+    image = to_colour(image, colour_of(windows.from_array(image)), ONE)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         model.last_conv.weight *= 200
         model.last_conv.bias *= 200
@@ -33,6 +36,7 @@ def checkpoint(tmp_path_factory):
             "config": model.config,
             "normalisation": {"mean": (0.65, 0.65, 0.65), "std": (0.2, 0.2, 0.2)},
             "channel_order": "rgb",
+            "colour": ONE._asdict(),
             "pixel_size_um": 0.25,
             "threshold": 0.5,
         },

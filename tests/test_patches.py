@@ -24,7 +24,8 @@ def patch_set(tmp_path, picture):
     patches.remove_set(tmp_path)
     table = patches.write_patches(tmp_path, "train", "tissue", *picture, dim=16, stride=12)
     table += patches.write_patches(tmp_path, "val", "other", *picture, dim=16, stride=16)
-    manifest = {"format_version": patches.FORMAT_VERSION, "patch_dim": 16, "images": []}
+    manifest = {"format_version": patches.FORMAT_VERSION, "patch_dim": 16}
+    manifest["images"] = [{"name": name, "colour": None} for name in ("tissue", "other")]
     patches.write_manifest(tmp_path, manifest, table)
     return tmp_path
 
@@ -211,6 +212,8 @@ def test_manifest_is_written_after_the_table(tmp_path):
 
 
 def test_manifest_survives_names_beyond_ascii(tmp_path):
-    patches.write_manifest(tmp_path, {"format_version": 1, "images": [{"name": "Nï"}]}, [])
+    patches.write_manifest(
+        tmp_path, {"format_version": patches.FORMAT_VERSION, "images": [{"name": "Nï"}]}, []
+    )
     assert patches.read_manifest(tmp_path)["images"][0]["name"] == "Nï"
     assert json.loads((tmp_path / "patches.json").read_text(encoding="utf-8"))

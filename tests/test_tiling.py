@@ -5,6 +5,7 @@ import torch
 import utils
 from model import UNet
 from tissue import tiling
+from tissue.colour import tissue
 from tissue.windows import from_array
 
 
@@ -132,7 +133,7 @@ def test_glass_is_no_tissue():
     image = np.full((160, 100, 3), 243, np.uint8)
     image[:, 48:] = (225, 190, 215)  # pale eosin
     image[80:, :48] = 120  # dark, without colour
-    mask = tiling.tissue(image)
+    mask = tissue(image)
     assert mask.shape == (10, 7)
     assert mask[:, 3:].all()
     assert mask[5:].all()

@@ -165,6 +165,7 @@ def stopped_run(root, tmp_path):
         ["--seed", "9"],
         ["--arch", "attention"],
         ["--loss", "bce"],
+        ["--colour", "own"],
         ["--augment", "strong"],
         ["--sampler", "balanced"],
         ["--pretrained", "imagenet"],
@@ -180,6 +181,13 @@ def test_resume_of_another_set_up_is_named(stopped_run, change):
 def test_resume_takes_the_settings_of_the_run(stopped_run):
     args = train.parse_args(["--resume", str(stopped_run), "--workers", "0"])
     assert (args.dimensions, args.workers, args.resume) == (4, 0, stopped_run)
+
+
+def test_a_run_from_before_there_was_a_colour_goes_on_without(stopped_run):
+    settings = json.loads((stopped_run / "args.json").read_text())
+    del settings["colour"]
+    utils.write_json(stopped_run / "args.json", settings)
+    assert train.parse_args(["--resume", str(stopped_run)]).colour == "own"
 
 
 def test_resume_on_another_patch_set_is_named(stopped_run, root):

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from patchify import patchify
 
+from tissue.colour import Colour, to_colour
 from tissue.files import InputError, file_hash, replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "val")
 # Tissue has no repetitions worth looking for: 15 % faster, and no larger. Masks have.
 PNG_OF_TISSUE = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
@@ -174,17 +175,26 @@ class PatchDataset:
 
     An item is an image and its mask as `transform` returns them, the mask as float32 (1, dim, dim)
     of 0 and 1, and the patch's index. `transform` is called with `image` RGB uint8 (dim, dim, 3)
-    and `mask` float32 (dim, dim) and returns a dict of tensors (an albumentations.Compose).
+    and `mask` float32 (dim, dim) and returns a dict of tensors (an albumentations.Compose). Given
+    a `colour`, it gets the patch as it is when the whole image is brought to that colour.
 
     A key is an index, or the pair (index, seed) that PatchSampler gives: the augmentation then
     depends on that seed alone and not on which process happens to do the work.
     """
 
-    def __init__(self, root: Path | str, split: str, transform: Callable):
+    def __init__(
+        self, root: Path | str, split: str, transform: Callable, colour: Colour | None = None
+    ):
         self.root = root
+        self.colour = colour
+        own = {
+            image["name"]: Colour(**image["colour"]) if image["colour"] else None
+            for image in read_manifest(root)["images"]
+        }
         self.split = split
         table = read_table(root, split)
         self.files = [row["file"] for row in table]
+        self.own_colours = [own[row["name"]] for row in table]
         self.foreground = [float(row["foreground"]) for row in table]  # fraction, 0 to 1
         self.transform = transform
 
@@ -194,6 +204,8 @@ class PatchDataset:
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, mask = read_patch(self.root, self.split, self.files[index])
+        if self.colour:
+            image = to_colour(image, self.own_colours[index], self.colour)
         if seed is not None:
             # One generator for all steps: albumentations' own set_random_seed gives each step the
             # same numbers, so that the horizontal flip comes with the vertical one or not at all.

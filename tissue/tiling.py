@@ -8,12 +8,13 @@ margin is made up there. Reading, the network, and what is done with a tile over
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
+from tissue.colour import COARSE, Colour, colour_of, tissue, to_colour
 from tissue.windows import Scaled, Windows, from_array, interpolate
 
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
@@ -23,7 +24,6 @@ HALO = 96  # pixels; its logits depend on at most this distance around them
 # Factors of the pixel size at which an image is seen for an average over sizes: nuclei of other
 # tissue are often larger than those that were learned, hardly ever smaller.
 SIZES = (1.0, 4 / 3)
-COARSE = 16  # pixels; tissue is looked for at this resolution
 
 
 class Tile(NamedTuple):
@@ -58,6 +58,7 @@ def predict_tiles(
     predict: Callable[[np.ndarray], np.ndarray],
     scale: float = 1.0,
     sizes: Sequence[float] = (1.0,),
+    colour: Colour | None = None,
     **settings,
 ) -> Iterator[Predicted]:
     """The outcome of each tile, in their order.
@@ -65,12 +66,17 @@ def predict_tiles(
     `predict` takes RGB uint8 (N, h, w, 3) and returns probability float32 (N, h, w). Where the
     network wants pixels `scale` times as large as the image's, it gets them, and its probability
     is interpolated back; that is done for each of `sizes`, factors of `scale`, and the
-    probabilities are averaged. `settings` are `tile` and `halo`, pixels, multiples of the network's
+    probabilities are averaged. Where the network wants all images of one `colour`, the image as a
+    whole is brought to it. `settings` are `tile` and `halo`, pixels, multiples of the network's
     `grid`; `batch_size`, windows; and `skip_glass`: windows without tissue are not predicted. The
     tiles start at multiples of `tile`.
     """
     tiles = list(tiles)
-    views = (_predict_at(image, tiles, predict, scale * size, **settings) for size in sizes)
+    own = colour_of(image if scale == 1 else Scaled(image, scale)) if colour else None
+    recolour = partial(to_colour, source=own, target=colour)
+    views = (
+        _predict_at(image, tiles, predict, recolour, scale * size, **settings) for size in sizes
+    )
     for outcomes in zip(*views, strict=True):
         seen = [found.probability for found in outcomes if found.probability is not None]
         yield outcomes[0]._replace(probability=np.mean(seen, axis=0) if seen else None)
@@ -80,6 +86,7 @@ def _predict_at(
     image,
     tiles,
     predict,
+    recolour,
     scale,
     tile=TILE,
     halo=HALO,
@@ -108,7 +115,7 @@ def _predict_at(
         found = tissue(window)
         inner = _cut(found, sides[0] / COARSE, sides[1] / COARSE)
         window = np.pad(
-            window, ((0, -lengths[0] % GRID), (0, -lengths[1] % GRID), (0, 0)), "reflect"
+            recolour(window), ((0, -lengths[0] % GRID), (0, -lengths[1] % GRID), (0, 0)), "reflect"
         )
         return part, sides, window, found.any() or not skip_glass, float(inner.mean())
 
@@ -160,19 +167,6 @@ def seam_samples(
         whole = _up(max(height, width), grid)
         tiles = whole, min(tile, _up(whole / 2, grid))
         yield tuple(predict_image(window, predict, tile=t, grid=grid, **settings) for t in tiles)
-
-
-def tissue(image: np.ndarray) -> np.ndarray:
-    """Where RGB uint8 (H, W, 3) shows tissue: bool, a value for each block of 16 x 16 pixels.
-
-    Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
-    below 200 or a saturation, (max - min) / max, above 0.06. Fat and lumina wider than a block
-    count as glass.
-    """
-    height, width = (-(-side // COARSE) for side in image.shape[:2])
-    colour = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
-    high, low = colour.max(2), colour.min(2)
-    return (high < 200) | (high - low > 0.06 * high)
 
 
 def ahead(function: Callable, items: Iterable, depth: int) -> Iterator:

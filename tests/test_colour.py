@@ -1,0 +1,148 @@
+"""Images of one tissue in other colours look alike to the network, in training and in use."""
+
+import numpy as np
+import pytest
+import torch
+
+import utils
+from model import UNet
+from tests.scripts import cut, infer, learn, table_of
+from tissue import images, patches, tiling
+from tissue.colour import MOST, ONE, Colour, colour_of, to_colour
+from tissue.patches import PatchDataset
+from tissue.report import write_image
+from tissue.synthetic import draw_tissue
+from tissue.windows import from_array
+
+
+def own(image):
+    return colour_of(from_array(image))
+
+
+def differing(one, other):
+    return np.abs(one.astype(int) - other).mean()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return draw_tissue(300, 420, seed=3).image
+
+
+@pytest.fixture(scope="module")
+def restained(picture):
+    """The same tissue, paler and more violet."""
+    return (255 * (picture / 255) ** np.array([0.8, 0.6, 0.4])).astype(np.uint8)
+
+
+def test_an_image_gets_the_mean_and_the_spread_that_are_wanted(picture):
+    found = own(to_colour(picture, own(picture), ONE))
+    np.testing.assert_allclose(found.mean, ONE.mean, atol=1.5)
+    np.testing.assert_allclose(found.spread, ONE.spread, rtol=0.1)
+
+
+def test_the_same_tissue_in_another_stain_becomes_nearly_the_same(picture, restained):
+    ours, theirs = (to_colour(image, own(image), ONE) for image in (picture, restained))
+    assert differing(picture, restained) > 30
+    assert differing(ours, theirs) < 6
+
+
+def test_glass_does_not_count(picture):
+    beside = np.full((304, 800, 3), 244, np.uint8)
+    beside[:300, :420] = picture
+    np.testing.assert_allclose(own(beside).mean, own(picture).mean, atol=1)
+    np.testing.assert_allclose(own(beside).spread, own(picture).spread, atol=1.5)
+    glass = np.full((40, 50, 3), 244, np.uint8)
+    assert own(glass) is None
+    assert to_colour(glass, own(glass), ONE) is glass
+
+
+def test_noise_is_not_made_large(generator):
+    plain = np.full((64, 64, 3), (180, 90, 160), np.uint8)
+    noisy = plain + generator.integers(0, 3, plain.shape, dtype=np.uint8)
+    for image in (plain, noisy):
+        found = own(to_colour(image, own(image), ONE))
+        np.testing.assert_allclose(found.mean, ONE.mean, atol=1)
+        assert max(found.spread) < 2.5 * MOST
+
+
+def test_of_a_large_image_windows_tell_the_colour(picture):
+    large = np.tile(picture, (9, 7, 1))  # 2700 x 2940 pixels
+    read = []
+
+    class Counted:
+        height, width = large.shape[:2]
+
+        def read(self, y, x, height, width):
+            read.append((y, x, height, width))
+            return large[y : y + height, x : x + width]
+
+    found = colour_of(Counted())
+    assert sum(height * width for _, _, height, width in read) <= 2048**2
+    assert {y + height for y, _, height, _ in read} >= {128, 2700}
+    assert {x + width for _, x, _, width in read} >= {128, 2940}
+    np.testing.assert_allclose(found.mean, own(picture).mean, atol=1)
+    np.testing.assert_allclose(found.spread, own(picture).spread, atol=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.6])
+def test_tiles_take_the_colour_of_the_whole_image(picture, scale):
+    half = picture.copy()
+    half[:, 200:] = 255 - (255 - half[:, 200:]) // 3  # a pale part, whose own colour is another
+
+    def red(tiles):
+        return tiles[..., 0].astype(np.float32)
+
+    settings = {"scale": scale, "colour": ONE, "halo": 16}
+    untiled, tiled = (
+        tiling.predict_image(from_array(half), red, tile=tile, **settings) for tile in (1024, 64)
+    )
+    np.testing.assert_array_equal(tiled, untiled)
+    if scale == 1:
+        np.testing.assert_array_equal(untiled, to_colour(half, own(half), ONE)[..., 0])
+
+
+def test_training_sees_the_colours_that_inference_sees(root):
+    cut(root)
+
+    def untouched(image, mask):
+        return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask)}
+
+    dataset = PatchDataset(root, "train", untouched, ONE)
+    pair = images.find_pairs(root)[0]
+    image = images.read_image(pair.image)
+    whole = to_colour(image, own(image), ONE)
+    for index, row in enumerate(patches.read_table(root, "train")):
+        if row["name"] == pair.name:
+            y, x = int(row["y"]), int(row["x"])
+            np.testing.assert_array_equal(dataset[index][0], whole[y : y + 32, x : x + 32])
+
+
+def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, capsys):
+    cut(root)
+    write_image(tmp_path / "restained.png", restained)
+    for colour in ("one", "own"):
+        run = learn(root, tmp_path / "log", "--colour", colour)
+        last = utils.load_checkpoint(run / "last.pt")
+        assert last["colour"] == (ONE._asdict() if colour == "one" else None)
+        model = utils.build_model(last, run)
+        predict = utils.predictor(model, last, torch.device("cpu"))
+        seen = to_colour(restained, own(restained), ONE) if colour == "one" else restained
+        settings = {"halo": model.halo, "grid": model.grid}
+        expected = tiling.predict_image(from_array(seen), predict, **settings)
+        threshold = float(np.median(expected))
+        flags = ["--ckpt", run / "last.pt", "--images", tmp_path / "restained.png"]
+        infer(tmp_path / colour, *flags, "--threshold", threshold)
+        mask = images.read_mask(tmp_path / colour / "restained_prediction.png")
+        assert 0.2 < mask.mean() < 0.8
+        np.testing.assert_array_equal(mask, expected >= threshold)
+        assert len(table_of(tmp_path / colour / "counts.csv")) == 1
+    capsys.readouterr()
+    learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1)
+    assert "learned with --colour own, this run does not" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_a_colour_leaves_images_alone():
+    older = {"normalisation": None, "channel_order": "rgb"}
+    assert utils.prediction_settings(UNet(4), older)["colour"] is None
+    newer = older | {"colour": {"mean": [50.0, 20.0, -20.0], "spread": [15.0, 8.0, 8.0]}}
+    assert isinstance(utils.prediction_settings(UNet(4), newer)["colour"], Colour)

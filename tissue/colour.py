@@ -1,0 +1,90 @@
+"""One colour for all images: the tissue of each is brought to the same mean and spread of colour.
+
+Sections differ in stain, thickness and scanner. What a network learns from some holds better for
+others where all have one colour, those that it learns from and those that it is used on.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+COARSE = 16  # pixels; tissue is looked for at this resolution
+SIDE, ROWS = 128, 16  # pixels of a window, and rows and columns of windows, that tell the colour
+LEAST, MOST = 0.5, 3.0  # change of a spread; more would only make noise large
+# Of OpenCV's 8-bit CIELAB: what a step of a channel is worth, and its zero.
+STEP, ZERO = np.array([100 / 255, 1, 1]), np.array([0, 128, 128])
+
+
+class Colour(NamedTuple):
+    """Mean and standard deviation of the channels of CIELAB (L from 0 to 100), over tissue."""
+
+    mean: tuple[float, float, float]
+    spread: tuple[float, float, float]
+
+
+# A section stained well, with room above and below: neither chromatin nor lumina are cut off.
+ONE = Colour((62.0, 26.0, -18.0), (17.0, 10.5, 8.5))
+
+
+def tissue(image: np.ndarray) -> np.ndarray:
+    """Where RGB uint8 (H, W, 3) shows tissue: bool, a value for each block of 16 x 16 pixels.
+
+    Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
+    below 200 or a saturation, (max - min) / max, above 0.06. Fat and lumina wider than a block
+    count as glass.
+    """
+    height, width = (-(-side // COARSE) for side in image.shape[:2])
+    colour = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    high, low = colour.max(2), colour.min(2)
+    return (high < 200) | (high - low > 0.06 * high)
+
+
+def colour_of(image) -> Colour | None:
+    """The colour of an image's tissue, or None where there is only glass.
+
+    `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. It is read
+    whole up to 2048 x 2048 pixels, and of a larger one 16 x 16 windows spread over all of it.
+    """
+    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    for y, height in _places(image.height):
+        for x, width in _places(image.width):
+            window = image.read(y, x, height, width)
+            blocks = tissue(window).repeat(COARSE, 0).repeat(COARSE, 1)[:height, :width]
+            number = np.count_nonzero(blocks)
+            lab = cv2.cvtColor(window, cv2.COLOR_RGB2LAB)
+            its_mean, its_spread = cv2.meanStdDev(lab, mask=blocks.astype(np.uint8))
+            count += number
+            total += number * its_mean[:, 0]
+            squares += number * (its_mean**2 + its_spread**2)[:, 0]
+    if count == 0:
+        return None
+    mean = total / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return Colour(  # rounded, so that it is the same on all machines
+        tuple(((mean - ZERO) * STEP).round(3).tolist()), tuple((spread * STEP).round(3).tolist())
+    )
+
+
+def to_colour(image: np.ndarray, source: Colour | None, target: Colour) -> np.ndarray:
+    """RGB uint8 (..., H, W, 3) with `source`'s colour made `target`'s; as it is without a source.
+
+    Each channel of CIELAB is shifted and stretched, as Reinhard et al. 2001 (IEEE CG&A 21(5):34)
+    do in another space; a spread is changed to its half at least and three times at most.
+    """
+    if source is None:
+        return image
+    gain = np.array(target.spread) / np.maximum(source.spread, 1e-6)
+    gain = gain.clip(LEAST, MOST)
+    values = (np.arange(256)[:, None] - ZERO) * STEP  # (256, 3)
+    values = (values - source.mean) * gain + target.mean
+    table = (values / STEP + ZERO).round().clip(0, 255).astype(np.uint8)[None]
+    lab = cv2.cvtColor(image.reshape(-1, image.shape[-2], 3), cv2.COLOR_RGB2LAB)
+    return cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB).reshape(image.shape)
+
+
+def _places(length):
+    """(start, length) of the windows along a side."""
+    if length <= SIDE * ROWS:
+        return [(start, min(SIDE, length - start)) for start in range(0, length, SIDE)]
+    return [((length - SIDE) * i // (ROWS - 1), SIDE) for i in range(ROWS)]
