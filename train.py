@@ -81,7 +81,7 @@ def parse_args(argv=None):
     )  # fmt: skip
     learning.add_argument(
         "--colour", choices=utils.COLOURS, default="one",
-        help="one: bring every image to the same colour first, here and in inference.py; own: none",
+        help="one: bring all images to the same colour first, also in inference.py; own: as they are",
     )  # fmt: skip
     learning.add_argument(
         "--augment", choices=("basic", "moderate", "strong"), default="basic",

@@ -46,6 +46,7 @@ RUNS = {  # in what each differs from the plain recipe: one factor at a time, th
     "one colour": {"colour": "one"},
     "balanced, bce_dice": {"sampler": "balanced", "loss": "bce_dice"},
     "moderate, bce_dice": {"augment": "moderate", "loss": "bce_dice"},
+    "bce_dice, one colour": {"loss": "bce_dice", "colour": "one"},
     "moderate, bce_dice, one colour": {
         "augment": "moderate", "loss": "bce_dice", "colour": "one",
     },
