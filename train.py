@@ -81,7 +81,7 @@ def parse_args(argv=None):
     )  # fmt: skip
     learning.add_argument(
         "--colour", choices=utils.COLOURS, default="one",
-        help="one: bring all images to the same colour first, also in inference.py; own: as they are",
+        help="one: bring all images to one colour first, in inference.py too; own: as they are",
     )  # fmt: skip
     learning.add_argument(
         "--augment", choices=("basic", "moderate", "strong"), default="basic",
