@@ -49,6 +49,7 @@ def test_the_same_tissue_in_another_stain_becomes_nearly_the_same(picture, resta
 def test_glass_does_not_count(picture):
     beside = np.full((304, 800, 3), 244, np.uint8)
     beside[:300, :420] = picture
+    beside[:, 640:] = 0  # nor what was not scanned
     np.testing.assert_allclose(own(beside).mean, own(picture).mean, atol=1)
     np.testing.assert_allclose(own(beside).spread, own(picture).spread, atol=1.5)
     glass = np.full((40, 50, 3), 244, np.uint8)
@@ -139,6 +140,8 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
     capsys.readouterr()
     learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1)
     assert "learned with --colour own, this run does not" in capsys.readouterr().out
+    learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1, "--colour", "own")
+    assert "learned with" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_without_a_colour_leaves_images_alone():

@@ -133,8 +133,10 @@ def test_glass_is_no_tissue():
     image = np.full((160, 100, 3), 243, np.uint8)
     image[:, 48:] = (225, 190, 215)  # pale eosin
     image[80:, :48] = 120  # dark, without colour
+    image[144:] = (4, 0, 1)  # not scanned
     mask = tissue(image)
     assert mask.shape == (10, 7)
-    assert mask[:, 3:].all()
-    assert mask[5:].all()
+    assert mask[:9, 3:].all()
+    assert mask[5:9].all()
+    assert not mask[9:].any()
     assert not mask[:5, :3].any()

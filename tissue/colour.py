@@ -32,12 +32,12 @@ def tissue(image: np.ndarray) -> np.ndarray:
 
     Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
     below 200 or a saturation, (max - min) / max, above 0.06. Fat and lumina wider than a block
-    count as glass.
+    count as glass, and so does what a scanner leaves black (below 20) where it did not scan.
     """
     height, width = (-(-side // COARSE) for side in image.shape[:2])
     colour = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     high, low = colour.max(2), colour.min(2)
-    return (high < 200) | (high - low > 0.06 * high)
+    return (high > 20) & ((high < 200) | (high - low > 0.06 * high))
 
 
 def colour_of(image) -> Colour | None:
