@@ -1,4 +1,4 @@
-"""What sampling, augmentation, network, loss, averaged weights and --tta are worth.
+"""What colour, sampling, augmentation, network, loss, averaged weights and --tta are worth.
 
     python3 -m benchmarks.ablation --root cryonuseg --other monuseg
     python3 -m benchmarks.ablation --root cryonuseg --runs plain strong --seeds 0 1 2
