@@ -215,25 +215,27 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
     checkpoint = utils.load_checkpoint(path)
     for ema, tta in (("no", "no"), ("yes", "no"), ("yes", "yes")):
         weights = checkpoint["model"] if ema == "yes" else checkpoint["training"]["model"]
-        model = utils.build_model(checkpoint | {"model": weights}, path)
-        predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta == "yes")
-        tiles = utils.prediction_settings(model, checkpoint, tta == "yes")
-        scores = score(predict, tiles, held_out)
+        how = {"weights": weights, "tta": tta == "yes"}
+        scores = score_checkpoint(path, held_out, device, **how)
         if other:
-            theirs = score(predict, tiles, other)
+            theirs = score_checkpoint(path, other, device, **how)
             scores |= {f"other_{key}": theirs[key] for key in ("dice", "count_error")}
         rounded = {key: f"{value:.4f}" for key, value in scores.items()}
         yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
 
 
 def score_checkpoint(
-    path: Path, pairs: Sequence[images.Pair], device: torch.device, weights: dict | None = None
+    path: Path,
+    pairs: Sequence[images.Pair],
+    device: torch.device,
+    weights: dict | None = None,
+    tta: bool = False,
 ) -> dict[str, float]:
     """`score` of a checkpoint file, or of other weights for its network."""
     checkpoint = utils.load_checkpoint(path)
     model = utils.build_model(checkpoint | ({"model": weights} if weights else {}), path)
-    predict = utils.predictor(model, checkpoint, device)
-    return score(predict, utils.prediction_settings(model, checkpoint), pairs)
+    predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta)
+    return score(predict, utils.prediction_settings(model, checkpoint, tta), pairs)
 
 
 def score(predict: Callable, tiles: dict, pairs: Sequence[images.Pair]) -> dict[str, float]:
