@@ -230,7 +230,7 @@ def main(args):
             + (f" | goes on after step {schedule.last_epoch}" if args.resume else ""),
         )
 
-        if origin and origin.get("colour") != checkpoint["colour"]:
+        if origin and origin["colour"] != checkpoint["colour"]:
             others = "own" if args.colour == "one" else "one"
             utils.log_line(run, f"{args.init} learned with --colour {others}, this run does not")
         if not args.resume:

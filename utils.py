@@ -651,7 +651,7 @@ def load_checkpoint(path: Path | str) -> dict:
                 f"{path}: found checkpoint format {checkpoint['format_version']}, expected "
                 f"{CHECKPOINT_VERSION}; use the version of this project that wrote it"
             )
-        return checkpoint
+        return {"colour": None} | checkpoint  # which earlier versions did not write
     if not isinstance(checkpoint, dict) or "conv1.conv.0.weight" not in checkpoint:
         raise InputError(
             f"{path}: found a file without a U-Net's weights, expected a checkpoint by train.py; "
@@ -663,6 +663,7 @@ def load_checkpoint(path: Path | str) -> dict:
         "config": {"arch": "unet", "dimensions": len(checkpoint["conv1.conv.0.weight"])},
         "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "channel_order": "bgr",
+        "colour": None,
         "threshold": 0.5,
     }
 
@@ -710,7 +711,7 @@ def prediction_settings(model: nn.Module, checkpoint: dict, tta: bool = False) -
 
     Beside `predictor`: what concerns the whole image and not a tile.
     """
-    colour = checkpoint.get("colour")
+    colour = checkpoint["colour"]
     return {
         "halo": model.halo,
         "grid": model.grid,
@@ -894,7 +895,7 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
                 f"{path}: found probabilities that differ from the network's by {largest:.1e}, "
                 f"expected less than 1e-3; nothing was written, please report this"
             )
-    colour = checkpoint.get("colour")
+    colour = checkpoint["colour"]
     before = (
         f"; bring each image to one colour before (tissue/colour.py): {colour}" if colour else ""
     )

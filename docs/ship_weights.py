@@ -71,7 +71,7 @@ def main(args):
 def runs_of(checkpoint: dict) -> list[dict]:
     """The settings of the run, or runs, whose weights a checkpoint has."""
     args = checkpoint["args"]
-    return args if isinstance(args, list) else [{key: args[key] for key in SETTINGS}]
+    return args if isinstance(args, list) else [{key: args.get(key) for key in SETTINGS}]
 
 
 if __name__ == "__main__":

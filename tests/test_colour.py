@@ -144,8 +144,13 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
     assert "learned with" not in capsys.readouterr().out
 
 
-def test_a_checkpoint_without_a_colour_leaves_images_alone():
-    older = {"normalisation": None, "channel_order": "rgb"}
-    assert utils.prediction_settings(UNet(4), older)["colour"] is None
+def test_a_checkpoint_without_a_colour_leaves_images_alone(tmp_path):
+    def settings_of(checkpoint):
+        utils.save_checkpoint(tmp_path / "net.pt", checkpoint)
+        return utils.prediction_settings(UNet(4), utils.load_checkpoint(tmp_path / "net.pt"))
+
+    older = {"format_version": utils.CHECKPOINT_VERSION, "channel_order": "rgb"}
+    assert settings_of(older)["colour"] is None
+    assert settings_of(UNet(4).state_dict())["colour"] is None
     newer = older | {"colour": {"mean": [50.0, 20.0, -20.0], "spread": [15.0, 8.0, 8.0]}}
-    assert isinstance(utils.prediction_settings(UNet(4), newer)["colour"], Colour)
+    assert isinstance(settings_of(newer)["colour"], Colour)

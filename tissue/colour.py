@@ -67,7 +67,7 @@ def colour_of(image) -> Colour | None:
 
 
 def to_colour(image: np.ndarray, source: Colour | None, target: Colour) -> np.ndarray:
-    """RGB uint8 (..., H, W, 3) with `source`'s colour made `target`'s; as it is without a source.
+    """RGB uint8 (H, W, 3) with `source`'s colour made `target`'s; as it is without a source.
 
     Each channel of CIELAB is shifted and stretched, as Reinhard et al. 2001 (IEEE CG&A 21(5):34)
     do in another space; a spread is changed to its half at least and three times at most.
@@ -79,8 +79,8 @@ def to_colour(image: np.ndarray, source: Colour | None, target: Colour) -> np.nd
     values = (np.arange(256)[:, None] - ZERO) * STEP  # (256, 3)
     values = (values - source.mean) * gain + target.mean
     table = (values / STEP + ZERO).round().clip(0, 255).astype(np.uint8)[None]
-    lab = cv2.cvtColor(image.reshape(-1, image.shape[-2], 3), cv2.COLOR_RGB2LAB)
-    return cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB).reshape(image.shape)
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    return cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB)
 
 
 def _places(length):
