@@ -30,9 +30,10 @@ import utils
 from tissue import (
     agreement,
     exports,
-    images,
+    masks,
     mosaic,
     nuclei,
+    pairs,
     patches,
     report,
     stitching,
@@ -40,15 +41,14 @@ from tissue import (
     tiling,
     windows,
 )
-from tissue.files import InputError, check_positive, file_hash, run_script
+from tissue.files import InputError, Parser, check_positive, file_hash, run_script
+from tissue.pixel_size import scale_of
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei_unet.pt"
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
     files.add_argument("--root", default="./data/", help="folder given to preprocess.py")
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
@@ -131,7 +131,7 @@ def main(args):
     sizes = {pair.name: args.pixel_size or opened[pair.name].pixel_size_um for pair in todo}
     split = split_of(checkpoint, args.split)
     trained_at = checkpoint.get("pixel_size_um")
-    scales = {name: scale_of(size, trained_at) for name, size in sizes.items()}
+    scales = {name: scale_of(size, trained_at, name) for name, size in sizes.items()}
     say = print if rank == 0 else (lambda *_: None)
     say(
         f"{path} | {model.config['arch']} {model.config['dimensions']} | {device}"
@@ -176,7 +176,7 @@ def main(args):
     settings |= {"sizes": list(tiled["sizes"])}
     settings |= {"overlap": halo, "skip": args.skip, "split": split._asdict()}
     settings |= {"formats": list(formats), "version": utils.VERSION}
-    label_maps = {} if args.images else images.label_folder(args.root)
+    label_maps = {} if args.images else pairs.label_folder(args.root)
     made_with, tasks = {}, []
     for pair in todo:
         label_map = label_maps.get(pair.name)
@@ -276,7 +276,7 @@ def main(args):
 class Task(NamedTuple):
     """One image to infer, and how."""
 
-    pair: images.Pair
+    pair: pairs.Pair
     image: windows.Windows
     pixel_size_um: float | None
     split_at_um: float | None  # the same, or where that is not known the network's
@@ -312,7 +312,7 @@ def infer_alone(task, predict, bar) -> dict:
     report.write_image(task.file("_image.png"), pixels)
     report.write_image(task.file("_overlay.png"), report.overlay(pixels, labels))
     if task.pair.mask:
-        reference = images.read_mask(task.pair.mask)
+        reference = masks.read_mask(task.pair.mask)
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
         row |= {"gt_contours": len(nuclei.contours(reference)), **utils.scores(counts)}
         truth = reference_nuclei(task, reference)
@@ -330,7 +330,7 @@ def infer_alone(task, predict, bar) -> dict:
 def reference_nuclei(task, mask) -> np.ndarray:
     """The reference's nuclei, int32 (H, W): as its label map has them, or else split."""
     path = task.label_map or task.pair.mask
-    label_map = images.read_label_map(path)
+    label_map = masks.read_label_map(path)
     if label_map is not None and label_map.shape != mask.shape:
         raise InputError(
             f"{path}: found a label map of {label_map.shape[0]} x {label_map.shape[1]} pixels "
@@ -467,7 +467,7 @@ def export(args, model, checkpoint) -> str:
     """Write the network for other programs, checked on the first image there is."""
     pixels = synthetic.draw_tissue(512, 512, seed=0).image
     if args.images:
-        image = windows.open_image(next(iter(images.find_images(*args.images).values())))
+        image = windows.open_image(next(iter(pairs.find_images(*args.images).values())))
         if min(image.height, image.width) >= 3 * model.grid:
             pixels = image.read(0, 0, min(512, image.height), min(512, image.width))
     return utils.export_model(Path(args.export_model), model, checkpoint, pixels)
@@ -520,23 +520,23 @@ def find_checkpoint(ckpt: str | None) -> Path:
     return path
 
 
-def find_images(args) -> list[images.Pair]:
+def find_images(args) -> list[pairs.Pair]:
     """The images to segment, sorted by name, each with the path of its reference mask or None."""
     if not args.images:
         if args.masks:
             raise InputError("--masks: found it without --images, expected both; add --images")
         root = Path(args.root)
         return [
-            images.Pair(image["name"], root / image["image"], root / image["mask"])
+            pairs.Pair(image["name"], root / image["image"], root / image["mask"])
             for image in patches.read_manifest(root)["images"]
             if image["split"] == "val"
         ]
-    found = images.find_images(*args.images)
-    masks = images.find_images(args.masks) if args.masks else dict.fromkeys(found)
+    found = pairs.find_images(*args.images)
+    masks = pairs.find_images(args.masks) if args.masks else dict.fromkeys(found)
     lonely = ", ".join(str(path) for name, path in found.items() if name not in masks)
     if lonely:
         raise InputError(f"{lonely}: found no mask of that name in {args.masks}, expected one each")
-    return [images.Pair(name, path, masks[name]) for name, path in found.items()]
+    return [pairs.Pair(name, path, masks[name]) for name, path in found.items()]
 
 
 def check_images(todo, rank, processes) -> tuple[dict[str, windows.Windows], list[str]]:
@@ -566,15 +566,6 @@ def check_images(todo, rank, processes) -> tuple[dict[str, windows.Windows], lis
 
 def same_folder(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
-
-
-def scale_of(size: float | None, trained_at: float | None) -> float:
-    """How many of an image's pixels make one of the network's; 1 if they are about equal, or if
-    one of the pixel sizes (micrometres) is not known.
-    """
-    if not size or not trained_at or abs(trained_at / size - 1) <= windows.SAME:
-        return 1.0
-    return trained_at / size
 
 
 def file_mark(path: Path | None) -> list | None:

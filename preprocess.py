@@ -8,7 +8,6 @@ Writes patches_rgb_train/, patches_mask_train/, patches_rgb_val/, patches_mask_v
 patches_preview.png and patches.json below <root>. The same input again changes nothing.
 """
 
-import argparse
 import os
 import sys
 from collections import defaultdict
@@ -19,18 +18,19 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from tissue import images, patches, report, windows
+from tissue import patches, report, windows
 from tissue.colour import colour_of
-from tissue.files import InputError, check_positive, file_hash, run_script
+from tissue.files import InputError, Parser, check_positive, file_hash, run_script
+from tissue.images import read_image
+from tissue.masks import read_mask
+from tissue.pairs import check_pair, find_pairs
 
 PREVIEW = "patches_preview.png"
 PREVIEW_PATCHES = 48
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--root", default="./data/", help="folder with images and masks")
     parser.add_argument("--patch_dim", type=int, default=128, help="side of a patch, pixels")
     parser.add_argument("--patch_stride", type=int, default=20, help="patch to patch, pixels")
@@ -55,7 +55,7 @@ def main(args):
         )
 
     # --- what there is ---
-    pairs = images.find_pairs(root)
+    pairs = find_pairs(root)
     splits = {
         pair.name: "val"
         if any(fnmatch(name, args.val_pattern) for name in (pair.image.name, pair.name))
@@ -101,7 +101,7 @@ def main(args):
     # --- every fault of every image, before anything is written ---
     def check(pair):
         try:
-            return images.check_pair(pair, args.patch_dim)
+            return check_pair(pair, args.patch_dim)
         except (InputError, OSError) as error:
             return error
 
@@ -130,7 +130,7 @@ def main(args):
     patches.remove_set(root)
 
     def write(pair):
-        image, mask = images.read_image(pair.image), images.read_mask(pair.mask)
+        image, mask = read_image(pair.image), read_mask(pair.mask)
         dim, stride = args.patch_dim, args.patch_stride
         rows = patches.write_patches(root, splits[pair.name], pair.name, image, mask, dim, stride)
         return rows, colour_of(windows.from_array(image))

@@ -30,8 +30,9 @@ from tqdm import tqdm
 import utils
 from model import NETWORKS
 from tissue import nuclei
-from tissue.files import check_positive, run_script
-from tissue.images import label_folder, read_label_map
+from tissue.files import Parser, check_positive, run_script
+from tissue.masks import read_label_map
+from tissue.pairs import label_folder
 from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
 from tissue.tiling import predict_image
 from tissue.windows import open_image
@@ -51,9 +52,7 @@ FIXED += ("seed", "init", "pretrained")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
     files.add_argument("--root", default="./data/", help="folder with the patch set")
     files.add_argument("--log", default="./log", help="folder in which the run gets its own")

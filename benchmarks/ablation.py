@@ -30,8 +30,10 @@ from matplotlib.figure import Figure
 
 import utils
 from benchmarks import data, results
-from tissue import images, nuclei, patches, tiling, windows
+from tissue import nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
+from tissue.masks import read_mask
+from tissue.pairs import Pair, find_pairs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce", "colour": "own"}
@@ -110,8 +112,8 @@ def main(args):
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, number=27)
         data.cut(root, "--val_pattern", args.val_pattern)
-        pairs = {pair.name: pair for pair in images.find_pairs(root)}
-        other = images.find_pairs(args.other) if args.other else []
+        pairs = {pair.name: pair for pair in find_pairs(root)}
+        other = find_pairs(args.other) if args.other else []
         study = dict(
             zip(STUDY, (patches.set_hash(root)[:12], args.dimensions, args.budget), strict=True)
         )
@@ -226,7 +228,7 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
 
 def score_checkpoint(
     path: Path,
-    pairs: Sequence[images.Pair],
+    pairs: Sequence[Pair],
     device: torch.device,
     weights: dict | None = None,
     tta: bool = False,
@@ -238,11 +240,11 @@ def score_checkpoint(
     return score(predict, utils.prediction_settings(model, checkpoint, tta), pairs)
 
 
-def score(predict: Callable, tiles: dict, pairs: Sequence[images.Pair]) -> dict[str, float]:
+def score(predict: Callable, tiles: dict, pairs: Sequence[Pair]) -> dict[str, float]:
     """Scores of whole images, averaged; of contour counts the error and the bias, as fractions."""
     dices, accuracies, errors = [], [], []
     for pair in pairs:
-        reference = images.read_mask(pair.mask)
+        reference = read_mask(pair.mask)
         image = windows.open_image(pair.image)
         mask = tiling.predict_image(image, predict, **tiles) >= THRESHOLD
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))

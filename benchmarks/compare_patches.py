@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tissue import images, patches
+from tissue import images, masks, patches
 from tissue.files import InputError, run_script
 
 
@@ -24,7 +24,7 @@ def main(args):
     dim, compared = manifest["patch_dim"], 0
     for source in manifest["images"]:
         image = images.read_image(root / source["image"])
-        mask = images.read_mask(root / source["mask"])
+        mask = masks.read_mask(root / source["mask"])
         for row in patches.read_table(root, source["split"]):
             if row["name"] != source["name"]:
                 continue

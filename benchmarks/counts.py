@@ -14,8 +14,11 @@ import numpy as np
 import inference
 import utils
 from benchmarks import results
-from tissue import agreement, images, nuclei, tiling, windows
+from tissue import agreement, nuclei, tiling, windows
 from tissue.files import InputError, run_script
+from tissue.masks import read_label_map
+from tissue.pairs import find_images
+from tissue.pixel_size import pixel_size_um
 
 
 def parse_args(argv=None):
@@ -33,14 +36,14 @@ def parse_args(argv=None):
 
 
 def main(args):
-    files, label_maps = images.find_images(args.images), images.find_images(args.labels)
+    files, label_maps = find_images(args.images), find_images(args.labels)
     truths, sizes = [], []
     for name, path in files.items():
-        label_map = images.read_label_map(label_maps[name]) if name in label_maps else None
+        label_map = read_label_map(label_maps[name]) if name in label_maps else None
         if label_map is None:
             raise InputError(f"{path}: found no label map of that name in {args.labels}")
         truths.append(nuclei.reference_labels(label_map))
-        sizes.append(images.pixel_size_um(path))
+        sizes.append(pixel_size_um(path))
     if args.ckpt:
         masks, default = predictions(args, files), nuclei.PREDICTION_SPLIT
     else:

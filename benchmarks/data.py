@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 
 import preprocess
-from tissue import images
+from tissue import pairs
 from tissue.synthetic import PIXEL_SIZE, draw_tissue, write_demo
 
 
@@ -22,8 +22,8 @@ def tissue(folder: Path | str, root: str | None, number: int, size: int = 512) -
     if root is None:
         write_demo(folder, number, size)
         return folder
-    images.find_pairs(root)  # or it says what is missing
-    for name in (images.IMAGE_FOLDER, *images.MASK_FOLDERS):
+    pairs.find_pairs(root)  # or it says what is missing
+    for name in (pairs.IMAGE_FOLDER, *pairs.MASK_FOLDERS):
         if (Path(root) / name).is_dir():
             shutil.copytree(Path(root) / name, folder / name)
     return folder

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import utils
 from benchmarks import ablation, data, results
-from tissue import images
 from tissue.files import check_positive, run_script
+from tissue.pairs import find_pairs
 
 START = "strong"
 ENDS = ("basic", "moderate", "strong")
@@ -44,8 +44,8 @@ def main(args):
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, number=27)
         data.cut(root, "--val_pattern", args.val_pattern)
-        pairs = {pair.name: pair for pair in images.find_pairs(root)}
-        other = images.find_pairs(args.other) if args.other else []
+        pairs = {pair.name: pair for pair in find_pairs(root)}
+        other = find_pairs(args.other) if args.other else []
         for fold, (learn, held_out) in ablation.deal(root, args.folds, confirm=False).items():
             sample = Path(tempfile.mkdtemp(dir=folder))
             ablation.write_set(root, sample, learn, held_out, args.budget)

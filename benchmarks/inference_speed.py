@@ -33,7 +33,7 @@ import utils
 from benchmarks.data import draw_giant
 from benchmarks.results import moment, table, write_section
 from model import UNet
-from tissue import images, mosaic, nuclei, stitching, tiling, windows
+from tissue import images, masks, mosaic, nuclei, pairs, stitching, tiling, windows
 from tissue.files import run_script
 from tissue.synthetic import draw_tissue
 
@@ -239,7 +239,7 @@ def giants(args):
             rows.append([f"{side}²", f"{seconds:.0f}", f"{side**2 / 1e6 / seconds:.2f}"])
             rows[-1] += [f"{memory:.2f}", row["contours"]]
             if side <= 8192:
-                whole = images.read_mask(folder / "out" / f"{path.stem}_prediction.tif")
+                whole = masks.read_mask(folder / "out" / f"{path.stem}_prediction.tif")
                 rows[-1].append(len(nuclei.contours(whole)))
             else:
                 rows[-1].append("-")
@@ -275,7 +275,7 @@ def seams(args):
             return network(part.to(device).contiguous(memory_format=torch.channels_last)).float()
 
     rows = []
-    for number, file in enumerate(images.find_images(args.seams).values(), start=1):
+    for number, file in enumerate(pairs.find_images(args.seams).values(), start=1):
         image = windows.open_image(file)
         whole = tiling.predict_image(image, predict, tile=10**6 // 128 * 128) >= 0.5
         masks = {

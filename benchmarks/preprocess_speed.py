@@ -22,7 +22,7 @@ import numpy as np
 from patchify import patchify
 
 from benchmarks import data, results
-from tissue import images
+from tissue import images, masks, pairs
 from tissue.files import run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -95,9 +95,9 @@ def plain_loop(root: Path) -> None:
     rgb, mask = (root / f"patches_plain_{kind}" for kind in ("rgb", "mask"))
     rgb.mkdir()
     mask.mkdir()
-    for pair in images.find_pairs(root):
+    for pair in pairs.find_pairs(root):
         image = cv2.cvtColor(images.read_image(pair.image), cv2.COLOR_RGB2BGR)
-        nuclei = images.read_mask(pair.mask).astype(np.uint8) * 255
+        nuclei = masks.read_mask(pair.mask).astype(np.uint8) * 255
         image_patches = patchify(image, (DIM, DIM, 3), step=STRIDE)
         mask_patches = patchify(nuclei, (DIM, DIM), step=STRIDE)
         for row in range(image_patches.shape[0]):

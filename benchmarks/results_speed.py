@@ -18,7 +18,7 @@ import numpy as np
 
 import inference
 from benchmarks import data, results
-from tissue import exports, images, mosaic, nuclei, report, tiling, windows
+from tissue import exports, mosaic, nuclei, pairs, report, tiling, windows
 from tissue.files import run_script
 from tissue.synthetic import ORGANS, PIXEL_SIZE, draw_tissue
 
@@ -89,7 +89,7 @@ def slide(folder: Path, count: int) -> tuple[inference.Task, list[tiling.Tile]]:
         mask[top : top + CELL, left : left + CELL][shapes[number % len(shapes)]] = 255
     tiles = tiling.tiles_of(*mask.shape, tiling.TILE)
     task = inference.Task(
-        pair=images.Pair("a", data.draw_giant(folder / "tissue.tif", side * CELL), None),
+        pair=pairs.Pair("a", data.draw_giant(folder / "tissue.tif", side * CELL), None),
         image=windows.open_image(folder / "tissue.tif", big=0), pixel_size_um=PIXEL_SIZE,
         split_at_um=PIXEL_SIZE, label_map=None, threshold=0.5, split=nuclei.PREDICTION_SPLIT,
         formats=exports.FORMATS, tiled={"tile": tiling.TILE}, results=folder,

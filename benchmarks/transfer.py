@@ -15,8 +15,8 @@ from pathlib import Path
 import inference
 import utils
 from benchmarks import ablation, data, results
-from tissue import images
 from tissue.files import InputError, check_positive, run_script
+from tissue.pairs import find_pairs
 
 
 def parse_args(argv=None):
@@ -43,7 +43,7 @@ def main(args):
     lines, margins = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, number=6)
-        pairs = images.find_pairs(root)
+        pairs = find_pairs(root)
         if not all(0 < number < len(pairs) for number in args.learn):
             raise InputError(f"--learn: found {args.learn}, expected 1 to {len(pairs) - 1} images")
         data.cut(root, "--val_pattern", pairs[0].name)  # dealt anew below

@@ -7,7 +7,7 @@ import torch
 import utils
 from model import UNet
 from tests.scripts import cut, infer, learn, table_of
-from tissue import images, patches, tiling
+from tissue import images, masks, pairs, patches, tiling
 from tissue.colour import MOST, ONE, Colour, colour_of, to_colour
 from tissue.patches import PatchDataset
 from tissue.report import write_image
@@ -109,7 +109,7 @@ def test_training_sees_the_colours_that_inference_sees(root):
         return {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask)}
 
     dataset = PatchDataset(root, "train", untouched, ONE)
-    pair = images.find_pairs(root)[0]
+    pair = pairs.find_pairs(root)[0]
     image = images.read_image(pair.image)
     whole = to_colour(image, own(image), ONE)
     for index, row in enumerate(patches.read_table(root, "train")):
@@ -133,7 +133,7 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
         threshold = float(np.median(expected))
         flags = ["--ckpt", run / "last.pt", "--images", tmp_path / "restained.png"]
         infer(tmp_path / colour, *flags, "--threshold", threshold)
-        mask = images.read_mask(tmp_path / colour / "restained_prediction.png")
+        mask = masks.read_mask(tmp_path / colour / "restained_prediction.png")
         assert 0.2 < mask.mean() < 0.8
         np.testing.assert_array_equal(mask, expected >= threshold)
         assert len(table_of(tmp_path / colour / "counts.csv")) == 1

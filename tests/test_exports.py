@@ -15,7 +15,7 @@ import shapely
 import tifffile
 from pycocotools.coco import COCO
 
-from tissue import exports, images
+from tissue import exports, masks, pixel_size
 from tissue.files import InputError
 
 ALL = tuple(exports.FORMATS)
@@ -102,7 +102,7 @@ def test_without_a_pixel_size_the_micrometres_stay_empty(tmp_path):
     assert all(row["area_um2"] == "" for row in rows_of(tmp_path / "a_nuclei.csv"))
     for feature in features_of(tmp_path / "a_nuclei.geojson"):
         assert "area_um2" not in feature["properties"]["measurements"]
-    assert images.pixel_size_um(tmp_path / "a_labels.tif") is None
+    assert pixel_size.pixel_size_um(tmp_path / "a_labels.tif") is None
 
 
 def test_geojson_polygons_are_valid_and_have_the_nuclei_s_areas(tmp_path):
@@ -196,8 +196,8 @@ def test_labels_are_stored_in_the_smallest_type_that_holds_them(tmp_path, larges
     stored = tifffile.imread(path)
     assert stored.dtype == dtype
     np.testing.assert_array_equal(stored, labels)
-    np.testing.assert_array_equal(images.read_mask(path), labels > 0)
-    assert images.pixel_size_um(path) == pytest.approx(0.2425, rel=1e-6)
+    np.testing.assert_array_equal(masks.read_mask(path), labels > 0)
+    assert pixel_size.pixel_size_um(path) == pytest.approx(0.2425, rel=1e-6)
     with tifffile.TiffFile(path) as tif:
         assert tif.pages.first.is_tiled
         assert tif.pages.first.compression == tifffile.COMPRESSION.ADOBE_DEFLATE

@@ -1,8 +1,13 @@
+import argparse
+import math
+import os
+import subprocess
+import sys
 import types
 
 import pytest
 
-from tissue.files import InputError, replacing, run_script
+from tissue.files import InputError, Parser, check_numbers, locked, replacing, run_script
 
 
 def test_a_file_is_replaced_when_the_block_ends_well(tmp_path):
@@ -45,3 +50,70 @@ def test_a_defect_keeps_its_traceback():
 
     with pytest.raises(ValueError, match="broadcast"):
         run_script(main, types.SimpleNamespace)
+
+
+def test_two_writers_of_one_file_do_not_meet_and_links_are_not_followed(tmp_path):
+    path = tmp_path / "counts.csv"
+    with replacing(path) as one, replacing(path) as other:
+        assert one != other
+        with pytest.raises(FileExistsError):  # as a planted link of that name would have it
+            os.close(os.open(one, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"  # the block that ends last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_the_longest_name_there_is_can_be_replaced(tmp_path):
+    path = tmp_path / ("n" * 251 + ".csv")
+    with replacing(path) as beside:
+        beside.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_folder_has_one_writer_and_says_which(tmp_path):
+    folder = tmp_path / "results"
+    with locked(folder, "writes results"):
+        with (
+            pytest.raises(InputError, match=f"process {os.getpid()} on .* writes results"),
+            locked(folder, "writes results"),
+        ):
+            raise AssertionError("both got in")
+        (folder / "a.csv").write_text("1")
+    with locked(folder, "writes results"):
+        assert (folder / "a.csv").read_text() == "1"
+
+
+def test_what_a_killed_writer_left_is_removed_and_its_lock_is_free(tmp_path):
+    code = (
+        "import os, sys; from tissue.files import locked, replacing\n"
+        "with locked(sys.argv[1], 'writes'), replacing(sys.argv[1] + '/a.csv') as beside:\n"
+        "    beside.write_text('half'); os._exit(9)"
+    )
+    (tmp_path / ".mine.part.csv").write_text("not ours")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob(".*.part.csv"))) == 2
+    with locked(tmp_path, "writes results"):
+        assert [path.name for path in tmp_path.glob(".*.part.csv")] == [".mine.part.csv"]
+    assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1.1])
+def test_numbers_out_of_their_range_are_one_line(value):
+    with pytest.raises(InputError, match=r"--lr: found .*, expected more than 0 and at most 1$"):
+        check_numbers(argparse.Namespace(lr=value), {"lr": (0.0, 1)})
+
+
+def test_numbers_in_their_range_pass():
+    check_numbers(argparse.Namespace(lr=1.0, seed=0, size=None),
+                  {"lr": (0.0, 1), "seed": (0, 2**32 - 1), "size": (0.0, math.inf)})  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [["--lr", "x"], ["--rate", "1"], ["--l", "1"]])
+def test_flags_that_are_none_are_one_line_and_exit_code_2(flags, capsys):
+    parser = Parser("Train.")
+    parser.add_argument("--lr", type=float, default=1.0)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(flags)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -9,16 +9,10 @@ import tifffile
 from PIL import Image
 
 from tissue.files import InputError
-from tissue.images import (
-    Pair,
-    check_pair,
-    find_images,
-    find_pairs,
-    image_shape,
-    pixel_size_um,
-    read_image,
-    read_mask,
-)
+from tissue.images import image_shape, read_image
+from tissue.masks import read_mask
+from tissue.pairs import Pair, check_pair, find_images, find_pairs
+from tissue.pixel_size import pixel_size_um
 
 HEIGHT, WIDTH = 90, 70
 _random = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import torch
 from model import UNet
 from tests.scripts import call, cut, infer, learn, table_of
 from tests.test_windows import write_ome_pyramid
-from tissue import images, nuclei, windows
+from tissue import masks, nuclei, windows
 from tissue.colour import ONE, colour_of, to_colour
 from tissue.files import InputError
 from tissue.report import write_image
@@ -72,8 +72,8 @@ def test_a_big_image_gives_the_mask_and_counts_of_a_small_one(
     infer(tmp_path / "small", *flags)
     monkeypatch.setattr(windows, "BIG", 1)
     infer(tmp_path / "big", *flags)
-    small = images.read_mask(tmp_path / "small" / "big_prediction.png")
-    big = images.read_mask(tmp_path / "big" / "big_prediction.tif")
+    small = masks.read_mask(tmp_path / "small" / "big_prediction.png")
+    big = masks.read_mask(tmp_path / "big" / "big_prediction.tif")
     assert 0.01 < small.mean() < 0.99
     np.testing.assert_array_equal(big, small)
     rows = [table_of(tmp_path / name / "counts.csv")[0] for name in ("small", "big")]
@@ -94,7 +94,7 @@ def test_glass_is_skipped_in_big_images_and_the_report_says_so(
     infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--tile", 64, "--overlap", 0)
     assert "20% of it is glass" in capsys.readouterr().out  # the last 80 of 400 columns
     assert "20%" in (tmp_path / "out" / "report.html").read_text()
-    mask = images.read_mask(tmp_path / "out" / "big_prediction.tif")
+    mask = masks.read_mask(tmp_path / "out" / "big_prediction.tif")
     assert not mask[:, 320:].any()
     (row,) = table_of(tmp_path / "out" / "counts.csv")
     assert float(row["tissue_mm2"]) == pytest.approx(320 * 310 * 0.25**2 / 1e6, rel=0.05)
@@ -164,7 +164,7 @@ def test_an_interrupted_redo_does_not_pass_for_finished(slide, checkpoint, tmp_p
     results = tmp_path / "out"
     flags = ["--ckpt", checkpoint, "--images", slide]
     infer(results, *flags)
-    before = images.read_mask(results / "big_prediction.png")
+    before = masks.read_mask(results / "big_prediction.png")
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -173,7 +173,7 @@ def test_an_interrupted_redo_does_not_pass_for_finished(slide, checkpoint, tmp_p
         patched.setattr("tissue.report.overlay", stop)
         infer(results, *flags, "--threshold", 0.2)
     infer(results, *flags)
-    np.testing.assert_array_equal(images.read_mask(results / "big_prediction.png"), before)
+    np.testing.assert_array_equal(masks.read_mask(results / "big_prediction.png"), before)
     labels = tifffile.imread(results / "big_labels.tif")
     assert labels.max() == int(table_of(results / "counts.csv")[0]["nuclei"])
 
@@ -221,15 +221,15 @@ def test_an_image_of_another_pixel_size_is_predicted_at_the_networks(
     flags = ["--ckpt", checkpoint, "--images", tmp_path / "twice.tif"]
     infer(tmp_path / "b", *flags, "--pixel_size", 0.125)
     assert "No pixel size" not in capsys.readouterr().out
-    mask = images.read_mask(tmp_path / "a" / "big_prediction.png")
-    found = images.read_mask(tmp_path / "b" / "twice_prediction.png")
+    mask = masks.read_mask(tmp_path / "a" / "big_prediction.png")
+    found = masks.read_mask(tmp_path / "b" / "twice_prediction.png")
     assert found.shape == (640, 800)
     shrunken = cv2.resize(found.astype(np.float32), (400, 320), interpolation=cv2.INTER_AREA)
     assert ((shrunken > 0.5) == mask).mean() > 0.95
 
     infer(tmp_path / "c", *flags)
     assert "No pixel size in twice" in capsys.readouterr().out
-    assert (images.read_mask(tmp_path / "c" / "twice_prediction.png") != found).any()
+    assert (masks.read_mask(tmp_path / "c" / "twice_prediction.png") != found).any()
 
 
 def test_a_pyramid_is_predicted_from_the_level_of_the_networks_pixel_size(
@@ -239,7 +239,7 @@ def test_a_pyramid_is_predicted_from_the_level_of_the_networks_pixel_size(
     write_ome_pyramid(tmp_path / "slide.ome.tif", picture)
     flags = ["--ckpt", checkpoint, "--images", tmp_path / "slide.ome.tif", "--pixel_size", 0.125]
     infer(tmp_path / "out", *flags)
-    assert images.read_mask(tmp_path / "out" / "slide_prediction.tif").shape == (300, 410)
+    assert masks.read_mask(tmp_path / "out" / "slide_prediction.tif").shape == (300, 410)
 
 
 def test_seams_are_checked_on_demand(slide, checkpoint, tmp_path, capsys):

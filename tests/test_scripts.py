@@ -18,7 +18,7 @@ import train
 import utils
 from model import UNet
 from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
-from tissue import images, report
+from tissue import images, masks, report
 from tissue.files import InputError
 
 # --- end to end
@@ -96,7 +96,7 @@ def test_results_are_whole_images_with_their_counts(finished):
     for row in rows:
         name = row["image"]
         prediction = cv2.imread(str(results / f"{name}_prediction.png"), cv2.IMREAD_UNCHANGED)
-        reference = images.read_mask(root / "mask binary" / f"{name}.png")
+        reference = masks.read_mask(root / "mask binary" / f"{name}.png")
         assert prediction.shape == reference.shape == (160, 160)
         assert set(np.unique(prediction)) <= {0, 255}
         predicted = prediction > 0
@@ -108,7 +108,7 @@ def test_results_are_whole_images_with_their_counts(finished):
         copy = images.read_image(results / f"{name}_image.png")
         original = images.read_image(root / "tissue_images" / f"{name}.tif")
         np.testing.assert_array_equal(copy, original)
-        np.testing.assert_array_equal(images.read_mask(results / f"{name}_gt.png"), reference)
+        np.testing.assert_array_equal(masks.read_mask(results / f"{name}_gt.png"), reference)
         assert (results / f"{name}_overlay.png").is_file()
         assert name in outputs[3]
     page = (results / "report.html").read_text()
@@ -135,9 +135,9 @@ def test_every_patch_equals_its_crop_bit_by_bit(root):
         y, x = int(row["y"]), int(row["x"])
         window = (slice(y, y + 32), slice(x, x + 32))
         image = images.read_image(root / "tissue_images" / f"{row['name']}.tif")[window]
-        mask = images.read_mask(root / "mask binary" / f"{row['name']}.png")[window]
+        mask = masks.read_mask(root / "mask binary" / f"{row['name']}.png")[window]
         patch = images.read_image(root / f"patches_rgb_{row['split']}" / row["file"])
-        nuclei = images.read_mask(root / f"patches_mask_{row['split']}" / row["file"])
+        nuclei = masks.read_mask(root / f"patches_mask_{row['split']}" / row["file"])
         np.testing.assert_array_equal(patch, image)
         np.testing.assert_array_equal(nuclei, mask)
 
@@ -152,7 +152,7 @@ def test_changed_input_rebuilds_the_set(root, change):
         more = ["--val_pattern", "*0[34].tif"]
     elif change == "mask":
         path = root / "mask binary" / "Drawn_01.png"
-        report.write_image(path, ~images.read_mask(path))
+        report.write_image(path, ~masks.read_mask(path))
     else:
         next((root / "patches_mask_train").iterdir()).unlink()
     cut(root, *more)
@@ -164,7 +164,7 @@ def test_changed_input_rebuilds_the_set(root, change):
             assert {path.name for path in folder.iterdir()} == listed
     if change == "mask":
         (first,) = (r for r in rows if r["file"] == "Drawn_01_patch_00_00.png")
-        mask = images.read_mask(root / "mask binary" / "Drawn_01.png")[:32, :32]
+        mask = masks.read_mask(root / "mask binary" / "Drawn_01.png")[:32, :32]
         assert float(first["foreground"]) == pytest.approx(mask.mean(), abs=1e-4)
 
 
@@ -337,7 +337,7 @@ def test_threshold_decides_what_a_nucleus_is(root, checkpoint):
             root / "out", "--ckpt", checkpoint, "--threshold", threshold, "--images",
             root / "tissue_images" / "Drawn_01.tif",
         )  # fmt: skip
-        masks.append(images.read_mask(root / "out" / "Drawn_01_prediction.png"))
+        masks.append(masks.read_mask(root / "out" / "Drawn_01_prediction.png"))
     assert masks[0].sum() > masks[1].sum()
 
 
@@ -405,6 +405,6 @@ def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     counts = torch.zeros(4, dtype=torch.int64)
     for path in sorted((root / "patches_rgb_val").iterdir()):
         predicted = torch.from_numpy(predict(images.read_image(path)[None])[0] >= 0.5)
-        reference = images.read_mask(root / "patches_mask_val" / path.name)
+        reference = masks.read_mask(root / "patches_mask_val" / path.name)
         counts += utils.pixel_counts(predicted, torch.from_numpy(reference))
     assert utils.dice(counts) == pytest.approx(checkpoint["best_dice"], abs=2e-3)

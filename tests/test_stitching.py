@@ -2,9 +2,10 @@ import cv2
 import numpy as np
 import pytest
 
-from tissue.images import pixel_size_um, read_mask
+from tissue.masks import read_mask
 from tissue.mosaic import Spool, write_mosaic
 from tissue.nuclei import contours
+from tissue.pixel_size import pixel_size_um
 from tissue.stitching import ContourCounter
 from tissue.tiling import tiles_of
 

@@ -7,7 +7,8 @@ import tifffile
 
 from tissue import windows
 from tissue.files import InputError
-from tissue.images import read_image, read_mask
+from tissue.images import read_image
+from tissue.masks import read_mask
 from tissue.report import write_image
 
 

@@ -1,13 +1,22 @@
-"""What all scripts and tools share about files: the error for bad input and how it ends a script,
-and writing a file beside its place before moving it there."""
+"""What all scripts and tools share about files and flags: the error for bad input and how it ends a
+script, flags and their ranges, writing a file beside its place, and who may write in a folder."""
 
+import argparse
 import hashlib
+import math
 import os
+import secrets
+import socket
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+# The hidden name of a file that is being written: `.<12 digits>.part<suffix>`.
+PART, DIGITS = ".part", "[0-9a-f]" * 12
+LOCK, HOLDER = ".lock", ".lock.txt"  # a folder's lock, and the text that says who holds it
 
 
 class InputError(ValueError):
@@ -17,16 +26,47 @@ class InputError(ValueError):
     """
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, with defaults in --help, and bad flags told in one line as all bad input is."""
+
+    def __init__(self, description: str):
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def check_numbers(args: argparse.Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise InputError for the first of these flags that is given and not a number in its range.
+
+    `ranges` has (lowest, highest) for each flag, both allowed, but for a lowest of 0.0 (a float).
+    NaN and infinity are in no range.
+    """
+    for flag, (lowest, highest) in ranges.items():
+        value = getattr(args, flag)
+        if value is None:
+            continue
+        open_end = isinstance(lowest, float) and lowest == 0
+        fits = math.isfinite(value) and lowest <= value <= highest
+        if not fits or (open_end and value == 0):
+            least = "more than 0" if open_end else f"{lowest:g} or more"
+            most = "" if highest == math.inf else f" and at most {highest:g}"
+            raise InputError(f"--{flag}: found {value}, expected {least}{most}")
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Give a path beside `path` to write to, and move it into place when the block ends well.
 
-    A failed writer leaves the old file or none, never half of one. A killed one also leaves what it
-    had written, under a hidden name that the next writer takes. That name keeps the suffix of
-    `path`, because image writers choose the format by it.
+    A failed writer leaves the old file or none, never half of one. Each writer has a hidden name of
+    its own, a new and empty file (what lies at a name, be it a link, is never followed), which
+    keeps the suffix of `path`, because image writers choose the format by it. What a killed writer
+    leaves there, `locked` removes.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    beside = path.with_name(f".{secrets.token_hex(6)}{PART}{path.suffix}")
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield beside
         os.replace(beside, path)
@@ -34,17 +74,52 @@ def replacing(path: Path | str) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path | str, purpose: str) -> Iterator[None]:
+    """Make `folder` if need be, and keep other programs that write into it out meanwhile.
+
+    Raises InputError that says who is in it: `purpose` (as "cuts patches"), process and machine.
+    The system frees the lock of a process that was killed; the files it had begun are removed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / LOCK, timeout=0, mode=0o666), folder / HOLDER
+    try:
+        lock.acquire()
+    except Timeout as error:
+        try:
+            who = holder.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            who = "another process"
+        raise InputError(
+            f"{folder}: found {who} writing here, expected nobody; wait for its end, or choose "
+            f"another folder"
+        ) from error
+    try:
+        for left in folder.glob(f".{DIGITS}{PART}*"):
+            if left.is_file() or left.is_symlink():
+                left.unlink()
+        with replacing(holder) as beside:
+            text = f"process {os.getpid()} on {socket.gethostname()}, which {purpose},"
+            beside.write_text(text, encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def check_positive(args: Namespace, flags: Sequence[str]) -> None:
-    """Raise InputError for the first of these flags that is given and not more than 0."""
-    for flag in flags:
-        value = getattr(args, flag)
-        if value is not None and value <= 0:
-            raise InputError(f"--{flag}: found {value}, expected more than 0")
+def check_positive(args: argparse.Namespace, flags) -> None:
+    """As `check_numbers`, for numbers above 0."""
+    check_numbers(args, {flag: (0.0, math.inf) for flag in flags})
 
 
 def run_script(main: Callable, parse_args: Callable) -> None:

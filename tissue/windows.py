@@ -20,16 +20,15 @@ from tissue.images import (
     decoding,
     image_shape,
     open_tiff,
-    pixel_size_um,
     read_image,
-    read_mask,
     signature_of,
     tiff_plane,
 )
+from tissue.masks import read_mask
+from tissue.pixel_size import pixel_size_um
 
 BIG = 64e6  # pixels; from here on an image is not held in memory
 LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
-SAME = 0.1  # pixel sizes this close to each other, as a fraction, count as equal
 CACHE = 64 * 2**20  # bytes of decoded segments that are kept, for windows overlap
 VIEW = 2048  # pixels; the longer side of a view of the whole image
 
@@ -93,7 +92,7 @@ def from_array(pixels: np.ndarray, pixel_size_um: float | None = None) -> Window
 
 
 def open_mask(path: str | Path, big: float | None = None) -> Windows:
-    """Open a mask for reading by windows, as `open_image` does and `images.read_mask` reads it."""
+    """Open a mask for reading by windows, as `open_image` does and `masks.read_mask` reads it."""
     return _open(Path(path), big, read_mask, _foreground)
 
 
