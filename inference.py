@@ -13,7 +13,6 @@ counts.csv and report.html for all. Of an image of more than 64 megapixels the p
 BigTIFF and the others are small views; it is never held in memory.
 """
 
-import argparse
 import json
 import math
 import time
@@ -84,10 +83,6 @@ def parse_args(argv=None):
     tiles.add_argument(
         "--overlap", type=int,
         help="pixels of context around a tile; without it all that the network sees: exact",
-    )  # fmt: skip
-    tiles.add_argument(
-        "--skip", action=argparse.BooleanOptionalAction, default=True,
-        help="skip glass in images of more than 64 megapixels",
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
     machine.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
@@ -174,7 +169,7 @@ def main(args):
     formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
     settings = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
     settings |= {"sizes": list(tiled["sizes"])}
-    settings |= {"overlap": halo, "skip": args.skip, "split": split._asdict()}
+    settings |= {"overlap": halo, "split": split._asdict()}
     settings |= {"formats": list(formats), "version": utils.VERSION}
     label_maps = {} if args.images else pairs.label_folder(args.root)
     made_with, tasks = {}, []
@@ -183,7 +178,7 @@ def main(args):
         files = [file_mark(path) for path in (*pair[1:], label_map)]
         made_with[pair.name] = settings | {"pixel_size": sizes[pair.name], "files": files}
         image = opened[pair.name]
-        how = tiled | {"scale": scales[pair.name], "skip_glass": args.skip and image.is_big}
+        how = tiled | {"scale": scales[pair.name]}
         # Of about one size for the network, whatever the image's pixels.
         how["tile"] = (
             round(args.tile * min(how["scale"], 4) / model.grid) * model.grid or model.grid
@@ -265,7 +260,7 @@ def main(args):
             report.write_report(results / "report.html", results, rows, about)
             print(report.text_table(rows))
             for name, share in skipped.items():
-                print(f"{name}: {share} of it is glass and was skipped (--no-skip predicts it too)")
+                print(f"{name}: {share} of it is glass and was skipped")
             print(f"masks and overlays: {results} | counts: {results / 'counts.csv'}")
             print(f"look at {results / 'report.html'}")
     utils.end_processes()
@@ -298,7 +293,8 @@ def infer_alone(task, predict, bar) -> dict:
     tissue = 0.0  # pixels
     tiles = tiling.tiles_of(image.height, image.width, task.tiled["tile"])
     for part, values, share in tiling.predict_tiles(image, tiles, predict, **task.tiled):
-        probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
+        if values is not None:
+            probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
         tissue += share * part.height * part.width
         bar.update(part.height * part.width / 1e6)
     mask = probability >= task.threshold

@@ -68,7 +68,7 @@ TILES = ["--tile", 96, "--overlap", 96]
 def test_a_big_image_gives_the_mask_and_counts_of_a_small_one(
     slide, checkpoint, tmp_path, monkeypatch
 ):
-    flags = ["--ckpt", checkpoint, "--images", slide, "--no-skip", *TILES]
+    flags = ["--ckpt", checkpoint, "--images", slide, *TILES]
     infer(tmp_path / "small", *flags)
     monkeypatch.setattr(windows, "BIG", 1)
     infer(tmp_path / "big", *flags)
@@ -85,10 +85,10 @@ def test_a_big_image_gives_the_mask_and_counts_of_a_small_one(
 
 
 def test_glass_is_skipped_in_big_images_and_the_report_says_so(
-    slide, checkpoint, tmp_path, all_are_big, capsys
+    slide, checkpoint, tmp_path, all_are_big, capsys, generator
 ):
-    image = np.full((320, 400, 3), (200, 150, 190), np.uint8)
-    image[:, 310:] = 244
+    image = generator.integers((190, 140, 180), (210, 160, 200), (320, 400, 3)).astype(np.uint8)
+    image[:, 310:] = generator.integers(238, 250, (320, 90, 3))
     resolution = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(slide, image, photometric="rgb", tile=(64, 64), **resolution)
     infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--tile", 64, "--overlap", 0)
@@ -326,7 +326,7 @@ def test_nuclei_are_compared_with_the_label_map_and_exported(
 
 
 def test_nuclei_of_a_big_image_are_those_of_a_small_one(slide, checkpoint, tmp_path, monkeypatch):
-    flags = ["--ckpt", checkpoint, "--images", slide, "--no-skip", "--check_exports", *TILES]
+    flags = ["--ckpt", checkpoint, "--images", slide, "--check_exports", *TILES]
     infer(tmp_path / "small", *flags)
     monkeypatch.setattr(windows, "BIG", 1)
     infer(tmp_path / "big", *flags)

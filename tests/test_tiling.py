@@ -5,7 +5,6 @@ import torch
 import utils
 from model import UNet
 from tissue import tiling
-from tissue.colour import tissue
 from tissue.windows import from_array
 
 
@@ -44,13 +43,13 @@ def bfloat16():
     return utils.choose_precision(torch.device("cpu")) == torch.bfloat16
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 40), (16, 16), (31, 17)])
+@pytest.mark.parametrize("shape", [(2, 30), (5, 40), (16, 16), (31, 17)])
 @pytest.mark.parametrize("scale", [1.0, 1.7, 0.6])
-def test_small_images_are_padded_and_cut_back(predict, shape, scale):
-    image = from_array(np.full((*shape, 3), 120, np.uint8))
+def test_small_images_are_padded_and_cut_back(predict, generator, shape, scale):
+    image = from_array(generator.integers(60, 180, (*shape, 3), dtype=np.uint8))
     probability = tiling.predict_image(image, predict, scale=scale)
     assert probability.shape == shape
-    assert np.isfinite(probability).all()
+    assert ((probability > 0) & (probability < 1)).all()
 
 
 def test_every_pixel_comes_from_its_own_place():
@@ -62,13 +61,13 @@ def test_every_pixel_comes_from_its_own_place():
 @pytest.mark.parametrize("scale", [1.37, 2.0, 3.3, 0.7])
 def test_the_prediction_at_another_pixel_size_lies_where_the_image_does(scale):
     """A ramp is a ramp at any pixel size, so a network that returns a colour returns the ramp."""
-    ramp = np.add.outer(np.arange(300) * 0.3, np.arange(500) * 0.3).astype(np.uint8)
+    ramp = np.add.outer(np.arange(300) * 0.15, 60 + np.arange(500) * 0.15).astype(np.uint8)
     image = from_array(np.repeat(ramp[..., None], 3, axis=2))
     whole = tiling.predict_image(image, red, scale=scale, tile=1024)
     tiled = tiling.predict_image(image, red, scale=scale, tile=96, halo=16, batch_size=2)
     np.testing.assert_array_equal(whole, tiled)
     inner = slice(8, -8)
-    assert np.abs(whole - ramp)[inner, inner].max() < 1.6
+    assert np.abs(whole - ramp)[inner, inner].max() < 1.3
 
 
 def test_seen_at_several_sizes_the_probability_is_their_mean(predict, generator):
@@ -79,18 +78,24 @@ def test_seen_at_several_sizes_the_probability_is_their_mean(predict, generator)
     np.testing.assert_allclose(both, (alone[0] + alone[1]) / 2, atol=1e-6)
 
 
-def test_glass_is_not_predicted_and_tissue_is_measured():
-    image = np.full((256, 512, 3), 245, np.uint8)
-    image[:128, 384:] = (180, 90, 160)
+def test_glass_is_not_predicted_and_tissue_is_measured(generator):
+    image = generator.integers(238, 252, (256, 512, 3), dtype=np.uint8)  # no margin of one colour
+    image[:128, 384:] = generator.integers((175, 85, 155), (186, 96, 166), (128, 128, 3))
     tiles = tiling.tiles_of(256, 512, 128)
-    settings = {"tile": 128, "halo": 0, "skip_glass": True}
+    settings = {"tile": 128, "halo": 0}
     outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, **settings))
     assert [outcome.tile for outcome in outcomes] == tiles
-    assert [outcome.probability is not None for outcome in outcomes] == [0, 0, 0, 1, 0, 0, 0, 0]
-    assert [outcome.tissue for outcome in outcomes] == [0, 0, 0, 1, 0, 0, 0, 0]
+    predicted = [outcome.probability is not None for outcome in outcomes]
+    assert predicted[3] and not any(predicted[k] for k in (0, 1, 4, 5))
+    assert all(
+        found.probability is None or not found.probability[:, :120].any()
+        for found in (outcomes[2], outcomes[7])
+    )  # glass but for its edge
+    tissue = [0, 0, 0.02, 1, 0, 0, 0, 0.02]  # smoothing makes an edge of two pixels uncertain
+    np.testing.assert_allclose([outcome.tissue for outcome in outcomes], tissue, atol=0.02)
     outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, sizes=(1, 2), **settings))
     found = [outcome.probability is not None for outcome in outcomes]
-    assert found[3] and not any(found[:2])  # a larger window may reach into its neighbour's tissue
+    assert found[3] and not any(found[:1])  # a larger window may reach into its neighbour's tissue
 
 
 def test_the_average_over_flips_and_turns_does_not_depend_on_how_the_image_lies(generator):
@@ -127,16 +132,3 @@ def test_seams_are_looked_for_in_large_and_in_small_images():
         image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
         pairs = list(tiling.seam_samples(from_array(image), red, tile=64, side=128, halo=16))
         assert pairs and all(np.array_equal(*pair) for pair in pairs)
-
-
-def test_glass_is_no_tissue():
-    image = np.full((160, 100, 3), 243, np.uint8)
-    image[:, 48:] = (225, 190, 215)  # pale eosin
-    image[80:, :48] = 120  # dark, without colour
-    image[144:] = (4, 0, 1)  # not scanned
-    mask = tissue(image)
-    assert mask.shape == (10, 7)
-    assert mask[:9, 3:].all()
-    assert mask[5:9].all()
-    assert not mask[9:].any()
-    assert not mask[:5, :3].any()

@@ -1,7 +1,8 @@
 """One colour for all images: the tissue of each is brought to the same mean and spread of colour.
 
 Sections differ in stain, thickness and scanner. What a network learns from some holds better for
-others where all have one colour, those that it learns from and those that it is used on.
+others where all have one colour, those that it learns from and those that it is used on. What is no
+tissue (tissue/background.py) has no stain: it is left as it is.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-COARSE = 16  # pixels; tissue is looked for at this resolution
+from tissue.background import background, background_and_padding
+
 SIDE, ROWS = 128, 16  # pixels of a window, and rows and columns of windows, that tell the colour
 LEAST, MOST = 0.5, 3.0  # change of a spread; more would only make noise large
 # Of OpenCV's 8-bit CIELAB: what a step of a channel is worth, and its zero.
@@ -27,19 +29,6 @@ class Colour(NamedTuple):
 ONE = Colour((62.0, 26.0, -18.0), (17.0, 10.5, 8.5))
 
 
-def tissue(image: np.ndarray) -> np.ndarray:
-    """Where RGB uint8 (H, W, 3) shows tissue: bool, a value for each block of 16 x 16 pixels.
-
-    Glass is bright and without colour: tissue is a block whose mean colour has a brightest channel
-    below 200 or a saturation, (max - min) / max, above 0.06. Fat and lumina wider than a block
-    count as glass, and so does what a scanner leaves black (below 20) where it did not scan.
-    """
-    height, width = (-(-side // COARSE) for side in image.shape[:2])
-    colour = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
-    high, low = colour.max(2), colour.min(2)
-    return (high > 20) & ((high < 200) | (high - low > 0.06 * high))
-
-
 def colour_of(image) -> Colour | None:
     """The colour of an image's tissue, or None where there is only glass.
 
@@ -50,10 +39,10 @@ def colour_of(image) -> Colour | None:
     for y, height in _places(image.height):
         for x, width in _places(image.width):
             window = image.read(y, x, height, width)
-            blocks = tissue(window).repeat(COARSE, 0).repeat(COARSE, 1)[:height, :width]
-            number = np.count_nonzero(blocks)
+            tissue = ~background(window)
+            number = np.count_nonzero(tissue)
             lab = cv2.cvtColor(window, cv2.COLOR_RGB2LAB)
-            its_mean, its_spread = cv2.meanStdDev(lab, mask=blocks.astype(np.uint8))
+            its_mean, its_spread = cv2.meanStdDev(lab, mask=tissue.view(np.uint8))
             count += number
             total += number * its_mean[:, 0]
             squares += number * (its_mean**2 + its_spread**2)[:, 0]
@@ -66,21 +55,49 @@ def colour_of(image) -> Colour | None:
     )
 
 
-def to_colour(image: np.ndarray, source: Colour | None, target: Colour) -> np.ndarray:
-    """RGB uint8 (H, W, 3) with `source`'s colour made `target`'s; as it is without a source.
+def to_colour(image: np.ndarray, source: Colour | None, target: Colour | None) -> np.ndarray:
+    """RGB uint8 (H, W, 3) whose tissue is brought from `source`'s colour to `target`'s.
 
     Each channel of CIELAB is shifted and stretched, as Reinhard et al. 2001 (IEEE CG&A 21(5):34)
-    do in another space; a spread is changed to its half at least and three times at most.
+    do in another space; a spread is changed to its half at least and three times at most. What is
+    `background` keeps its colour, and everything does without a source (there is no tissue) or
+    without a target.
     """
-    if source is None:
+    if source is None or target is None:
         return image
+    return _changed(image, source, target, background(image))
+
+
+def for_network(
+    image: np.ndarray, source: Colour | None, target: Colour | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`to_colour` with padding in the mean colour of tissue, and the image's `background`.
+
+    A network has not learned what black corners or grey margins are, and errs beside them; tissue
+    without structure is the least that it can see there (docs/lab_notes.md).
+    """
+    kept, padding = background_and_padding(image)
+    if source is None:
+        return image, kept
+    changed = _changed(image, source, target, kept) if target else image
+    if padding.any():
+        mean = (np.array((target or source).mean) / STEP + ZERO).round().clip(0, 255)
+        colour = cv2.cvtColor(mean.astype(np.uint8)[None, None], cv2.COLOR_LAB2RGB)
+        changed = np.where(padding[..., None], colour, changed)
+    return changed, kept
+
+
+def _changed(image, source, target, kept):
+    """`to_colour` but for the pixels `kept`, bool (H, W)."""
     gain = np.array(target.spread) / np.maximum(source.spread, 1e-6)
-    gain = gain.clip(LEAST, MOST)
     values = (np.arange(256)[:, None] - ZERO) * STEP  # (256, 3)
-    values = (values - source.mean) * gain + target.mean
+    values = (values - source.mean) * gain.clip(LEAST, MOST) + target.mean
     table = (values / STEP + ZERO).round().clip(0, 255).astype(np.uint8)[None]
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    return cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB)
+    lab = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), table)
+    changed = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    if kept.any():
+        changed[kept] = image[kept]
+    return changed
 
 
 def _places(length):

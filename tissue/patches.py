@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from patchify import patchify
 
-from tissue.colour import Colour, to_colour
+from tissue.colour import Colour, for_network
 from tissue.files import InputError, file_hash, replacing
 
 FORMAT_VERSION = 2
@@ -204,8 +204,7 @@ class PatchDataset:
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, mask = read_patch(self.root, self.split, self.files[index])
-        if self.colour:
-            image = to_colour(image, self.own_colours[index], self.colour)
+        image, _ = for_network(image, self.own_colours[index], self.colour)
         if seed is not None:
             # One generator for all steps: albumentations' own set_random_seed gives each step the
             # same numbers, so that the horizontal flip comes with the vertical one or not at all.

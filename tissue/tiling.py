@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tissue.colour import COARSE, Colour, colour_of, tissue, to_colour
-from tissue.windows import Scaled, Windows, from_array, interpolate
+from tissue.background import REACH, background, frame_of
+from tissue.colour import Colour, colour_of, for_network
+from tissue.windows import Part, Scaled, Windows, from_array, interpolate
 
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
 # Of the U-Net; other networks have their own.
@@ -36,7 +37,7 @@ class Tile(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """A tile's outcome; probability is None where there is nothing but glass."""
+    """A tile's outcome; probability is None where there is no tissue to predict."""
 
     tile: Tile
     probability: np.ndarray | None  # float32 (h, w)
@@ -68,56 +69,95 @@ def predict_tiles(
     is interpolated back; that is done for each of `sizes`, factors of `scale`, and the
     probabilities are averaged. Where the network wants all images of one `colour`, the image as a
     whole is brought to it. `settings` are `tile` and `halo`, pixels, multiples of the network's
-    `grid`; `batch_size`, windows; and `skip_glass`: windows without tissue are not predicted. The
-    tiles start at multiples of `tile`.
+    `grid`, and `batch_size`, windows. The tiles start at multiples of `tile`.
+
+    The probability of `background` is 0. Margins of one colour (`background.frame_of`) are cut off
+    before anything else, so that an image's prediction is with them what it is without.
     """
+    whole = Tile(0, 0, image.height, image.width)
+    # The levels of a pyramid end at different places, and no scanner adds such margins.
+    frame = whole if len(image.levels) > 1 else Tile(*frame_of(image))
+    inner = image if frame == whole else Part(image, frame)
+    own = colour_of(inner if scale == 1 else Scaled(inner, scale)) if frame.height else None
+    shown = partial(for_network, source=own, target=colour)
     tiles = list(tiles)
-    own = colour_of(image if scale == 1 else Scaled(image, scale)) if colour else None
-    recolour = partial(to_colour, source=own, target=colour)
-    views = (
-        _predict_at(image, tiles, predict, recolour, scale * size, **settings) for size in sizes
+    parts = [_within(tile, frame) for tile in tiles]
+    some = [part for part in parts if part]
+    views = zip(
+        *(_predict_at(inner, some, predict, shown, scale * size, **settings) for size in sizes),
+        strict=True,
     )
-    for outcomes in zip(*views, strict=True):
-        seen = [found.probability for found in outcomes if found.probability is not None]
-        yield outcomes[0]._replace(probability=np.mean(seen, axis=0) if seen else None)
+    outcomes = (next(views) if part else () for part in parts)
+
+    def finish(item):
+        tile, part, outcome = item
+        seen = [probability for probability in outcome if probability is not None]
+        if not seen:
+            return Predicted(tile, None, _tissue_of(inner, part).mean() if part else 0.0)
+        tissue = _tissue_of(inner, part)
+        probability = np.zeros((tile.height, tile.width), np.float32)
+        y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
+        inside = probability[y : y + part.height, x : x + part.width]
+        np.multiply(np.mean(seen, axis=0), tissue, out=inside)
+        return Predicted(tile, probability, np.count_nonzero(tissue) / probability.size)
+
+    yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 2)
 
 
-def _predict_at(
-    image,
-    tiles,
-    predict,
-    recolour,
-    scale,
-    tile=TILE,
-    halo=HALO,
-    grid=GRID,
-    batch_size=1,
-    skip_glass=False,
-):
-    """`predict_tiles` at one size."""
+def _within(tile, frame):
+    """The part of a tile that lies in a frame, in the frame's pixels, or None."""
+    y, x = max(tile.y, frame.y), max(tile.x, frame.x)
+    height = min(tile.y + tile.height, frame.y + frame.height) - y
+    width = min(tile.x + tile.width, frame.x + frame.width) - x
+    return Tile(y - frame.y, x - frame.x, height, width) if min(height, width) > 0 else None
+
+
+def _with_context(starts, lengths, ends):
+    """(y, x, height, width) of a window grown by REACH on each side as far as the image goes."""
+    first = [max(start - REACH, 0) for start in starts]
+    last = [
+        min(start + length + REACH, end)
+        for start, length, end in zip(starts, lengths, ends, strict=True)
+    ]
+    return *first, *(b - a for a, b in zip(first, last, strict=True))
+
+
+def _tissue_of(image, part):
+    """Where a part of an image is not `background`, bool (h, w)."""
+    y, x, height, width = _with_context(part[:2], part[2:], (image.height, image.width))
+    found = ~background(image.read(y, x, height, width))
+    return found[part.y - y :, part.x - x :][: part.height, : part.width]
+
+
+def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=GRID, batch_size=1):
+    """The probabilities of `predict_tiles` at one size, None for windows without tissue.
+
+    `shown` makes of a window what the network sees, and tells what of it is background.
+    """
     source = image if scale == 1 else Scaled(image, scale)
     scale = image.height / source.height, image.width / source.width  # rounded to whole pixels
+    ends = source.height, source.width
 
     def read(part):
         starts, lengths, sides = [], [], []
-        for start, length, step, end in (
-            (part.y, part.height, scale[0], source.height),
-            (part.x, part.width, scale[1], source.width),
-        ):
+        for start, length, step, end in zip(part[:2], part[2:], scale, ends, strict=True):
             first = int((start + 0.5) / step - 0.5) // grid * grid - halo
             # One length for all, whatever the rounding, so that windows make batches.
-            room = tile if step == 1 else tile / step + grid + 2
+            room = tile if step == 1 and start % grid == 0 else tile / step + grid + 2
             stop = min(first + _up(room, grid) + 2 * halo, end)
             starts.append(max(first, 0))
             lengths.append(stop - starts[-1])
             sides.append((np.arange(start, start + length) + 0.5) / step - 0.5 - starts[-1])
-        window = source.read(*starts, *lengths)
-        found = tissue(window)
-        inner = _cut(found, sides[0] / COARSE, sides[1] / COARSE)
-        window = np.pad(
-            recolour(window), ((0, -lengths[0] % GRID), (0, -lengths[1] % GRID), (0, 0)), "reflect"
+        y, x, height, width = _with_context(starts, lengths, ends)
+        at = np.s_[starts[0] - y :, starts[1] - x :]
+        window, nothing = (
+            found[at][: lengths[0], : lengths[1]]
+            for found in shown(source.read(y, x, height, width))
         )
-        return part, sides, window, found.any() or not skip_glass, float(inner.mean())
+        window = np.pad(
+            window, ((0, -lengths[0] % GRID), (0, -lengths[1] % GRID), (0, 0)), "reflect"
+        )
+        return part, sides, window, not nothing.all()
 
     def shape(item):
         return item[2].shape, item[3]
@@ -125,16 +165,15 @@ def _predict_at(
     for (_, worth), alike in groupby(ahead(read, tiles, 2 * batch_size), key=shape):
         for items in _batches(alike, batch_size):
             if not worth:
-                yield from (Predicted(part, None, share) for part, _, _, _, share in items)
+                yield from (None for _ in items)
                 continue
-            predicted = predict(np.stack([window for _, _, window, _, _ in items]))
-            for (part, (rows, columns), _, _, share), values in zip(items, predicted, strict=True):
+            predicted = predict(np.stack([window for _, _, window, _ in items]))
+            for (part, (rows, columns), _, _), values in zip(items, predicted, strict=True):
                 if scale == (1, 1):
                     y, x = round(rows[0]), round(columns[0])
-                    values = values[y : y + part.height, x : x + part.width]
+                    yield values[y : y + part.height, x : x + part.width]
                 else:
-                    values = interpolate(values, rows, columns)
-                yield Predicted(part, values, share)
+                    yield interpolate(values, rows, columns)
 
 
 def predict_image(image: Windows, predict: Callable, **settings) -> np.ndarray:
@@ -199,9 +238,3 @@ def _batches(items, size):
 def _up(length, grid):
     """The next multiple of the grid."""
     return int(-(-length // grid) * grid)
-
-
-def _cut(coarse, rows, columns):
-    """The part of a coarse map that holds the places from first to last of rows and columns."""
-    (top, bottom), (left, right) = ((int(p[0]), int(p[-1]) + 1) for p in (rows, columns))
-    return coarse[top : max(bottom, top + 1), left : max(right, left + 1)]

@@ -85,6 +85,18 @@ def open_image(path: str | Path, big: float | None = None) -> Windows:
     return _open(Path(path), big, read_image, _colours)
 
 
+class Part:
+    """A rectangle of an open image, `box` (y, x, height, width), as an image of its own."""
+
+    def __init__(self, source: Windows, box: tuple[int, int, int, int]):
+        self.source = source
+        self.y, self.x, self.height, self.width = box
+        self.levels = [(self.height, self.width)]
+
+    def read(self, y: int, x: int, height: int, width: int, level: int = 0) -> np.ndarray:
+        return self.source.read(self.y + y, self.x + x, height, width)
+
+
 def from_array(pixels: np.ndarray, pixel_size_um: float | None = None) -> Windows:
     """Windows of an image or a mask that is in memory: RGB uint8 (H, W, 3), or bool (H, W)."""
     whole = _Whole(Path(), lambda _: pixels)

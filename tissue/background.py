@@ -1,0 +1,125 @@
+"""What in an image is no tissue: glass, what a scanner left black, and padding of one colour.
+
+It decides no stain, keeps its colour where the tissue's is changed, and is never nucleus.
+"""
+
+import cv2
+import numpy as np
+
+SIDE = 16  # pixels; glass that is narrower lies within tissue, or is a part of it
+EVEN = 32  # pixels; tissue has no square as large as this of exactly one colour, not even as JPEG
+REACH = 40  # pixels around a pixel that decide on it: EVEN, and some
+SMOOTH = 5  # pixels; side of the box that takes a camera's noise away
+GLASS, COLOURLESS = 200, 0.06  # glass is as bright as this, and of at most this saturation
+DARK, RIM = 64, 9  # beside black; pixels, twice a rim's width and one
+BLACK = 20  # a scanner leaves at most this where it did not scan
+BLURRED, NEAR = 8, 8  # lines beside a margin, a block of JPEG; levels, their mean difference to it
+STRIP = 256  # pixels; of an image's margin that are read at once
+
+_LEAST_SPREAD = (np.arange(256) * COLOURLESS).astype(np.uint8)  # of coloured pixels, by brightness
+
+
+def background(image: np.ndarray) -> np.ndarray:
+    """Where RGB uint8 (H, W, 3) shows no tissue: bool (H, W).
+
+    That is every square of 16 x 16 pixels that are, slightly smoothed, all glass (the brightest
+    channel 200 or more, the saturation, (max - min) / max, 0.06 or less) or all black (20 or less),
+    and every square of 32 x 32 of exactly one colour. Lumina and fat of that width count as glass;
+    a nucleus that lies alone in a lumen does not.
+    """
+    return background_and_padding(image)[0]
+
+
+def background_and_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`background`, and the part of it that no slide shows: black, or of one colour but not glass.
+
+    Both are bool (H, W).
+    """
+    glass, black = _glass_and_black(image)
+    constant = _constant(image)
+    padding = _grown(_opened(black), image) | (constant & ~glass)
+    return (_opened(glass | black) | constant | padding).view(bool), padding.view(bool)
+
+
+def frame_of(image) -> tuple[int, int, int, int]:
+    """(y, x, height, width) of what is left of an image without its margins of one colour.
+
+    `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. A margin is
+    16 or more rows or columns at an edge whose pixels all have the colour of the image's corner
+    there, and up to 8 more that JPEG has blurred a little. Nothing is left, a height of 0, of an
+    image of one colour.
+    """
+    height, width = image.height, image.width
+    top = _margin(lambda at, n: image.read(at, 0, n, width), height)
+    if top == height:
+        return 0, 0, 0, width
+    bottom = _margin(lambda at, n: image.read(height - at - n, 0, n, width)[::-1], height - top)
+    inside = height - top - bottom
+
+    def columns(at, n):
+        return image.read(top, at, inside, n).swapaxes(0, 1)
+
+    left = _margin(columns, width)
+    right = _margin(lambda at, n: columns(width - at - n, n)[::-1], width - left)
+    return top, left, inside, width - left - right
+
+
+def _margin(read, length):
+    """How many lines from an edge on have one colour, 0 if fewer than SIDE; `read(at, n)` gives n
+    of the `length` lines from the `at`-th on, (n, other side, 3).
+    """
+    done = 0
+    size = SIDE  # at first no more than what tells that there is no margin
+    while done < length:
+        lines = read(done, min(size, length - done))
+        if done == 0:
+            colour = lines[0, 0]
+        same = (lines == colour).all(axis=(1, 2))
+        if not same.all():
+            done += int(same.argmin())
+            break
+        done += len(lines)
+        size = STRIP
+    if done < SIDE or done == length:
+        return done if done >= SIDE else 0
+    lines = read(done, min(BLURRED, length - done)).astype(np.int16)
+    near = np.abs(lines - colour).mean(axis=(1, 2)) <= NEAR
+    return done + (len(near) if near.all() else int(near.argmin()))
+
+
+def _glass_and_black(image):
+    """Candidates for glass and for black, uint8 (H, W) of 0 and 1."""
+    channels = cv2.split(cv2.blur(image, (SMOOTH, SMOOTH)))
+    high, low = (most(most(*channels[:2]), channels[2]) for most in (cv2.max, cv2.min))
+    colourless = high - low <= cv2.LUT(high, _LEAST_SPREAD)
+    glass = cv2.threshold(high, GLASS - 1, 1, cv2.THRESH_BINARY)[1] & colourless.view(np.uint8)
+    return glass, cv2.threshold(high, BLACK, 1, cv2.THRESH_BINARY_INV)[1]
+
+
+def _opened(candidates):
+    """Of candidates, uint8 of 0 and 1, those in squares of them, which may stick out."""
+    return _squares(cv2.erode(candidates, np.ones((SIDE, SIDE), np.uint8)), SIDE)
+
+
+def _constant(image):
+    """Pixels in squares of exactly one colour, uint8 (H, W) of 0 and 1."""
+    square = np.ones((EVEN, EVEN), np.uint8)
+    spread = cv2.subtract(cv2.dilate(image, square), cv2.erode(image, square))
+    first, second, third = cv2.split(spread)
+    even = cv2.threshold(first | second | third, 0, 1, cv2.THRESH_BINARY_INV)[1]
+    return _squares(even, EVEN)
+
+
+def _grown(black, image):
+    """What is black, and what smoothing and JPEG make of its rim, uint8 (H, W) of 0 and 1."""
+    if not black.any():
+        return black
+    first, second, third = cv2.split(image)
+    dark = cv2.threshold(first | second | third, DARK - 1, 1, cv2.THRESH_BINARY_INV)[1]
+    return black | (cv2.dilate(black, np.ones((RIM, RIM), np.uint8)) & dark)
+
+
+def _squares(middles, side):
+    """All pixels of the squares whose middles, as cv2.erode has them, are 1."""
+    place = (side - 1 - side // 2,) * 2  # mirrors the default anchor
+    return cv2.dilate(middles, np.ones((side, side), np.uint8), anchor=place)
