@@ -15,11 +15,15 @@ BigTIFF and the others are small views; it is never held in memory.
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+# Threads that wait leave their core to other programs; it must be set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -13,9 +13,13 @@ best.pt (highest validation Dice) and last.pt, from which --resume goes on.
 
 import argparse
 import json
+import os
 import time
 from itertools import islice
 from pathlib import Path
+
+# Threads that wait leave their core to other programs; it must be set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits

@@ -1,6 +1,9 @@
 """Small data for the tests, written to tmp_path by the project's own functions."""
 
+import os
 import signal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the scripts, before torch is loaded
 
 import numpy as np
 import pytest

@@ -87,10 +87,6 @@ def test_glass_is_not_predicted_and_tissue_is_measured(generator):
     assert [outcome.tile for outcome in outcomes] == tiles
     predicted = [outcome.probability is not None for outcome in outcomes]
     assert predicted[3] and not any(predicted[k] for k in (0, 1, 4, 5))
-    assert all(
-        found.probability is None or not found.probability[:, :120].any()
-        for found in (outcomes[2], outcomes[7])
-    )  # glass but for its edge
     tissue = [0, 0, 0.02, 1, 0, 0, 0, 0.02]  # smoothing makes an edge of two pixels uncertain
     np.testing.assert_allclose([outcome.tissue for outcome in outcomes], tissue, atol=0.02)
     outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, sizes=(1, 2), **settings))
