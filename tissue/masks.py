@@ -205,7 +205,7 @@ def _plain(path, values, pixels):
     """The Meaning of a mask of 0 and one other value at most."""
     value = values[-1]
     notes = _share_notes(path, values, pixels, 0)
-    if value > 0 and value not in _FULL:
+    if len(values) > 1 and value not in _FULL:
         notes = (
             f"{path}: a mask of 0 and {value:g}, taken as nucleus where it is {value:g}",
             *notes,
@@ -287,10 +287,10 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
         tail = band[-4:]
         grey_here = ((band >= full / 4) & (band < full * 3 / 4)).astype(np.uint8)
         thick += np.count_nonzero(cv2.erode(grey_here, np.ones((5, 5)))[2:-2, 2:-2])
-        lowest, highest = cv2.erode(band, np.ones((3, 3))), cv2.dilate(band, np.ones((3, 3)))
-        constant = (lowest == highest) & (band > 0) & (band < white)
-        flat += np.count_nonzero(constant[1:-1, 1:-1])
-    return flat <= 0.1 * between and thick <= 0.05 * grey
+        # No darker neighbour, and not the background: inside of a class, or walled in by a border.
+        lowest = (cv2.erode(band, np.ones((3, 3))) == band) & (band > 0) & (band < white)
+        flat += np.count_nonzero(lowest[1:-1, 1:-1])
+    return flat <= 0.15 * between and thick <= 0.05 * grey
 
 
 def _pieces(bands: Iterable, marked: np.ndarray) -> np.ndarray:
