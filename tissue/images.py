@@ -299,8 +299,8 @@ def _decode_tiff(path, tif):
     if (axis := _channel_axis(plane)) is not None:
         pixels = np.moveaxis(pixels, axis, -1)
         pixels = pixels[..., :3] if _colour_count(path, plane) == 3 else pixels[..., 0]
-    if _is_negative(tif, page):
-        pixels = pixels ^ pixels.dtype.type((1 << page.bitspersample) - 1)
+    if is_negative(tif, page):
+        pixels = positive(pixels, page)
     palette = None
     if kind == "PALETTE":
         palette = page.colormap.T  # (N, 3), 16 bit by the standard, 8 bit by some writers
@@ -347,26 +347,32 @@ def _colour_count(path, plane):
     return colours
 
 
-def _is_negative(tif, page):
-    """Whether 0 is shown white and meant so."""
+def is_negative(tif, page) -> bool:
+    """Whether 0 is shown white in a TIFF's page, and meant so."""
     stored_as_meant = tif.is_imagej or (
         page.bitspersample == 1 and page.software.startswith("tifffile")
     )
-    is_negative = page.photometric.name == "MINISWHITE" and page.dtype.kind in "bu"
-    return is_negative and not stored_as_meant
+    shown_white = page.photometric.name == "MINISWHITE" and page.dtype.kind in "bu"
+    return shown_white and not stored_as_meant
+
+
+def positive(pixels: np.ndarray, page) -> np.ndarray:
+    """Return the stored pixels of a negative page as they are shown."""
+    return pixels ^ pixels.dtype.type((1 << page.bitspersample) - 1)
 
 
 def _largest_sample(path, tif, plane):
     """The largest value of a uint16 image's colours, with one strip or tile in memory at once."""
     colours = _colour_count(path, plane)
-    negative = _is_negative(tif, plane.keyframe)
+    negative = is_negative(tif, plane.keyframe)
     largest = 0
     for number, page in enumerate(plane.pages):
         for segment, (sample, *_), _ in page.segments(maxworkers=1):
             if segment is None or (len(plane.pages) > 1 and number >= colours) or sample >= colours:
                 continue
             values = segment[..., :colours]
-            largest = max(largest, int(~values.min() & 0xFFFF if negative else values.max()))
+            values = positive(values, plane.keyframe) if negative else values
+            largest = max(largest, int(values.max()))
     return largest
 
 

@@ -283,10 +283,12 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
     tail = None  # the last rows of the band above: every block of pixels is looked at once
     for band in bands:
         band = _comparable(Path(), band).astype(np.float32)
+        new = len(band)
         band = band if tail is None else np.vstack([tail, band])
         tail = band[-4:]
         grey_here = ((band >= full / 4) & (band < full * 3 / 4)).astype(np.uint8)
         thick += np.count_nonzero(cv2.erode(grey_here, np.ones((5, 5)))[2:-2, 2:-2])
+        band = band[-new - 2 :]
         # No darker neighbour, and not the background: inside of a class, or walled in by a border.
         lowest = (cv2.erode(band, np.ones((3, 3))) == band) & (band > 0) & (band < white)
         flat += np.count_nonzero(lowest[1:-1, 1:-1])

@@ -22,7 +22,9 @@ from tissue.images import (
     check_memory,
     decoding,
     image_shape,
+    is_negative,
     open_tiff,
+    positive,
     read_image,
     signature_of,
     tiff_plane,
@@ -186,6 +188,7 @@ class _Segments:
             self.odd = next(
                 filter(None, (_oddity(plane, page, is_mask) for page in self.pages)), None
             )
+            self.negative = [is_negative(tif, page) for page in self.pages]
             for page in self.pages:  # what tifffile reads at need, and the file is closed then
                 page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
         self.dtype, self.lossy = self.pages[0].dtype, "JPEG" in self.pages[0].compression.name
@@ -251,6 +254,7 @@ class _Segments:
         segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         if segment is None:  # a tile that was never written is background
             segment = np.full(shape, page.nodata, page.dtype)
+        segment = positive(segment, page) if self.negative[level] else segment
         segment = self.convert(segment[0])
         self.cache[key] = segment
         self.cached += segment.nbytes
@@ -299,7 +303,10 @@ def _oddity(plane, page, is_mask):
     """What keeps a TIFF from being read by windows, or None."""
     kind = page.photometric.name
     converted = kind == "YCBCR" and "JPEG" in page.compression.name  # by its decoder, to RGB
-    if not (kind in ("RGB", "MINISBLACK") or converted) or "YCBC" in page.compression.name:
+    if (
+        not (kind in ("RGB", "MINISBLACK", "MINISWHITE") or converted)
+        or "YCBC" in page.compression.name
+    ):
         return f"{kind} colours, {page.compression.name}"
     if not is_mask and page.dtype not in (np.uint8, np.uint16):
         return f"{page.dtype} pixels"
