@@ -1,5 +1,9 @@
 """Makes errors of what image decoders only warn of, or fill up in silence."""
 
+import struct
+import zlib
+from pathlib import Path
+
 import imagecodecs
 import simplejpeg
 from PIL import Image
@@ -10,6 +14,10 @@ _FAX = (fax.RLE, fax.GROUP_3, fax.GROUP_4)  # numbers of TIFF compression, as be
 _JPEG = (6, 7, 33007, 34892)
 _WITHOUT_CHECKSUM = {5: imagecodecs.lzw_decode, 32773: imagecodecs.packbits_decode}
 _T4_OPTIONS = 292  # TIFF tag
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# First column and row, and steps, of the passes of an interlaced PNG.
+_ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+_ADAM7 += [(0, 1, 1, 2)]
 
 
 def check_jpeg(data: bytes, tables: bytes | None = None) -> None:
@@ -25,10 +33,30 @@ def check_jpeg(data: bytes, tables: bytes | None = None) -> None:
     simplejpeg.decode_jpeg(data, wanted, min_height=1, min_width=1, min_factor=8, strict=True)
 
 
-def check_png(path) -> None:
-    """Raise SyntaxError where a PNG's checksums do not fit; Pillow does not look at the pixels'."""
+def check_png(path: Path) -> None:
+    """Raise an exception where a PNG's checksums do not fit, or its pixels end too early.
+
+    Pillow looks at neither when it decodes pixels.
+    """
     with Image.open(path, formats=("PNG",)) as picture:
-        picture.verify()
+        picture.verify()  # the checksum of each chunk
+    content = path.read_bytes()
+    width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    inflate, found, place = zlib.decompressobj(), 0, 8
+    while place < len(content):
+        length, name = struct.unpack_from(">I4s", content, place)
+        if name == b"IDAT":
+            found += len(inflate.decompress(content[place + 8 : place + 8 + length]))
+        place += 12 + length
+        if name == b"IEND":
+            break
+    expected = 0
+    for x, y, step_x, step_y in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        bits = max(columns, 0) * depth * _PNG_CHANNELS[kind]
+        expected += rows * (1 + -(-bits // 8)) if bits and rows > 0 else 0
+    if not inflate.eof or found < expected:
+        raise ValueError(f"its pixels have {found} bytes of {expected}")
 
 
 def make_strict(page) -> None:
