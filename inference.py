@@ -122,7 +122,7 @@ def main(args):
             print(export(args, model, checkpoint))
         return
     todo = find_images(args)
-    opened, faults = check_images(todo, rank, processes)
+    opened, faults, notes = check_images(todo, rank, processes)
     if faults:
         if rank == 0:  # the others end in silence
             raise InputError("; ".join(faults))
@@ -138,6 +138,8 @@ def main(args):
         + f" | threshold {threshold:g} | split {split} | {len(todo)} image"
         + ("s" if len(todo) > 1 else "")
     )
+    for note in notes:
+        say(note)
     if checkpoint["channel_order"] == "bgr":
         say(
             f"{path} is a bare state dict of the first version, which learned from swapped "
@@ -312,10 +314,10 @@ def infer_alone(task, predict, bar) -> dict:
     report.write_image(task.file("_image.png"), pixels)
     report.write_image(task.file("_overlay.png"), report.overlay(pixels, labels))
     if task.pair.mask:
-        reference = masks.read_mask(task.pair.mask)
+        reference, numbers, _ = masks.read(task.pair.mask)
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
         row |= {"gt_contours": len(nuclei.contours(reference)), **utils.scores(counts)}
-        truth = reference_nuclei(task, reference)
+        truth = reference_nuclei(task, reference, numbers)
         table = agreement.overlap(labels, truth)
         found = agreement.errors(table)
         row |= {"gt_nuclei": int(truth.max(initial=0)), "aji": agreement.aji(table)}
@@ -327,10 +329,10 @@ def infer_alone(task, predict, bar) -> dict:
     return row
 
 
-def reference_nuclei(task, mask) -> np.ndarray:
+def reference_nuclei(task, mask, numbers) -> np.ndarray:
     """The reference's nuclei, int32 (H, W): as its label map has them, or else split."""
     path = task.label_map or task.pair.mask
-    label_map = masks.read_label_map(path)
+    label_map = masks.read(path).labels if task.label_map else numbers
     if label_map is not None and label_map.shape != mask.shape:
         raise InputError(
             f"{path}: found a label map of {label_map.shape[0]} x {label_map.shape[1]} pixels "
@@ -539,11 +541,13 @@ def find_images(args) -> list[pairs.Pair]:
     return [pairs.Pair(name, path, masks[name]) for name, path in found.items()]
 
 
-def check_images(todo, rank, processes) -> tuple[dict[str, windows.Windows], list[str]]:
-    """Open all images, and decode the small ones and their references once, so that faults show
+def check_images(todo, rank, processes) -> tuple[dict, list[str], list[str]]:
+    """Open all images, and decode the small ones and all references once, so that faults show
     before anything is written. Big ones show theirs where they are read.
+
+    Returns the Windows by name, and the faults and the notes on references of all processes.
     """
-    opened, faults = {}, []
+    opened, faults, notes = {}, [], []
     for index, pair in enumerate(todo):
         try:
             image = opened[pair.name] = windows.open_image(pair.image)
@@ -556,12 +560,18 @@ def check_images(todo, rank, processes) -> tuple[dict[str, windows.Windows], lis
                 )
             if index % processes == rank and not image.is_big:
                 image.read(0, 0, 1, 1)
-                reference.read(0, 0, 1, 1)
+            if index % processes == rank and pair.mask:
+                notes += reference.notes
+                reference.close()
             image.close()
         except (InputError, OSError) as error:
             faults.append(str(error))
-    everyones = [fault for faults in utils.everyone(faults) for fault in faults]
-    return opened, list(dict.fromkeys(everyones))
+    everyones = utils.everyone((faults, notes))
+    faults, notes = (
+        list(dict.fromkeys(line for lines in part for line in lines))
+        for part in zip(*everyones, strict=True)
+    )
+    return opened, faults, notes
 
 
 def same_folder(one: Path, other: Path) -> bool:

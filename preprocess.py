@@ -112,9 +112,8 @@ def main(args):
     names_of_picture = defaultdict(list)
     for pair, facts in zip(pairs, checked, strict=True):
         names_of_picture[facts.pixels_sha256].append(pair.name)
-        if facts.foreground in (0, 1):
-            content = "nothing" if facts.foreground == 0 else "everything"
-            print(f"warning: {pair.mask}: {content} is marked in this mask", file=sys.stderr)
+        for note in facts.notes:
+            print(f"warning: {note}", file=sys.stderr)
     shared = [
         " = ".join(names)
         for names in names_of_picture.values()

@@ -129,7 +129,7 @@ def plain_fits(path, dimensions, gpu_id):
     end this whole machine's work if not.
     """
     image = windows.open_image(path)
-    return gpu_id >= 0 or 20 * dimensions * image.height * image.width < windows.free_memory()
+    return gpu_id >= 0 or 20 * dimensions * image.height * image.width < images.free_memory()
 
 
 def measure(way, path, tile, dimensions, gpu_id):

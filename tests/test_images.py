@@ -1,98 +1,39 @@
 """What tissue.images promises, on real files written by the libraries that users write with."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from tests.pictures import (
+    ALPHA,
+    BYTES,
+    CHANNEL_FIRST,
+    GREY,
+    HEIGHT,
+    LABELS,
+    MASK,
+    RGB,
+    RGBA,
+    WIDTH,
+    aperio,
+    grey3,
+    opencv,
+    pillow,
+    pyramid,
+    refusal,
+    tiff,
+    with_palette,
+)
+from tissue import windows
 from tissue.files import InputError
-from tissue.images import image_shape, read_image
+from tissue.images import bits_in_use, image_shape, read_image
 from tissue.masks import read_mask
 from tissue.pairs import Pair, check_pair, find_images, find_pairs
 from tissue.pixel_size import pixel_size_um
-
-HEIGHT, WIDTH = 90, 70
-_random = np.random.default_rng(0)
-_y, _x = np.mgrid[:HEIGHT, :WIDTH]
-# Smooth, so that JPEG keeps it, with a little noise, so that no two pixels can be mixed up.
-RGB = np.stack([2 * _y + 20, 3 * _x + 10, _x + _y], axis=-1).astype(np.uint8)
-RGB += _random.integers(0, 4, RGB.shape, dtype=np.uint8)
-GREY = RGB[..., 0]
-ALPHA = _random.integers(0, 256, GREY.shape, dtype=np.uint8)
-RGBA = np.dstack([RGB, ALPHA])
-CHANNEL_FIRST = np.moveaxis(RGB, -1, 0).copy()
-MASK = (_x - 30) ** 2 + (_y - 40) ** 2 < 400
-LABELS = np.where(MASK, 1 + _x // 10, 0).astype(np.uint8)
-
-
-def tiff(array, **options):
-    """A writer of `array` by tifffile."""
-    return lambda path: tifffile.imwrite(path, array, **options)
-
-
-def pillow(array, **options):
-    """A writer of `array` by Pillow."""
-    return lambda path: Image.fromarray(array).save(path, **options)
-
-
-def opencv(array):
-    """A writer of `array` in RGB order by OpenCV, which wants BGR."""
-    swapped = array[..., [2, 1, 0, 3][: array.shape[2]]] if array.ndim == 3 else array
-    return lambda path: cv2.imwrite(str(path), swapped)
-
-
-def with_palette(indices, colours, **options):
-    """A writer of a palette image by Pillow."""
-
-    def write(path):
-        picture = Image.fromarray(indices)
-        picture.putpalette(np.asarray(colours, np.uint8).ravel().tolist())
-        picture.save(path, **options)
-
-    return write
-
-
-def pyramid(array, subifds):
-    """A writer of `array` with two smaller levels, in SubIFDs or in pages marked as reduced."""
-
-    def write(path):
-        with tifffile.TiffWriter(path) as tif:
-            tif.write(array, photometric="rgb", tile=(32, 32), subifds=2 if subifds else 0)
-            for step in (2, 4):
-                level = np.ascontiguousarray(array[::step, ::step])
-                tif.write(level, photometric="rgb", tile=(32, 32), subfiletype=1, metadata=None)
-
-    return write
-
-
-def aperio(path):
-    """Full resolution, thumbnail, a level, label and macro photograph, as in an SVS file."""
-    options = {"photometric": "rgb", "metadata": None}
-    with tifffile.TiffWriter(path) as tif:
-        text = "Aperio Image Library v10\n90x70 |AppMag = 20|MPP = 0.4990|Left = 25.1"
-        tif.write(RGB, tile=(32, 32), description=text, **options)
-        tif.write(RGB[::3, ::3].copy(), description="Aperio thumbnail", **options)
-        tif.write(RGB[::4, ::4].copy(), tile=(16, 16), description="Aperio level", **options)
-        tif.write(RGB[:20, :30].copy(), subfiletype=1, description="Aperio label", **options)
-        tif.write(RGB[:30, :20].copy(), subfiletype=9, description="Aperio macro", **options)
-
-
-def grey3(grey):
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def refusal(read, path, *words):
-    """Assert that `read` refuses `path` in one line that names it and has `words`."""
-    with pytest.raises(InputError) as error:
-        read(path)
-    text = str(error.value)
-    assert "\n" not in text
-    for word in (str(path), "found", "expected", *words):
-        assert word in text
-
 
 IMAGES = {
     "plain.tif": (tiff(RGB, photometric="rgb"), RGB),
@@ -123,7 +64,7 @@ IMAGES = {
         tiff(GREY, photometric="palette", colormap=np.tile(np.arange(256) * 257, (3, 1))),
         grey3(GREY),
     ),
-    "bool.tif": (tiff(MASK), grey3(MASK * np.uint8(255))),
+    "bool.tif": (tiff(MASK), grey3(BYTES)),
     "subifds.tif": (pyramid(RGB, subifds=True), RGB),
     "levels.tif": (pyramid(RGB, subifds=False), RGB),
     "slide.svs": (aperio, RGB),
@@ -132,7 +73,7 @@ IMAGES = {
     "rgba.png": (pillow(RGBA), RGB),
     "grey.png": (pillow(GREY), grey3(GREY)),
     "grey_alpha.png": (pillow(np.dstack([GREY, ALPHA])), grey3(GREY)),
-    "bool.png": (pillow(MASK), grey3(MASK * np.uint8(255))),
+    "bool.png": (pillow(MASK), grey3(BYTES)),
     "opencv.png": (opencv(RGB), RGB),
     "opencv_alpha16.png": (opencv(RGBA.astype(np.uint16) * 257), RGB),
     "palette.png": (
@@ -267,7 +208,9 @@ def test_a_missing_file_is_reported_as_missing(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["tif", "png", "jpg", "bmp", "svs"])
 @pytest.mark.parametrize(
-    "content", [b"", b"Dear colleague,\nthe slides\n", _random.bytes(3000)], ids=["0", "text", "?"]
+    "content",
+    [b"", b"Dear colleague,\nthe slides\n", np.random.default_rng(0).bytes(3000)],
+    ids=["0", "text", "?"],
 )
 def test_bytes_that_are_no_image_are_refused_by_every_function(tmp_path, suffix, content):
     path = tmp_path / f"bad.{suffix}"
@@ -315,78 +258,6 @@ def test_threads_do_not_share_the_faults_of_their_files(tmp_path):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(is_read, [good, bad] * 60)) == [True, False] * 60
-
-
-VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (9, 9, 9), (7, 0, 0)]
-BRIGHT = [(200, 200, 255), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (9, 9, 9)]
-BYTES = MASK * np.uint8(255)
-MASKS = {
-    "bytes.png": pillow(BYTES),
-    "ones.png": pillow(MASK.astype(np.uint8)),
-    "bits.png": pillow(MASK),
-    "labels8.png": pillow(LABELS),
-    "labels16.png": opencv(LABELS * np.uint16(300)),
-    "rgb.png": pillow(grey3(BYTES)),
-    "rgba.png": pillow(np.dstack([grey3(BYTES), ALPHA])),
-    "grey_alpha.png": pillow(np.dstack([BYTES, ALPHA])),
-    "palette.png": with_palette(LABELS, VOC),
-    "palette_of_bright_background.png": with_palette(LABELS % 6, BRIGHT),
-    "palette_white_on_black.png": with_palette(MASK.astype(np.uint8), [(0,) * 3, (255,) * 3]),
-    "palette_white_first.png": with_palette((~MASK).astype(np.uint8), [(255,) * 3, (0,) * 3]),
-    "palette.bmp": with_palette(LABELS, VOC),
-    "palette.tif": with_palette(LABELS, VOC),
-    "bytes.bmp": pillow(BYTES),
-    "bits.bmp": pillow(MASK),
-    "bytes.jpg": pillow(BYTES, quality=60),
-    "rgb.jpg": pillow(grey3(BYTES), quality=60),
-    "jpeg.tif": tiff(BYTES, compression="jpeg"),
-    "bits.tif": pillow(MASK),
-    "fax.tif": pillow(MASK, compression="group4"),
-    "bool.tif": tiff(MASK),
-    "bool.ome.tif": tiff(MASK, ome=True),
-    "imagej.tif": tiff(BYTES, imagej=True),
-    "imagej_inverting_lut.tif": tiff(BYTES, imagej=True, photometric="miniswhite"),
-    "white_is_zero.tif": tiff(255 - BYTES, photometric="miniswhite"),
-    "labels16.tif": tiff(LABELS * np.uint16(300), compression="lzw"),
-    "labels32.tif": tiff(LABELS * np.uint32(70000)),
-    "labels_signed.tif": tiff(LABELS.astype(np.int32)),
-    "float.tif": tiff(MASK.astype(np.float32)),
-    "double.tif": tiff(LABELS.astype(np.float64)),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_read_mask_gives_the_foreground_that_was_written(tmp_path, name):
-    MASKS[name](tmp_path / name)
-    mask = read_mask(tmp_path / name)
-    assert mask.dtype == bool and mask.flags.c_contiguous
-    expected = MASK & (LABELS % 6 != 0) if "bright" in name else MASK
-    np.testing.assert_array_equal(mask, expected)
-
-
-@pytest.mark.parametrize("value", [0, 255])
-def test_a_jpeg_mask_may_be_all_background_or_all_foreground(tmp_path, value):
-    path = tmp_path / "mask.jpg"
-    Image.fromarray(np.full((40, 40), value, np.uint8)).save(path)
-    assert (read_mask(path) == (value > 0)).all()
-
-
-NO_MASKS = {
-    "colours.png": (pillow(RGB), "several colours"),
-    "probability.tif": (tiff(RGB[..., 0] / np.float32(255)), "fractions"),
-    "nan.tif": (tiff(np.full((40, 40), np.nan, np.float32)), "fractions"),
-    "ones.jpg": (pillow(3 * MASK.astype(np.uint8), quality=100), "black and white"),
-    "labels.jpg": (pillow(20 * LABELS), "black and white"),
-    "black_is_not_first.png": (with_palette(LABELS % 2, [(255, 0, 0), (0, 0, 0)]), "palette"),
-    "stack.tif": (tiff(np.stack([BYTES] * 5), photometric="minisblack"), "stack"),
-}
-
-
-@pytest.mark.parametrize("name", NO_MASKS)
-def test_a_mask_of_doubtful_meaning_is_refused(tmp_path, name):
-    write, word = NO_MASKS[name]
-    write(tmp_path / name)
-    refusal(read_mask, tmp_path / name, word)
 
 
 def by_imagej(unit):
@@ -562,3 +433,142 @@ def test_check_pair_reports_both_files_that_cannot_be_read(tmp_path):
     pair.image.write_bytes(b"II*\0 no image")
     pair.mask.write_bytes(b"")
     refusal(lambda _: check_pair(pair, 32), pair.image, str(pair.mask), "; ")
+
+
+def deep(largest, shape=(40, 50)):
+    """16-bit grey pixels, 1000 but for one that is `largest`."""
+    pixels = np.full(shape, 1000, np.uint16)
+    pixels[3, 4] = largest
+    return pixels
+
+
+def ome(pixels, bits):
+    metadata = {"axes": "YX", "SignificantBits": bits}
+    return tiff(pixels, ome=True, photometric="minisblack", metadata=metadata)
+
+
+MAX_SAMPLE_VALUE = 281  # TIFF tag
+BITS = {
+    "8.png": (opencv(deep(200) % 256), 8),
+    "10.tif": (tiff(deep(1023)), 10),
+    "odd.tif": (tiff(deep(1024)), 12),
+    "12.png": (opencv(deep(4095)), 12),
+    "14.tif": (tiff(deep(16383), compression="zlib", tile=(16, 16)), 14),
+    "16.png": (opencv(deep(40000)), 16),
+    "alpha.tif": (
+        tiff(np.dstack([deep(1023), deep(65535)]), photometric=1, extrasamples=["unassalpha"]),
+        10,
+    ),
+    "alpha.png": (opencv(np.dstack([deep(1000)] * 3 + [deep(65535)])), 10),
+    "told.tif": (tiff(deep(1023), extratags=[(MAX_SAMPLE_VALUE, "H", 1, 4095, True)]), 12),
+    "told_wrongly.tif": (tiff(deep(4095), extratags=[(MAX_SAMPLE_VALUE, "H", 1, 255, True)]), 12),
+    "told_nothing.tif": (tiff(deep(1023), extratags=[(MAX_SAMPLE_VALUE, "H", 1, 65535, True)]), 10),
+    "told.ome.tif": (ome(deep(1023), 14), 14),
+    "negative.tif": (tiff(~deep(1023), photometric="miniswhite"), 10),
+    "eight.tif": (tiff(RGB), None),
+    "eight.png": (pillow(RGB), None),
+    "eight.jpg": (pillow(RGB), None),
+}
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_in_use_are_the_fewest_that_hold_the_file_or_what_it_tells(tmp_path, name):
+    write, bits = BITS[name]
+    write(tmp_path / name)
+    assert bits_in_use(tmp_path / name) == bits
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_one_number_of_bits_makes_one_brightness_of_a_set(tmp_path, suffix):
+    dim, bright = tmp_path / f"dim.{suffix}", tmp_path / f"bright.{suffix}"
+    for path, largest in ((dim, 1000), (bright, 4000)):
+        (tiff if suffix == "tif" else opencv)(deep(largest))(path)
+    bits = max(bits_in_use(dim), bits_in_use(bright))
+    assert bits == 12
+    for path in (dim, bright):
+        assert (read_image(path, bits)[0, 0] == 1000 // 16).all()
+        assert (windows.open_image(path, bits=bits).read(0, 0, 1, 1) == 1000 // 16).all()
+    assert (read_image(dim)[0, 0] == 1000 // 4).all()
+    refusal(lambda path: read_image(path, 10), bright, "4000", "1023")
+    np.testing.assert_array_equal(read_image(bright, 12)[3, 4], [250] * 3)
+
+
+def test_bits_do_not_touch_images_of_8_bit(tmp_path):
+    pillow(RGB)(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", 16), RGB)
+
+
+@pytest.mark.parametrize("how", ["file name", "uuid"])
+@pytest.mark.parametrize("layout", ["RGB", "planes"])
+def test_an_ome_tiff_that_names_another_file_is_read_as_itself(tmp_path, how, layout):
+    """As when a.ome.tif is processed by a program that keeps its metadata, saved as b.ome.tif."""
+    one, other = tmp_path / "a.ome.tif", tmp_path / "b.ome.tif"
+    axes = {"axes": "YXS"} if layout == "RGB" else {"axes": "YX"}
+    first, second = (RGB, RGB[::-1].copy()) if layout == "RGB" else (GREY, GREY[::-1].copy())
+    uuid = "urn:uuid:00000000-0000-0000-0000-000000000001"
+    named = f'<UUID FileName="a.ome.tif">{uuid}</UUID>'
+    for path, pixels, size in ((one, first, 0.25), (other, second, 0.5)):
+        metadata = axes | {"PhysicalSizeX": size, "PhysicalSizeXUnit": "um"}
+        tifffile.imwrite(path, pixels, ome=True, metadata=metadata, compression="zlib")
+        text = tifffile.TiffFile(path).pages[0].description
+        own = 'UUID="urn' if 'UUID="urn' in text else None
+        text = re.sub(r"<TiffData[^>]*?/>|<TiffData.*?</TiffData>",
+                      f'<TiffData IFD="0" PlaneCount="1">{named}</TiffData>', text)  # fmt: skip
+        text = re.sub(r'(<OME[^>]*?) UUID="[^"]*"', r"\1", text) if own else text
+        if path == one and how == "uuid":
+            text = text.replace("<OME ", f'<OME UUID="{uuid}" ', 1)
+        if path == other and how == "uuid":
+            text = text.replace("<OME ", f'<OME UUID="{uuid[:-1]}2" ', 1)
+        tifffile.tiffcomment(path, text.encode())
+    assert "a.ome.tif" in tifffile.TiffFile(other).pages[0].description
+    expected = second if layout == "RGB" else grey3(second)
+    np.testing.assert_array_equal(read_image(other), expected)
+    np.testing.assert_array_equal(windows.open_image(other).read(0, 0, HEIGHT, WIDTH), expected)
+    assert image_shape(other) == (HEIGHT, WIDTH)
+    assert pixel_size_um(other) == 0.5
+    np.testing.assert_array_equal(read_image(one), first if layout == "RGB" else grey3(first))
+    one.unlink()
+    np.testing.assert_array_equal(read_image(other), expected)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "ome.tif", "png", "jpg", "bmp"])
+def test_names_in_any_script_are_read(tmp_path, suffix):
+    folder = tmp_path / "Gewebe_ä_日本"
+    folder.mkdir()
+    path, mask = folder / f"bild ü.{suffix}", folder / f"maske ß.{suffix}"
+    (tiff if "tif" in suffix else pillow)(RGB)(path)
+    (tiff if "tif" in suffix else pillow)(BYTES)(mask)
+    assert np.abs(read_image(path).astype(int) - RGB).mean() < 4
+    np.testing.assert_array_equal(read_mask(mask), MASK)
+    assert image_shape(path) == windows.open_image(path).read(0, 0, HEIGHT, WIDTH).shape[:2]
+    assert windows.open_mask(mask).read(40, 30, 1, 1).all()
+
+
+@pytest.mark.parametrize("planes", [0, 3, 77])
+def test_a_planar_configuration_that_tiff_does_not_know_is_refused(tmp_path, planes):
+    path = tmp_path / "planes.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(32, 32))
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags["PlanarConfiguration"].overwrite(planes)
+    for read in (read_image, read_mask, image_shape, lambda p: windows.open_image(p, big=1)):
+        refusal(read, path, f"planar configuration of {planes}")
+
+
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "header.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=8, compression="zlib")
+    for side in (299_000, 10**6):
+        with tifffile.TiffFile(path, mode="r+b") as tif:
+            tif.pages[0].tags["ImageWidth"].overwrite(side)
+            tif.pages[0].tags["ImageLength"].overwrite(side)
+        refusal(read_image, path, f"{side} x {side}")
+        refusal(read_mask, path, f"{side} x {side}")
+
+
+def test_a_tiff_that_lists_fewer_strips_than_it_is_high_is_refused(tmp_path):
+    path = tmp_path / "short.tif"
+    for compression in (None, "zlib", "lzw"):
+        tifffile.imwrite(path, GREY, rowsperstrip=8, compression=compression)
+        with tifffile.TiffFile(path, mode="r+b") as tif:
+            tif.pages[0].tags["ImageLength"].overwrite(2 * HEIGHT)
+        refusal(read_image, path)

@@ -1,25 +1,33 @@
 """Reads the pixels of any tissue image or mask.
 
 A file's format is told by its first bytes, not by its suffix. TIFF is read by tifffile, 16-bit PNG
-by imagecodecs (Pillow drops the low byte of colours), everything else by Pillow.
+by imagecodecs (Pillow drops the low byte of colours), everything else by Pillow. What their
+decoders only warn of is an error (tissue/strict.py), and no other file is ever opened, whatever
+the metadata name.
 """
 
 import logging
+import math
+import os
 import re
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
 
+from tissue import strict
 from tissue.files import InputError
 
+LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
 ORIENTATION = 0x0112  # tag of TIFF and EXIF; TIFF 6.0, page 36
+_MAX_SAMPLE_VALUE = 281  # tag of TIFF
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
 
 
@@ -29,18 +37,20 @@ class Stored(NamedTuple):
     pixels: np.ndarray  # (H, W) or (H, W, 3), any dtype; indices into the palette if there is one
     palette: np.ndarray | None  # (N, 3) uint8
     lossy: bool  # JPEG: values near the stored ones
+    depth: int | None = None  # bits of a sample of two bytes, where the file tells of less than 16
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, bits: int | None = None) -> np.ndarray:
     """Return the image as RGB uint8 (H, W, 3), C-contiguous and writeable.
 
     Grey is repeated over the channels, a palette becomes its colours, alpha is dropped, the
     orientation of EXIF (JPEG) or TIFF is applied, and a pyramid gives its full resolution.
-    16 bit becomes 8 bit by keeping the upper 8 of the bits in use: 8, 10, 12, 14 or 16, the fewest
-    that hold the file's largest value, because cameras of 10 to 14 bits store in 16 without
-    saying so. The contrast of the image plays no other part.
+    16 bit becomes 8 bit by keeping the upper 8 of `bits`, which images of one set must share, or
+    else they differ in brightness; without it those of `bits_in_use`. The contrast of the image
+    plays no other part.
 
-    Raises InputError for a file that is damaged, no image, a stack, or of other channels or types.
+    Raises InputError for a file that is damaged, no image, a stack, of other channels or types, or
+    of values that need more than `bits`.
     """
     path = Path(path)
     with decoding(path):
@@ -48,16 +58,39 @@ def read_image(path: str | Path) -> np.ndarray:
         if stored.palette is not None:
             pixels = stored.palette[stored.pixels]
         else:
-            pixels = _to_uint8(path, stored.pixels)
+            pixels = to_uint8(path, stored.pixels, bits, stored.depth)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         return np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
+def bits_in_use(path: str | Path) -> int | None:
+    """Return how many bits of its samples a 16-bit image uses: 8, 10, 12, 14 or 16; else None.
+
+    The fewest that hold its largest value, because cameras of 10 to 14 bits store in 16 without
+    saying so, and no less than it says (TIFF's MaxSampleValue, OME's SignificantBits; that all 16
+    are in use is what writers say who do not know). Raises InputError as `read_image` does.
+    """
+    path = Path(path)
+    with decoding(path):
+        signature = signature_of(path)
+        if signature.startswith(b"\x89PNG") and signature[24] == 16:
+            return _bits_for(decode(path).pixels.max(initial=0), None)
+        if not signature.startswith(TIFF_SIGNATURES):
+            return None
+        with open_tiff(path) as tif:
+            plane = tiff_plane(path, tif)
+            if plane.dtype != np.uint16 or plane.keyframe.photometric.name == "PALETTE":
+                return None
+            _check_pieces(tif, plane)
+            return _bits_for(_largest_sample(path, tif, plane), _depth(plane.keyframe))
+
+
 def image_shape(path: str | Path) -> tuple[int, int]:
     """Return (H, W) in pixels as `read_image` would give it, from the header alone.
 
-    Raises InputError for a file whose header is damaged or tells of no single image.
+    Raises InputError for a file whose header is damaged or tells of no single image, or of a size
+    that no image has.
     """
     path = Path(path)
     with decoding(path):
@@ -70,7 +103,34 @@ def image_shape(path: str | Path) -> tuple[int, int]:
             with open_raster(path) as picture:
                 shape = picture.height, picture.width
                 orientation = _raster_orientation(picture)
-    return shape[::-1] if orientation in _SIDEWAYS else shape
+    height, width = shape[::-1] if orientation in _SIDEWAYS else shape
+    if not 0 < height * width <= LARGEST:
+        raise InputError(
+            f"{path}: found {height} x {width} pixels (height x width), expected 1 to "
+            f"{LARGEST:.0e} in all, replace the file"
+        )
+    return height, width
+
+
+def check_memory(path: Path, height: int, width: int) -> None:
+    """Raise InputError for an image that is too large to be read whole."""
+    room = free_memory()
+    if 6 * height * width > room:
+        raise InputError(
+            f"{path}: found {height} x {width} pixels in a file that can only be read whole, "
+            f"expected at most {room / 6:.1e} pixels for this memory, save it as a tiled TIFF"
+        )
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or a guess where the system does not say."""
+    if Path("/proc/meminfo").is_file():  # what caches hold counts as free
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        if found:
+            return int(found[1]) * 1024
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 8 * 2**30
 
 
 @contextmanager
@@ -99,9 +159,9 @@ def open_raster(path):
 
 
 class _Lost(threading.local):
-    """What tifffile logged in this thread about the TIFF being opened."""
+    """What tifffile logged in this thread of pixels or tags that the TIFF being opened lacks."""
 
-    offsets = ()
+    messages = ()
 
 
 _lost = _Lost()
@@ -109,28 +169,61 @@ _lost = _Lost()
 
 @contextmanager
 def open_tiff(path):
-    """Open a TIFF, and raise what tifffile only logs: offsets out of the file, for it is truncated.
+    """Open a TIFF as itself, and raise what tifffile only logs of what is lost.
 
-    Tags and pages would silently be lost with them, and three channels pass as one grey plane.
+    Tags and pages would silently be lost, and three channels pass as one grey plane.
     """
-    logging.getLogger("tifffile").addFilter(_note_lost_offset)  # has no effect the second time
-    _lost.offsets = ()
-    with tifffile.TiffFile(path) as tif:
-        if tif.series and _lost.offsets:
-            raise ValueError(_lost.offsets[0])
+    logging.getLogger("tifffile").addFilter(_note_lost)  # has no effect the second time
+    _lost.messages = ()
+    alone = {"is_mmstack": False, "is_ndtiff": False}  # Micro-Manager's, of several files
+    with tifffile.TiffFile(path, **alone) as tif:
+        alone |= _ome_alone(tif)
+    with tifffile.TiffFile(path, **alone) as tif:
+        if tif.series and _lost.messages:
+            raise ValueError(_lost.messages[0])
+        pages = [page for series in tif.series for level in series.levels for page in level.pages]
+        for page in {id(page.keyframe): page.keyframe for page in pages if page}.values():
+            strict.make_strict(page)
         yield tif
 
 
-def _note_lost_offset(record):
+def _note_lost(record):
     message = record.getMessage()
-    if re.search("invalid (value|page) offset", message):
-        _lost.offsets += (message,)
+    if re.search("invalid (value|page) offset|zeroed|circular reference|corrupted tag", message):
+        _lost.messages += (message,)
     return False  # to the filtered logger: keep it off stderr
+
+
+def _ome_alone(tif):
+    """How to open an OME-TIFF so that its pixels are its own: without the files that it names.
+
+    tifffile reads the planes from the files that OME-XML names. Of a file that names another the
+    metadata are left alone: its pages say what they are.
+    """
+    try:
+        root = ElementTree.fromstring(tif.ome_metadata) if tif.is_ome else None
+    except ElementTree.ParseError:
+        return {"is_ome": False}
+    if root is None:
+        return {}
+    own = root.get("UUID")
+    for plane in [element for element in root.iter() if element.tag.endswith("TiffData")]:
+        for uuid in [element for element in plane if element.tag.endswith("UUID")]:
+            is_own = uuid.text == own if own else uuid.get("FileName") == tif.filename
+            if not is_own:
+                return {"is_ome": False}
+            plane.remove(uuid)
+    return {"omexml": ElementTree.tostring(root, encoding="unicode")}
 
 
 def decode(path):
     """Return the Stored pixels of a file of any format."""
+    check_memory(path, *image_shape(path))
     signature = signature_of(path)
+    if signature.startswith(b"\xff\xd8"):
+        strict.check_jpeg(path.read_bytes())
+    if signature.startswith(b"\x89PNG"):
+        strict.check_png(path)
     if signature.startswith(TIFF_SIGNATURES):
         with open_tiff(path) as tif:
             return _decode_tiff(path, tif)
@@ -174,6 +267,11 @@ def _upright(pixels, orientation):
 def tiff_plane(path, tif):
     """Return the TiffPageSeries of the file's one image at full resolution."""
     first, *others = tif.series
+    if first.keyframe.planarconfig not in (1, 2):
+        raise InputError(
+            f"{path}: found a planar configuration of {first.keyframe.planarconfig}, expected 1 "
+            f"or 2 (colours in one plane or in planes of their own), save it anew"
+        )
     # Lower levels of a pyramid, thumbnails, an Aperio file's label and photograph of the slide.
     others = [s for s in others if not (s.keyframe.is_subifd or s.keyframe.subfiletype & 5)]
     if others and not tif.is_svs:
@@ -189,13 +287,7 @@ def _decode_tiff(path, tif):
     """Return the Stored pixels of an open TIFF."""
     plane = tiff_plane(path, tif)
     page = plane.keyframe
-    # JPEG and LZW decoders fill up in silence what a truncated file lacks.
-    size = tif.filehandle.size
-    for stored in plane.pages:
-        ends = zip(stored.dataoffsets, stored.databytecounts, strict=True)
-        if any(offset + count > size for offset, count in ends):
-            raise ValueError("the file ends before its pixels do")
-
+    _check_pieces(tif, plane)
     kind = page.photometric.name
     if page.compression.name == "APERIO_JP2000_YCBC":
         kind = "YCBCR"  # whatever the tag says
@@ -203,43 +295,111 @@ def _decode_tiff(path, tif):
     known = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE")
     if kind not in known and not (kind == "YCBCR" and lossy):  # the JPEG decoder gives RGB
         raise InputError(f"{path}: found {kind} colours, expected RGB or grey, convert it to RGB")
-    if page.compression.name.startswith("CCITT"):
-        with Image.open(path, formats=("TIFF",)) as picture:  # the fax codecs tifffile lacks
-            pixels = np.asarray(picture)
-    else:
-        pixels = _tiff_samples(path, plane, kind)
-        stored_as_meant = tif.is_imagej or (
-            page.bitspersample == 1 and page.software.startswith("tifffile")
-        )
-        if kind == "MINISWHITE" and pixels.dtype.kind in "bu" and not stored_as_meant:
-            pixels = pixels ^ pixels.dtype.type((1 << page.bitspersample) - 1)
+    pixels = plane.asarray()
+    if (axis := _channel_axis(plane)) is not None:
+        pixels = np.moveaxis(pixels, axis, -1)
+        pixels = pixels[..., :3] if _colour_count(path, plane) == 3 else pixels[..., 0]
+    if is_negative(tif, page):
+        pixels = positive(pixels, page)
     palette = None
     if kind == "PALETTE":
         palette = page.colormap.T  # (N, 3), 16 bit by the standard, 8 bit by some writers
         palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
     orientation = page.tags.valueof(ORIENTATION, default=1)
-    return Stored(_upright(pixels, orientation), palette, lossy)
+    return Stored(_upright(pixels, orientation), palette, lossy, _depth(page))
 
 
-def _tiff_samples(path, plane, kind):
-    """Return the decoded pixels, (H, W) or (H, W, 3), without alpha."""
-    pixels = plane.asarray()
-    channel_axis = next((axis for axis in "SC" if axis in plane.axes), None)
-    if channel_axis is None:
-        return pixels
-    pixels = np.moveaxis(pixels, plane.axes.index(channel_axis), -1)
-    count = pixels.shape[-1]
+def _check_pieces(tif, plane):
+    """Raise ValueError unless the file has all strips or tiles, and all their bytes.
+
+    Decoders fill up in silence what is missing.
+    """
+    size, page = tif.filehandle.size, plane.keyframe
+    for stored in plane.pages:
+        ends = [a + b for a, b in zip(stored.dataoffsets, stored.databytecounts, strict=True)]
+        if max(ends, default=0) > size:
+            raise ValueError("the file ends before its pixels do")
+        plain = page.compression == 1 and page.dtype.itemsize * 8 == page.bitspersample
+        if len(ends) < math.prod(page.chunked) and not page.is_contiguous:
+            raise ValueError("the file lists fewer strips or tiles than its size needs")
+        if plain and sum(stored.databytecounts) < page.nbytes:
+            raise ValueError("the file has fewer bytes of pixels than its size needs")
+
+
+def _channel_axis(plane):
+    """The axis of colours, None without."""
+    return next((plane.axes.index(axis) for axis in "SC" if axis in plane.axes), None)
+
+
+def _colour_count(path, plane):
+    """How many channels are colours, 1 or 3, and not alpha."""
+    axis = _channel_axis(plane)
+    if axis is None:
+        return 1
+    count = plane.shape[axis]
     extra = plane.keyframe.extrasamples
     has_alpha = extra and extra[-1] in (1, 2)  # associated or not
-    has_alpha = has_alpha or (kind == "RGB" and count == 4)  # many writers do not say
+    # Many writers do not say.
+    has_alpha = has_alpha or (plane.keyframe.photometric.name == "RGB" and count == 4)
     colours = count - 1 if has_alpha else count
     if colours not in (1, 3):
         raise InputError(f"{path}: found {count} channels, expected RGB or grey, save it as RGB")
-    return pixels[..., 0] if colours == 1 else pixels[..., :3]
+    return colours
 
 
-def _to_uint8(path, pixels):
-    """Return bool, 8-bit or 16-bit pixels as uint8; the rule is in `read_image`."""
+def is_negative(tif, page) -> bool:
+    """Whether 0 is shown white in a TIFF's page, and meant so."""
+    stored_as_meant = tif.is_imagej or (
+        page.bitspersample == 1 and page.software.startswith("tifffile")
+    )
+    shown_white = page.photometric.name == "MINISWHITE" and page.dtype.kind in "bu"
+    return shown_white and not stored_as_meant
+
+
+def positive(pixels: np.ndarray, page) -> np.ndarray:
+    """Return the stored pixels of a negative page as they are shown."""
+    return pixels ^ pixels.dtype.type((1 << page.bitspersample) - 1)
+
+
+def _largest_sample(path, tif, plane):
+    """The largest value of a uint16 image's colours, with one strip or tile in memory at once."""
+    colours = _colour_count(path, plane)
+    negative = is_negative(tif, plane.keyframe)
+    largest = 0
+    for number, page in enumerate(plane.pages):
+        for segment, (sample, *_), _ in page.segments(maxworkers=1):
+            if segment is None or (len(plane.pages) > 1 and number >= colours) or sample >= colours:
+                continue
+            values = segment[..., :colours]
+            values = positive(values, plane.keyframe) if negative else values
+            largest = max(largest, int(values.max()))
+    return largest
+
+
+def _depth(page):
+    """How many bits of uint16 samples the file says are in use, None if it says 16 or nothing."""
+    if page.dtype != np.uint16:
+        return None
+    if page.bitspersample != 16:
+        return page.bitspersample  # packed
+    largest = page.tags.valueof(_MAX_SAMPLE_VALUE, default=0)
+    told = int(np.max(largest)).bit_length()
+    if ome := re.search(r"SignificantBits=[\"'](\d+)[\"']", page.description):
+        told = max(told, int(ome[1]))
+    return told if 8 < told < 16 else None
+
+
+def _bits_for(largest, depth):
+    """The number of bits that holds `largest`, and `depth` if that is told: 8, 10, 12, 14, 16."""
+    bits = max(8, int(largest).bit_length(), depth or 0)
+    return bits + bits % 2
+
+
+def to_uint8(path: Path, pixels: np.ndarray, bits: int | None, depth: int | None) -> np.ndarray:
+    """Return bool, 8-bit or 16-bit pixels as uint8; the rule is in `read_image`.
+
+    `depth` is how many of 16 bits the file says are in use. Raises InputError for other types.
+    """
     if pixels.dtype == bool:
         return pixels * np.uint8(255)
     if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
@@ -249,6 +409,12 @@ def _to_uint8(path, pixels):
         )
     if pixels.dtype.itemsize == 1:
         return pixels
-    bits = max(8, int(pixels.max()).bit_length())
-    bits += bits % 2
+    largest = int(pixels.max(initial=0))
+    if bits is None:
+        bits = _bits_for(largest, depth)
+    if largest >> bits:
+        raise InputError(
+            f"{path}: found the value {largest}, expected at most {(1 << bits) - 1}: {bits} bits "
+            f"are in use in this set of 16-bit images; make the set with this image in it"
+        )
     return (pixels >> (bits - 8)).astype(np.uint8)

@@ -1,12 +1,28 @@
-"""The one rule for masks: what in a file is foreground, and when its values are nuclei."""
+"""The one rule for masks: what in a file is foreground, and when its values are nuclei.
 
+Small files are judged in memory, large ones while they are read by windows (windows.open_mask), by
+the same evidence, which is gathered band by band.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from skimage.measure import label
 
 from tissue.files import InputError
 from tissue.images import decode, decoding
+
+LABEL_FOLDER = "instance_labels"  # what lies in a folder of this name has one number per nucleus
+BAND = 4 * 10**6  # pixels that are judged at once
+_MOST_MARKED = 0.6  # of a mask; the densest tissue (lymph nodes, thymus) has up to 58 % of nuclei
+_FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can have by its kind
+_FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
 
 class Mask(NamedTuple):
@@ -17,96 +33,304 @@ class Mask(NamedTuple):
     notes: tuple[str, ...]  # what was assumed, or looks odd: lines that name the file
 
 
+class Meaning(NamedTuple):
+    """What the values of a mask mean: foreground is what is above `threshold`."""
+
+    threshold: float
+    is_label_map: bool
+    notes: tuple[str, ...]  # as in Mask
+
+
 def read(path: str | Path) -> Mask:
-    """Return the Mask of a file; InputError where the rule of `read_mask` does not hold."""
-    return Mask(read_mask(path), read_label_map(path), ())
+    """Return the Mask of a file, by this rule:
+
+    Foreground is what is above half of the largest value of the file's kind (bool, 0 / 1, 0 / 255,
+    0 / 65535, integers or floats), soft edges included. 0 and one other value are a mask too. A
+    label map is what lies in a folder LABEL_FOLDER, or a file whose values other than 0 are one
+    connected piece each (8 neighbours). Equal colour channels count as grey, alpha is ignored. Of
+    a palette of colours the index counts, and 0 is background; of a palette of greys the grey that
+    is shown, but the index if the greys run from white to black (ImageJ's inverting LUT). JPEG is
+    a mask, never a label map. White-is-zero TIFFs count as a viewer shows them, except ImageJ's
+    (its inverting LUT shows the foreground, 255, as black) and tifffile's bool arrays: there the
+    stored value counts.
+
+    Raises InputError for what `images.read_image` does, and for classes (values that lie in several
+    places), colours, pictures, values below 0, and a JPEG that is not black and white.
+    """
+    path = Path(path)
+    with decoding(path):
+        stored = decode(path)
+        values, notes = _values(path, stored)
+        rows = max(1, BAND // values.shape[1])
+
+        def bands():
+            return (values[y : y + rows] for y in range(0, len(values), rows))
+
+        meaning = meaning_of(path, bands, stored.lossy)
+        labels = None
+        if meaning.is_label_map:
+            labels = values if values.dtype.kind in "ui" else np.rint(values).astype(np.int64)
+        foreground = np.ascontiguousarray(values > meaning.threshold)
+        return Mask(foreground, labels, notes + meaning.notes)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Return the foreground as bool (H, W).
-
-    Any value but 0 is foreground: 0 / 255, 0 / 1, bool and label maps of any integer type. Equal
-    colour channels count as grey, alpha is ignored. Of a palette, index 0 is the background; only
-    if all colours are grey and index 0 is not black, black is. JPEG is thresholded at 128.
-    White-is-zero TIFFs count as a viewer shows them, except ImageJ's (its inverting LUT shows the
-    foreground, 255, as black) and tifffile's bool arrays: there the stored value counts.
-
-    Raises InputError for what `read_image` does, for colours, fractions, and a JPEG that is not
-    black and white.
-    """
-    path = Path(path)
-    with decoding(path):
-        stored = decode(path)
-        if stored.palette is not None:
-            return _palette_foreground(path, stored)
-        values = stored.pixels
-        if values.ndim == 3:
-            if (values != values[..., :1]).any():
-                raise InputError(
-                    f"{path}: found a mask of several colours, expected one value per pixel (0 is "
-                    f"background), save it as a grey or label image"
-                )
-            values = values[..., 0]
-        if values.dtype.kind not in "bui" and (values != np.rint(values)).any():
-            raise InputError(
-                f"{path}: found fractions in a {values.dtype} mask, expected 0 and 1 or whole "
-                f"numbers, threshold it and save it as 0 and 255"
-            )
-        if stored.lossy:
-            return _jpeg_foreground(path, values)
-        return np.ascontiguousarray(values != 0)
+    """Return the foreground of a mask as bool (H, W), as `read` does."""
+    return read(path).foreground
 
 
 def read_label_map(path: str | Path) -> np.ndarray | None:
-    """Return one integer per nucleus, (H, W), 0 the background, or None if it is but a mask.
+    """Return one integer per nucleus, (H, W), 0 the background, as `read` does, or None."""
+    return read(path).labels
 
-    A file with a single value beside 0 (0 / 255, 0 / 1, bool), a palette or JPEG is a mask. Raises
-    InputError for what `read_mask` does, and for numbers below 0.
+
+def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meaning:
+    """Return the Meaning of a mask's values.
+
+    `bands()` gives the whole mask once more, from top to bottom, as arrays (h, W) of bool, integers
+    or floats; `lossy` says that it is a JPEG. Raises InputError as `read` does.
     """
-    path = Path(path)
-    with decoding(path):
-        stored = decode(path)
-    values = stored.pixels
-    if stored.palette is not None or stored.lossy or values.dtype == bool:
-        return None
-    if values.ndim == 3:
-        if (values != values[..., :1]).any():
-            return None
-        values = values[..., 0]
-    if values.dtype.kind == "f":
-        values = np.rint(values).astype(np.int64)
-    if values.size and values.min() < 0:
+    values, pixels, whole = _tally(path, bands())
+    numbered = path.absolute().parent.name.lower() == LABEL_FOLDER
+    least = 0.5 if values.dtype.kind == "f" else 0  # above it lie the numbers from 1 up
+    if lossy:
+        _check_jpeg(path, values, pixels)
+        notes = (f"{path}: a JPEG holds no numbers: taken as a mask",) if numbered else ()
+        return Meaning(127, False, notes + _share_notes(path, values, pixels, 127))
+    marked = values[values > 0]
+    if numbered:
+        _check_numbers(path, bands, marked, whole)
+        return Meaning(least, True, _share_notes(path, values, pixels, least, most=1))
+    if len(values) == 1 or (len(marked) == 1 and values[0] == 0):  # nothing, everything, or both
+        return _plain(path, values, pixels)
+    full = next((full for full in _FULL if values[-1] <= full), None)
+    if full and values[-1] >= 0.9 * full and _has_soft_edges(bands(), values, pixels, full):
+        threshold = full / 2 if values.dtype.kind == "f" else full // 2
+        note = f"{path}: a mask with soft edges, taken as nucleus above {full / 2:g}"
+        return Meaning(threshold, False, (note, *_share_notes(path, values, pixels, threshold)))
+    if not whole:
         raise InputError(
-            f"{path}: found the label {values.min()}, expected 0 for the background and numbers "
-            f"above for nuclei, save it so"
+            f"{path}: found fractions in a mask, expected 0 and 1, soft edges alone between them, "
+            f"or whole numbers; threshold it and save it as 0 and 255"
         )
-    found = values[values > 0]
-    return values if found.size and found.min() != found.max() else None
+    if values[0] > 0:
+        raise InputError(
+            f"{path}: found values from {values[0]:g} to {values[-1]:g} and no 0: everything is "
+            f"marked, expected 0 for the background, save it so"
+        )
+    _check_pieces(path, marked, _pieces(bands(), marked))
+    note = f"{path}: taken as a label map: each of its {len(marked)} values is one connected piece"
+    return Meaning(least, True, (note,))
 
 
-def _palette_foreground(path, stored):
-    """Return where a palette image shows foreground; the rule is in `read_mask`."""
-    indices, palette = stored.pixels, stored.palette
-    black = ~palette.any(axis=1)
-    if black[0]:
-        return indices != 0
-    if (palette == palette[:, :1]).all():
-        return ~black[indices]
-    if black[indices].any():
+def _values(path, stored):
+    """The one value per pixel of a decoded file, (H, W), and notes."""
+    if stored.palette is not None:
+        return _palette_values(path, stored.pixels, stored.palette)
+    return (grey(path, stored.pixels) if stored.pixels.ndim == 3 else stored.pixels), ()
+
+
+def grey(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Return the one value per pixel, (H, W), of pixels (H, W, C); InputError for colours."""
+    if (pixels != pixels[..., :1]).any():
+        raise InputError(
+            f"{path}: found a mask of several colours, expected one value per pixel (0 is "
+            f"background), save it as a grey or label image"
+        )
+    return pixels[..., 0]
+
+
+def _palette_values(path, indices, palette):
+    """As `_values`, of a palette image; the rule is in `read`."""
+    used = np.unique(indices).astype(int)
+    colours = palette[used].astype(int)
+    if path.absolute().parent.name.lower() == LABEL_FOLDER:
+        return indices, ()
+    if (colours == colours[:, :1]).all():
+        greys = colours[:, 0]
+        for count in (2, 4, 16, 256):
+            ramp = used * 255 // (count - 1)
+            if used[-1] < count and (greys == 255 - ramp).all():
+                note = f"{path}: its palette is inverted: what it shows black is taken as nucleus"
+                return indices, (note,)
+        return palette[:, 0][indices], ()
+    black = used[~colours.any(axis=1)]
+    if black.any():
         raise InputError(
             f"{path}: found a palette in which black is not index 0, expected index 0 as the "
             f"background, save it as a grey or label image"
         )
-    return indices != 0
+    return indices, ()
 
 
-def _jpeg_foreground(path, values):
-    """Return where a JPEG mask is white, if compression left it black and white."""
-    grey = np.count_nonzero((values >= 64) & (values < 192))
-    white = np.count_nonzero(values >= 192)
-    if grey > white or 0 < values.max() < 64:
+def _tally(path, bands):
+    """(values in order, how many pixels have each, whether all are whole numbers)"""
+    counts, least, whole = Counter(), 0, True
+    for band in bands:
+        band = _comparable(path, band)
+        highest = band.max()
+        plain = np.count_nonzero(band == highest)
+        if np.count_nonzero(band) == plain:  # 0 and one value: no need to sort
+            found, pixels = np.array([0, highest], band.dtype), [band.size - plain, plain]
+        else:
+            found, pixels = np.unique(band, return_counts=True)
+        least = min(least, found[0])
+        whole = whole and (band.dtype.kind != "f" or bool((found == np.rint(found)).all()))
+        for value, count in zip(found.tolist(), pixels, strict=True):
+            counts[value] += int(count)
+    values = np.array(sorted(value for value, count in counts.items() if count))
+    if least < 0:
+        raise InputError(
+            f"{path}: found the value {least:g} in a mask, expected 0 for the background and "
+            f"numbers above for nuclei, save it so"
+        )
+    return values, np.array([counts[value] for value in values.tolist()]), whole
+
+
+def _comparable(path, band):
+    """A band of a mask as integers, or as floats that are rounded to parts of 1."""
+    if band.dtype == bool:
+        return band.view(np.uint8)
+    if band.dtype.kind != "f":
+        return band
+    if not np.isfinite(band).all() or np.abs(band).max() > 2**31:
+        raise InputError(
+            f"{path}: found values that are not finite or of more than 31 bits in a mask, expected "
+            f"0 and 1 or whole numbers, save it so"
+        )
+    return np.rint(band.astype(float) * _FRACTION) / _FRACTION
+
+
+def _plain(path, values, pixels):
+    """The Meaning of a mask of 0 and one other value at most."""
+    value = values[-1]
+    notes = _share_notes(path, values, pixels, 0)
+    if len(values) > 1 and value not in _FULL:
+        notes = (
+            f"{path}: a mask of 0 and {value:g}, taken as nucleus where it is {value:g}",
+            *notes,
+        )
+    return Meaning(value / 2 if values.dtype.kind == "f" else 0, False, notes)
+
+
+def _share_notes(path, values, pixels, threshold, most=_MOST_MARKED):
+    """A note where nothing, everything, or more than the fraction `most` is foreground."""
+    share = pixels[values > threshold].sum() / pixels.sum()
+    if share == 0:
+        return (f"{path}: nothing is marked in this mask",)
+    if share == 1:
+        return (f"{path}: everything is marked in this mask",)
+    if share > most:
+        return (f"{path}: {100 * share:.0f} % of this mask is marked as nucleus: is it inverted?",)
+    return ()
+
+
+def _check_jpeg(path, values, pixels):
+    """Raise InputError unless compression left a JPEG black and white."""
+    grey = pixels[(values >= 64) & (values < 192)].sum()
+    if grey > pixels[values >= 192].sum() or 0 < values[-1] < 64:
         raise InputError(
             f"{path}: found a JPEG that is not black and white, expected 0 and 255 (JPEG blurs 0 "
             f"and 1 or labels), save it as PNG"
         )
-    return values >= 128
+
+
+def _check_numbers(path, bands, marked, whole):
+    """Raise InputError for what lies in LABEL_FOLDER and has no number for each nucleus."""
+    places = _pieces(bands(), marked)[0] if whole and len(marked) == 1 else 1
+    if not whole or places > 1:
+        found = f"one number, {marked[0]:g}, in {places} places" if whole else "fractions"
+        raise InputError(
+            f"{path}: found {found}, expected one whole number per nucleus; put a mask into a "
+            f"folder of masks"
+        )
+
+
+def _check_pieces(path, marked, places):
+    """Raise InputError unless each value lies in one place."""
+    several = marked[places > 1]
+    if not len(several):
+        return
+    if len(several) > 3:
+        found = (
+            f"{len(marked)} values, {len(several)} of which lie in several places each (a picture, "
+            f"or probabilities?)"
+        )
+    elif len(several) > 1 and len(set(places[places > 1])) == 1:
+        names = f"{', '.join(f'{value:g}' for value in several[:-1])} and {several[-1]:g}"
+        found = f"a mask whose values {names} lie in {places[places > 1][0]} places each"
+    else:
+        each = zip(several, places[places > 1], strict=True)
+        text = ", ".join(f"value {value:g} lies in {count} places" for value, count in each)
+        found = f"a mask whose {text}"
+    raise InputError(
+        f"{path}: found {found}, expected one number per nucleus, or 0 and 255; if its numbers are "
+        f"nuclei, put it into a folder {LABEL_FOLDER}"
+    )
+
+
+def _has_soft_edges(bands, values, pixels, full) -> bool:
+    """Whether what is between 0 and `full` are soft edges: of resizing, blur or drawing.
+
+    They are thin. Classes form flat areas, pictures and probabilities are grey in the wide.
+    """
+    white = 0.97 * full
+    is_grey, is_between = (values >= full / 4) & (values < full * 3 / 4), values < white
+    grey, between = pixels[is_grey].sum(), pixels[is_between & (values > 0)].sum()
+    if grey >= pixels[values >= full * 3 / 4].sum():
+        return False
+    flat, thick = 0, 0
+    tail = None  # the last rows of the band above: every block of pixels is looked at once
+    for band in bands:
+        band = _comparable(Path(), band).astype(np.float32)
+        new = len(band)
+        band = band if tail is None else np.vstack([tail, band])
+        tail = band[-4:]
+        grey_here = ((band >= full / 4) & (band < full * 3 / 4)).astype(np.uint8)
+        thick += np.count_nonzero(cv2.erode(grey_here, np.ones((5, 5)))[2:-2, 2:-2])
+        band = band[-new - 2 :]
+        # No darker neighbour, and not the background: inside of a class, or walled in by a border.
+        lowest = (cv2.erode(band, np.ones((3, 3))) == band) & (band > 0) & (band < white)
+        flat += np.count_nonzero(lowest[1:-1, 1:-1])
+    return flat <= 0.15 * between and thick <= 0.05 * grey
+
+
+def _pieces(bands: Iterable, marked: np.ndarray) -> np.ndarray:
+    """In how many places each of the values `marked` (sorted) lies: pieces of 8 neighbours."""
+    places = np.zeros(len(marked), np.int64)
+    above, above_values = None, np.zeros(0, marked.dtype)  # pieces in the last row, 1 to n
+    for band in bands:
+        band = _comparable(Path(), band)
+        pieces, count = label(band, background=0, connectivity=2, return_num=True)
+        piece_values = np.zeros(count + 1, band.dtype)
+        piece_values[pieces] = band
+        known = len(above_values)
+        values = np.concatenate([above_values, piece_values[1:]]).astype(marked.dtype)
+        first = pieces[0] + known * (pieces[0] > 0)
+        one, other = _touching(above, first, np.append(0, values))
+        links = coo_matrix((np.ones(len(one)), (one - 1, other - 1)), (len(values),) * 2)
+        total, joined = connected_components(links, directed=False)
+        joined_values = np.zeros(total, marked.dtype)
+        joined_values[joined] = values
+        # Those from above are counted already.
+        np.add.at(places, np.searchsorted(marked, joined_values), 1)
+        np.add.at(places, np.searchsorted(marked, above_values), -1)
+        last = np.append(0, joined[known:] + 1)[pieces[-1]]
+        kept, places_in_kept = np.unique(last[last > 0], return_inverse=True)
+        above = np.zeros_like(last)
+        above[last > 0] = places_in_kept + 1
+        above_values = joined_values[kept - 1]
+    return places
+
+
+def _touching(above, row, values):
+    """Pairs of pieces of one value in two rows that touch, their corners included."""
+    if above is None:
+        return np.zeros((2, 0), int)
+    pairs = []
+    for shift in (-1, 0, 1):
+        upper = above[max(0, shift) : len(above) + min(0, shift)]
+        lower = row[max(0, -shift) : len(row) + min(0, -shift)]
+        same = (upper > 0) & (lower > 0) & (values[upper] == values[lower])
+        pairs.append([upper[same], lower[same]])
+    return np.concatenate(pairs, axis=1)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tissue import masks
 from tissue.files import InputError
 from tissue.images import read_image
-from tissue.masks import read_mask
+from tissue.masks import LABEL_FOLDER
 from tissue.pixel_size import pixel_size_um
 
 IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs")
 IMAGE_FOLDER = "tissue_images"
-LABEL_FOLDER = "instance_labels"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 
 
@@ -34,6 +34,7 @@ class PairFacts:
     pixel_size_um: float | None
     foreground: float  # fraction of the mask, 0 to 1
     pixels_sha256: str  # of shape and RGB pixels: equal for one picture in two formats
+    notes: tuple[str, ...]  # what was assumed of the mask, or looks odd
 
 
 def find_images(*places: str | Path) -> dict[str, Path]:
@@ -103,14 +104,14 @@ def check_pair(pair: Pair, patch_dim: int) -> PairFacts:
     differ, an image smaller than a patch of `patch_dim` x `patch_dim` pixels.
     """
     decoded, faults = [], []
-    for read, path in ((read_image, pair.image), (read_mask, pair.mask)):
+    for read, path in ((read_image, pair.image), (masks.read, pair.mask)):
         try:
             decoded.append(read(path))
         except (InputError, OSError) as error:
             faults.append(str(error))
     if faults:
         raise InputError("; ".join(faults))
-    image, mask = decoded
+    image, (mask, _, notes) = decoded
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         faults.append(
@@ -127,7 +128,7 @@ def check_pair(pair: Pair, patch_dim: int) -> PairFacts:
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(image)
     return PairFacts(
-        height, width, pixel_size_um(pair.image), float(mask.mean()), digest.hexdigest()
+        height, width, pixel_size_um(pair.image), float(mask.mean()), digest.hexdigest(), notes
     )
 
 

@@ -4,31 +4,35 @@ TIFFs are read segment by segment (tiles or strips), and of a pyramid the level 
 than wanted. PNG and JPEG cannot be read in part, and small TIFFs need not: they are read whole.
 """
 
-import os
-import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from tissue import masks
 from tissue.files import InputError
 from tissue.images import (
     ORIENTATION,
     TIFF_SIGNATURES,
+    bits_in_use,
+    check_memory,
     decoding,
     image_shape,
+    is_negative,
     open_tiff,
+    positive,
     read_image,
     signature_of,
     tiff_plane,
+    to_uint8,
 )
-from tissue.masks import read_mask
 from tissue.pixel_size import pixel_size_um
 
 BIG = 64e6  # pixels; from here on an image is not held in memory
-LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
 CACHE = 64 * 2**20  # bytes of decoded segments that are kept, for windows overlap
 VIEW = 2048  # pixels; the longer side of a view of the whole image
 
@@ -44,11 +48,12 @@ class Windows:
     """
 
     def __init__(
-        self, path: Path, pixels, levels: list[tuple], pixel_size: float | None, big: bool
+        self, path: Path, pixels, levels: list[tuple], big: bool, pixel_size: float | None = None
     ):
-        self.path, self.levels, self.pixel_size_um = path, levels, pixel_size
+        self.path, self.levels = path, levels
         self.height, self.width = levels[0]
         self.is_big = big
+        self.pixel_size_um = pixel_size or (pixel_size_um(path) if path.name else None)
         self._pixels = pixels  # has read(y, x, height, width, level) and close()
 
     def close(self) -> None:
@@ -75,14 +80,23 @@ class Windows:
         return out
 
 
-def open_image(path: str | Path, big: float | None = None) -> Windows:
+def open_image(path: str | Path, big: float | None = None, bits: int | None = None) -> Windows:
     """Open an image for reading by windows.
 
     What has fewer than `big` pixels (BIG of them) and is no pyramid is read whole, at the first
-    window, by `images.read_image`. Raises InputError for a file that is damaged, no image, empty,
-    too large for the memory where it must be read whole, or of a kind without windows.
+    window, by `images.read_image`, which says what `bits` is. Raises InputError for a file that is
+    damaged, no image, empty, too large for the memory where it must be read whole, or of a kind
+    without windows.
     """
-    return _open(Path(path), big, read_image, _colours)
+    path = Path(path)
+    segments, shape, is_big = _open(path, big, is_mask=False)
+    pixels = _Whole(lambda: read_image(path, bits))
+    if segments:
+        if segments.dtype == np.uint16 and bits is None:
+            bits = bits_in_use(path)
+        segments.convert = partial(_colours, path, bits)
+        pixels = segments
+    return Windows(path, pixels, segments.levels if segments else [shape], is_big)
 
 
 class Part:
@@ -99,67 +113,57 @@ class Part:
 
 def from_array(pixels: np.ndarray, pixel_size_um: float | None = None) -> Windows:
     """Windows of an image or a mask that is in memory: RGB uint8 (H, W, 3), or bool (H, W)."""
-    whole = _Whole(Path(), lambda _: pixels)
-    return Windows(Path(), whole, [pixels.shape[:2]], pixel_size_um, big=False)
+    return Windows(Path(), _Whole(lambda: pixels), [pixels.shape[:2]], False, pixel_size_um)
 
 
-def open_mask(path: str | Path, big: float | None = None) -> Windows:
-    """Open a mask for reading by windows, as `open_image` does and `masks.read_mask` reads it."""
-    return _open(Path(path), big, read_mask, _foreground)
+class MaskWindows(Windows):
+    """Windows of a mask, with what `masks.Mask` says of it; the first use reads all of the file."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines that say what was assumed of the mask, or looks odd."""
+        return self._pixels.notes()
 
 
-def _open(path, big, read_whole, convert):
+def open_mask(path: str | Path, big: float | None = None) -> MaskWindows:
+    """Open a mask for reading by windows, as `open_image` does, by the rule of `masks.read`."""
+    path = Path(path)
+    segments, shape, is_big = _open(path, big, is_mask=True)
+    pixels = _MaskSegments(path, segments) if segments else _WholeMask(path)
+    return MaskWindows(path, pixels, segments.levels if segments else [shape], is_big)
+
+
+def _open(path, big, is_mask):
+    """(segments, or None where the file is to be read whole; (height, width); whether it is big)"""
     big = BIG if big is None else big
     height, width = image_shape(path)
-    if not 0 < height * width <= LARGEST:
-        raise InputError(
-            f"{path}: found {height} x {width} pixels (height x width), expected 1 to "
-            f"{LARGEST:.0e} in all, replace the file"
-        )
-    size = pixel_size_um(path)
     is_big = height * width >= big
     if signature_of(path).startswith(TIFF_SIGNATURES):
         with decoding(path), open_tiff(path) as tif:
             is_pyramid = len(tiff_plane(path, tif).levels) > 1
         if is_big or is_pyramid:
-            segments = _Segments(path, convert)
+            segments = _Segments(path, is_mask)
             if is_big:
                 segments.check()
             if not segments.odd:
-                return Windows(path, segments, segments.levels, size, is_big)
+                return segments, (height, width), is_big
     if is_big:
-        room = free_memory()
-        if 6 * height * width > room:
-            raise InputError(
-                f"{path}: found {height} x {width} pixels in a file that can only be read whole, "
-                f"expected at most {room / 6:.1e} pixels for this memory, save it as a tiled TIFF"
-            )
-    return Windows(path, _Whole(path, read_whole), [(height, width)], size, is_big)
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or a guess where the system does not say."""
-    if Path("/proc/meminfo").is_file():  # what caches hold counts as free
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        if found:
-            return int(found[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 * 2**30
+        check_memory(path, height, width)
+    return None, (height, width), is_big
 
 
 class _Whole:
     """Windows of an image that is decoded once and held."""
 
-    def __init__(self, path, read_whole):
-        self.path, self.read_whole = path, read_whole
+    def __init__(self, read_whole: Callable):
+        self.read_whole = read_whole
         self.pixels = None
         self.lock = threading.Lock()
 
     def read(self, y, x, height, width, level=0):
         with self.lock:
             if self.pixels is None:
-                self.pixels = self.read_whole(self.path)
+                self.pixels = self.read_whole()
             return self.pixels[y : y + height, x : x + width]
 
     def close(self):
@@ -167,20 +171,39 @@ class _Whole:
             self.pixels = None
 
 
+class _WholeMask(_Whole):
+    """Windows of a mask that is decoded once and held."""
+
+    def __init__(self, path):
+        super().__init__(lambda: self._read(path))
+        self._notes = None
+
+    def _read(self, path):
+        mask = masks.read(path)
+        self._notes = mask.notes
+        return mask.foreground
+
+    def notes(self):
+        if self._notes is None:
+            self.read(0, 0, 1, 1)
+        return self._notes
+
+
 class _Segments:
     """Windows of a TIFF, from the tiles or strips that they touch."""
 
-    def __init__(self, path, convert):
-        self.path, self.convert = path, convert
-        is_mask = convert is _foreground
+    def __init__(self, path, is_mask):
+        self.path, self.convert = path, partial(_values, path)
         with decoding(path), open_tiff(path) as tif:
             plane = tiff_plane(path, tif)
             self.pages = [level.keyframe for level in plane.levels]
             self.odd = next(
                 filter(None, (_oddity(plane, page, is_mask) for page in self.pages)), None
             )
+            self.negative = [is_negative(tif, page) for page in self.pages]
             for page in self.pages:  # what tifffile reads at need, and the file is closed then
                 page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
+        self.dtype, self.lossy = self.pages[0].dtype, "JPEG" in self.pages[0].compression.name
         self.levels = [(page.imagelength, page.imagewidth) for page in self.pages]
         self.size = path.stat().st_size
         self.cache, self.cached = OrderedDict(), 0
@@ -243,12 +266,44 @@ class _Segments:
         segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         if segment is None:  # a tile that was never written is background
             segment = np.full(shape, page.nodata, page.dtype)
-        segment = self.convert(segment[0], page)
+        segment = positive(segment, page) if self.negative[level] else segment
+        segment = self.convert(segment[0])
         self.cache[key] = segment
         self.cached += segment.nbytes
         while self.cached > self.room and len(self.cache) > 1:
             self.cached -= self.cache.popitem(last=False)[1].nbytes
         return segment
+
+
+class _MaskSegments:
+    """Windows of a mask, from the segments of its TIFF; the first reads all to know the rule."""
+
+    def __init__(self, path, segments):
+        self.path, self.segments = path, segments
+        self.meaning = None
+        self.lock = threading.Lock()
+
+    def read(self, y, x, height, width, level=0):
+        threshold = self._meaning().threshold
+        return self.segments.read(y, x, height, width, level) > threshold
+
+    def notes(self):
+        return self._meaning().notes
+
+    def close(self):
+        self.segments.close()
+
+    def _meaning(self):
+        with self.lock:
+            if self.meaning is None:
+                self.meaning = masks.meaning_of(self.path, self._bands, self.segments.lossy)
+            return self.meaning
+
+    def _bands(self) -> Iterator[np.ndarray]:
+        height, width = self.segments.levels[0]
+        rows = max(1, masks.BAND // width)
+        for y in range(0, height, rows):
+            yield self.segments.read(y, 0, min(rows, height - y), width)
 
 
 def decoding_window(path, y, x, height, width):
@@ -260,11 +315,12 @@ def _oddity(plane, page, is_mask):
     """What keeps a TIFF from being read by windows, or None."""
     kind = page.photometric.name
     converted = kind == "YCBCR" and "JPEG" in page.compression.name  # by its decoder, to RGB
-    if not (kind in ("RGB", "MINISBLACK") or converted) or "YCBC" in page.compression.name:
+    if (
+        not (kind in ("RGB", "MINISBLACK", "MINISWHITE") or converted)
+        or "YCBC" in page.compression.name
+    ):
         return f"{kind} colours, {page.compression.name}"
-    if page.dtype.kind not in "ui" or page.compression.name.startswith("CCITT"):
-        return f"{page.dtype} pixels, {page.compression.name}"
-    if not is_mask and page.dtype != np.uint8:
+    if not is_mask and page.dtype not in (np.uint8, np.uint16):
         return f"{page.dtype} pixels"
     if page.planarconfig == 2 and page.samplesperpixel > 1:
         return "separate colour planes"
@@ -277,18 +333,16 @@ def _oddity(plane, page, is_mask):
     return None
 
 
-def _colours(segment, page):
-    """A decoded segment uint8 (h, w, samples) as RGB (h, w, 3)."""
-    return np.repeat(segment[..., :1], 3, axis=2) if segment.shape[2] < 3 else segment[..., :3]
+def _colours(path, bits, segment):
+    """A decoded segment, 8 or 16 bit (h, w, samples), as RGB uint8 (h, w, 3)."""
+    colours = segment[..., :1] if segment.shape[2] < 3 else segment[..., :3]  # without alpha
+    colours = to_uint8(path, colours, bits, None)
+    return np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
 
 
-def _foreground(segment, page):
-    """A decoded segment (h, w, samples) as the foreground (h, w), by the rules of `read_mask`."""
-    values = segment[..., : 1 if segment.shape[2] < 3 else 3]  # without alpha
-    lossy = "JPEG" in page.compression.name
-    if not lossy and (values != values[..., :1]).any():
-        raise ValueError("a mask of several colours, one value per pixel was expected")
-    return values[..., 0] >= 128 if lossy else values[..., 0] != 0
+def _values(path, segment):
+    """A decoded segment of a mask (h, w, samples) as its values (h, w)."""
+    return masks.grey(path, segment[..., : 1 if segment.shape[2] < 3 else 3])  # without alpha
 
 
 # --- pixel size ---------------------------------------------------------------------------------
