@@ -24,6 +24,7 @@ IMAGE_FOLDER = "tissue_images"
 LABEL_FOLDER = "instance_labels"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 NAMED = 3  # files that a line names before it ends in dots
+LONGEST = 230  # bytes of a name, so that patches and results, which add to it, stay within 255
 
 
 class Pair(NamedTuple):
@@ -42,8 +43,8 @@ class PairFacts:
     width: int  # pixels
     pixel_size_um: float | None
     foreground: float  # fraction of the mask, 0 to 1
-    notes: tuple[str, ...]  # what `masks.read` says of the mask
     pixels_sha256: str  # of shape and RGB pixels: equal for one picture in two formats
+    notes: tuple[str, ...]  # what was assumed of the mask, or looks odd
 
 
 class Files(Mapping[str, Path]):
@@ -98,6 +99,8 @@ def name_fault(name: str) -> str | None:
         return "control characters in a name"
     if name in ("", ".", "..") or "/" in name or "\\" in name or re.match("[A-Za-z]:", name):
         return "a path in place of a name"
+    if (length := len(name.encode("utf-8"))) > LONGEST:
+        return f"a name of {length} bytes, {LONGEST} at most"
     return None
 
 
@@ -106,7 +109,7 @@ def find_images(*places: str | Path) -> Files:
 
     In a folder, hidden files, folders and other suffixes are passed over (`passed_over` tells).
     Raises FileNotFoundError for a place that is not there, InputError if files share a name, a link
-    leads nowhere, a name is no file name everywhere, or a folder has no image.
+    leads nowhere, or a folder has no image.
     """
     paths, faults = [], []
     for place in map(Path, places):
@@ -149,7 +152,11 @@ def passed_over(*places: str | Path) -> list[str]:
 def unused_labels(root: str | Path, names: Iterable[str]) -> list[str]:
     """Return a line if `root` has label maps of none of these images, else no line."""
     used = {same_name(name) for name in names}
-    unused = [path.name for name, path in label_folder(root).items() if same_name(name) not in used]
+    unused = [
+        _shown(path.name)
+        for name, path in label_folder(root).items()
+        if same_name(name) not in used
+    ]
     if not unused:
         return []
     return [
@@ -162,7 +169,8 @@ def find_pairs(root: str | Path) -> list[Pair]:
     """Return the Pairs of `root`, sorted by name: images and masks of one name, any formats.
 
     Images lie in `tissue_images`, masks in the first there is of `mask binary`, `mask_binary` and
-    `masks`. Raises one InputError with all faults of the folders, separated by "; ".
+    `masks`. Raises one InputError with all faults of the folders, separated by "; "; one of them is
+    a name that a patch set cannot have (`name_fault`).
     """
     root = Path(root)
     image_folder = root / IMAGE_FOLDER
@@ -186,9 +194,12 @@ def find_pairs(root: str | Path) -> list[Pair]:
             (images, masks_of, mask_folder),
             (masks_of, images, image_folder),
         ):
-            lonely = ", ".join(str(path) for name, path in here.items() if name not in there)
+            lonely = ", ".join(_shown(path) for name, path in here.items() if name not in there)
             if lonely:
                 faults.append(f"{lonely}: found no file of that name in {other}, add or remove it")
+    for path in (*images.values(), *masks_of.values()):
+        if fault := name_fault(path.name):
+            faults.append(f"{_shown(path)}: found {fault}, expected a plain one, rename the file")
     if faults:
         raise InputError("; ".join(faults))
     return [Pair(name, path, masks_of[name]) for name, path in images.items()]
@@ -209,13 +220,12 @@ def check_pair(pair: Pair, patch_dim: int, scale: float = 1.0) -> PairFacts:
             faults.append(str(error))
     if faults:
         raise InputError("; ".join(faults))
-    image, mask = decoded
+    image, (mask, _, notes) = decoded
     height, width = image.shape[:2]
-    if mask.foreground.shape != (height, width):
-        found = mask.foreground.shape
+    if mask.shape != (height, width):
         faults.append(
-            f"{pair.mask}: found a mask of {found[0]} x {found[1]} pixels (height x width), "
-            f"expected {height} x {width} as in {pair.image}, replace one of them"
+            f"{pair.mask}: found a mask of {mask.shape[0]} x {mask.shape[1]} pixels (height x "
+            f"width), expected {height} x {width} as in {pair.image}, replace one of them"
         )
     cut = Scaled(from_array(image), scale)
     if min(cut.height, cut.width) < patch_dim:
@@ -229,8 +239,8 @@ def check_pair(pair: Pair, patch_dim: int, scale: float = 1.0) -> PairFacts:
         raise InputError("; ".join(faults))
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(image)
-    size, foreground = pixel_size_um(pair.image), float(mask.foreground.mean())
-    return PairFacts(height, width, size, foreground, mask.notes, digest.hexdigest())
+    size, foreground = pixel_size_um(pair.image), float(mask.mean())
+    return PairFacts(height, width, size, foreground, digest.hexdigest(), notes)
 
 
 def _image_files(folder):
@@ -249,7 +259,7 @@ def _no_image(folder):
 
 
 def _by_name(paths):
-    """Return (Files, faults): a fault for each link to nowhere, bad name, or name of several."""
+    """Return (Files, faults): a fault for each link to nowhere, and each name of several files."""
     named, faults = {}, []
     for path in paths:
         if not path.exists():
@@ -257,14 +267,12 @@ def _by_name(paths):
                 f"{_shown(path)}: found a link to a file that is not there, expected an image, "
                 f"bring the file back or remove the link"
             )
-        elif fault := name_fault(name_of(path)):
-            faults.append(f"{_shown(path)}: found {fault}, expected a plain one, rename the file")
         else:
             named.setdefault(same_name(name_of(path)), []).append(path)
     for _, several in sorted(named.items()):
         if len(several) > 1:
             faults.append(
-                f"{' and '.join(map(str, several))}: found several files named "
+                f"{' and '.join(map(_shown, several))}: found several files named "
                 f"{name_of(several[0])} (case does not count), expected one, remove or rename the "
                 f"others"
             )
@@ -272,8 +280,12 @@ def _by_name(paths):
 
 
 def _shown(path):
-    """A path as text that any stream can take."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """A path as text in one line that any stream can take."""
+    kept = (
+        letter if letter.isprintable() or letter == " " else ascii(letter)[1:-1]
+        for letter in str(path)
+    )
+    return "".join(kept)
 
 
 def _files(count):

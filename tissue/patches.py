@@ -196,12 +196,12 @@ def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.
     for kind, mode in (("rgb", cv2.IMREAD_COLOR_RGB), ("mask", cv2.IMREAD_GRAYSCALE)):
         path = folder(root, kind, split) / file
         try:  # not imread, which on Windows takes no path beyond ASCII
-            content = np.frombuffer(path.read_bytes(), np.uint8)
-        except FileNotFoundError:
-            content = np.empty(0, np.uint8)
-        pixels.append(cv2.imdecode(content, mode) if content.size else None)
-        if pixels[-1] is None:
+            decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), mode)
+        except (FileNotFoundError, cv2.error):  # OpenCV raises it for an empty file
+            decoded = None
+        if decoded is None:
             raise _bad_patch(path, "missing or damaged")
+        pixels.append(decoded)
     image, mask = pixels
     if mask.shape != image.shape[:2] or mask.shape[0] != mask.shape[1]:
         raise _bad_patch(path, f"found sides of {mask.shape} and {image.shape[:2]} pixels")
