@@ -153,11 +153,11 @@ def _move(moves):
     done = []
     try:
         for source, target in moves:
-            source.rename(target)
+            os.rename(source, target)
             done.append((source, target))
     except BaseException:
         for source, target in reversed(done):
-            target.rename(source)
+            os.rename(target, source)
         raise
 
 
@@ -168,7 +168,7 @@ def _remove_old(root):
             target = root / place.name / path.name
             if not is_patch(path.name) and not target.exists():
                 target.parent.mkdir(exist_ok=True)
-                path.rename(target)
+                os.rename(path, target)
     _remove(root / OLD)
 
 
