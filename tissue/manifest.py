@@ -283,5 +283,5 @@ def _first_fault(error):
 
 def _short(value):
     """A value as text that fits into a message."""
-    shown = value if isinstance(value, str) and value.isprintable() else ascii(value)
+    shown = value if isinstance(value, str) and value and value.isprintable() else ascii(value)
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
