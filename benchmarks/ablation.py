@@ -32,6 +32,7 @@ import utils
 from benchmarks import data, results
 from tissue import nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
+from tissue.manifest import write_manifest
 from tissue.masks import read_mask
 from tissue.pairs import Pair, find_pairs
 
@@ -188,7 +189,14 @@ def write_set(
                 (folder / file).symlink_to(patches.folder(root, kind, source) / file)
     train = [row | {"split": "train"} for row in train]
     val = [row | {"split": "val"} for row in val]
-    patches.write_manifest(sample, patches.read_manifest(root), train + val)
+    manifest = patches.read_manifest(root)
+    split_of = dict.fromkeys(learn, "train") | dict.fromkeys(held_out, "val")
+    manifest["images"] = [
+        image | {"split": split_of[image["name"]]}
+        for image in manifest["images"]
+        if image["name"] in split_of
+    ]
+    write_manifest(sample, manifest, train + val)
 
 
 def call_train(sample: Path, **settings) -> tuple[Path, float]:

@@ -1,5 +1,7 @@
 """Compare every patch of a set with its crop of the image and of the mask, bit by bit.
 
+Images of another pixel size than the set's are resampled first, as preprocess.py does it.
+
 python3 -m benchmarks.compare_patches --root data/demo
 """
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from tissue import images, masks, patches
 from tissue.files import InputError, run_script
+from tissue.pixel_size import scale_of
 
 
 def parse_args(argv=None):
@@ -25,10 +28,12 @@ def main(args):
     for source in manifest["images"]:
         image = images.read_image(root / source["image"])
         mask = masks.read_mask(root / source["mask"])
+        scale = scale_of(source["pixel_size_um"], manifest["pixel_size_um"], source["name"])
+        image, mask = patches.resample(image, mask, scale)
         for row in patches.read_table(root, source["split"]):
             if row["name"] != source["name"]:
                 continue
-            y, x = int(row["y"]), int(row["x"])
+            y, x = row["y"], row["x"]
             crop = slice(y, y + dim), slice(x, x + dim)
             patch, patch_mask = patches.read_patch(root, source["split"], row["file"])
             if not (np.array_equal(patch, image[crop]) and np.array_equal(patch_mask, mask[crop])):

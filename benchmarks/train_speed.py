@@ -33,6 +33,7 @@ from benchmarks import data, results
 from model import UNet
 from tissue import patches
 from tissue.files import run_script
+from tissue.manifest import write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BATCH = 8  # train.py's default
@@ -204,7 +205,7 @@ def take(root: Path, sample: Path, counts: dict[str, int]) -> None:
         there = patches.read_table(root, split)
         random.Random(0).shuffle(there)
         rows += (there * (count // len(there) + 1))[:count]
-    patches.write_manifest(sample, patches.read_manifest(root), rows)
+    write_manifest(sample, patches.read_manifest(root), rows)
 
 
 def endless(loader: DataLoader):

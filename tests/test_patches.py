@@ -1,5 +1,5 @@
 import csv
-import json
+import os
 
 import cv2
 import numpy as np
@@ -8,26 +8,53 @@ import torch
 
 from tissue import patches
 from tissue.files import InputError
+from tissue.manifest import size_on_disk, write_manifest
 from tissue.patches import PatchDataset, PatchSampler
+
+FOLDERS = [f"patches_{kind}_{split}" for kind in ("rgb", "mask") for split in ("train", "val")]
 
 
 @pytest.fixture
 def picture(generator):
-    """An image of 52 x 40 pixels: at dim 16 and stride 12 it holds 4 x 3 patches."""
-    image = generator.integers(0, 256, (52, 40, 3), dtype=np.uint8)
-    mask = generator.random((52, 40)) < 0.3
+    """An image of 104 x 80 pixels: at dim 32 and stride 24 it holds 4 x 3 patches."""
+    image = generator.integers(0, 256, (104, 80, 3), dtype=np.uint8)
+    mask = generator.random((104, 80)) < 0.3
     return image, mask
 
 
 @pytest.fixture
-def patch_set(tmp_path, picture):
-    patches.remove_set(tmp_path)
-    table = patches.write_patches(tmp_path, "train", "tissue", *picture, dim=16, stride=12)
-    table += patches.write_patches(tmp_path, "val", "other", *picture, dim=16, stride=16)
-    manifest = {"format_version": patches.FORMAT_VERSION, "patch_dim": 16}
-    manifest["images"] = [{"name": name, "colour": None} for name in ("tissue", "other")]
-    patches.write_manifest(tmp_path, manifest, table)
+def empty(tmp_path):
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
     return tmp_path
+
+
+def source(name, split):
+    """What a manifest says of an image, made by hand."""
+    told = {"name": name, "split": split, "image": f"tissue_images/{name}.tif"}
+    told |= {"mask": f"masks/{name}.png", "image_sha256": "0" * 64, "mask_sha256": "f" * 64}
+    told |= {"height": 104, "width": 80, "pixel_size_um": None, "foreground": 0.3}
+    return told | {"colour": None}
+
+
+def finish(folder, table, images=(("tissue", "train"), ("other", "val"))):
+    told = {"patch_dim": 32, "patch_stride": 24, "val_pattern": "other", "val_fraction": None}
+    told |= {"group_pattern": None, "seed": None, "pixel_size_given_um": None, "bits": None}
+    told |= {"pixel_size_um": None, "images": [source(*image) for image in images]}
+    return write_manifest(folder, told, table)
+
+
+def write_set(folder, picture):
+    """Write patches of two images below an empty set's `folder`."""
+    table = patches.write_patches(folder, "train", "tissue", *picture, dim=32, stride=24)
+    table += patches.write_patches(folder, "val", "other", *picture, dim=32, stride=32)
+    finish(folder, table)
+
+
+@pytest.fixture
+def patch_set(empty, picture):
+    write_set(empty, picture)
+    return empty
 
 
 def test_patches_are_where_the_table_says_bit_by_bit(patch_set, picture):
@@ -35,12 +62,12 @@ def test_patches_are_where_the_table_says_bit_by_bit(patch_set, picture):
     rows = patches.read_table(patch_set, "train")
     assert len(rows) == 4 * 3
     for row in rows:
-        y, x = int(row["y"]), int(row["x"])
-        assert (y, x) == (12 * int(row["row"]), 12 * int(row["col"]))
+        y, x = row["y"], row["x"]
+        assert (y, x) == (24 * row["row"], 24 * row["col"])
         patch, patch_mask = patches.read_patch(patch_set, "train", row["file"])
-        np.testing.assert_array_equal(patch, image[y : y + 16, x : x + 16])
-        np.testing.assert_array_equal(patch_mask, mask[y : y + 16, x : x + 16])
-        assert float(row["foreground"]) == pytest.approx(patch_mask.mean(), abs=5e-5)
+        np.testing.assert_array_equal(patch, image[y : y + 32, x : x + 32])
+        np.testing.assert_array_equal(patch_mask, mask[y : y + 32, x : x + 32])
+        assert row["foreground"] == pytest.approx(patch_mask.mean(), abs=5e-5)
 
 
 def test_table_has_the_columns_of_the_contract(patch_set):
@@ -48,24 +75,24 @@ def test_table_has_the_columns_of_the_contract(patch_set):
         assert ",".join(next(csv.reader(file))) == "split,name,file,row,col,y,x,foreground"
 
 
-def test_patch_names_do_not_collide_in_a_grid_of_more_than_ten(tmp_path):
-    patches.remove_set(tmp_path)
+def test_patch_names_do_not_collide_in_a_grid_of_more_than_ten(empty):
     image = np.zeros((140, 140, 3), np.uint8)
-    table = patches.write_patches(tmp_path, "train", "a", image, image[..., 0] > 0, 16, 4)
+    table = patches.write_patches(empty, "train", "a", image, image[..., 0] > 0, 16, 4)
     files = [row["file"] for row in table]
     assert len(set(files)) == len(files) == 32 * 32
     assert files[:2] == ["a_patch_00_00.png", "a_patch_00_01.png"]
-    assert patches.count_files(tmp_path) == {"train": 32 * 32, "val": 0}
+    counts, sizes = size_on_disk(empty)
+    assert counts == {"train": 32 * 32, "val": 0} and sizes["val"] == 0
+    assert sizes["train"] == sum(path.stat().st_size for path in empty.glob("*/*.png"))
 
 
-def test_a_patch_file_shows_true_colours_and_a_mask_0_and_255(tmp_path):
-    patches.remove_set(tmp_path)
+def test_a_patch_file_shows_true_colours_and_a_mask_0_and_255(empty):
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 200
-    patches.write_patches(tmp_path, "val", "red", red, red[..., 0] > 0, dim=16, stride=16)
-    blue, green, shown_red = cv2.imread(str(tmp_path / "patches_rgb_val/red_patch_00_00.png"))[0, 0]
+    patches.write_patches(empty, "val", "red", red, red[..., 0] > 0, dim=16, stride=16)
+    blue, green, shown_red = cv2.imread(str(empty / "patches_rgb_val/red_patch_00_00.png"))[0, 0]
     assert (shown_red, green, blue) == (200, 0, 0)
-    assert (cv2.imread(str(tmp_path / "patches_mask_val/red_patch_00_00.png"), -1) == 255).all()
+    assert (cv2.imread(str(empty / "patches_mask_val/red_patch_00_00.png"), -1) == 255).all()
 
 
 def test_a_set_without_its_manifest_is_unfinished(patch_set):
@@ -86,19 +113,181 @@ def test_a_foreign_manifest_is_an_input_error(tmp_path, text):
         patches.read_manifest(tmp_path)
 
 
-def test_removing_a_set_leaves_other_files_alone(patch_set):
-    mine = patch_set / "patches_rgb_train" / "notes.txt"
-    mine.write_text("mine")
-    patches.remove_set(patch_set)
-    assert mine.exists()
-    assert patches.count_files(patch_set) == {"train": 0, "val": 0}
-    assert not (patch_set / "patches.json").exists()
-
-
 def test_a_missing_patch_is_named(patch_set):
     (patch_set / "patches_mask_train" / "tissue_patch_00_01.png").unlink()
     with pytest.raises(InputError, match=r"patches_mask_train.tissue_patch_00_01\.png"):
         patches.read_patch(patch_set, "train", "tissue_patch_00_01.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG", "half", "flipped", "not square", "jpeg"])
+def test_a_damaged_patch_is_named_with_an_advice_that_helps(patch_set, picture, content):
+    path = patch_set / "patches_rgb_train" / "tissue_patch_00_01.png"
+    whole = path.read_bytes()
+    wide, jpeg = (cv2.imencode(s, picture[0][:32, :w])[1] for s, w in ((".png", 40), (".jpg", 40)))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    made = {"half": whole[: len(whole) // 2], "flipped": flipped, "not square": wide, "jpeg": jpeg}
+    path.write_bytes(bytes(made.get(content, content)))
+    with pytest.raises(InputError, match=r"tissue_patch_00_01\.png: .*remove patches\.json"):
+        patches.read_patch(patch_set, "train", "tissue_patch_00_01.png")
+
+
+def test_a_patch_of_another_side_than_the_sets_is_named(patch_set, picture):
+    for kind, pixels in (("rgb", picture[0]), ("mask", picture[1] * np.uint8(255))):
+        path = patch_set / f"patches_{kind}_val" / "other_patch_00_01.png"
+        path.write_bytes(cv2.imencode(".png", pixels[:40, :40])[1].tobytes())
+    dataset = PatchDataset(patch_set, "val", plain_transform)
+    with pytest.raises(InputError, match=r"other_patch_00_01\.png: found a side of 40 pixels"):
+        dataset[1]
+
+
+# --- one pixel size
+
+
+@pytest.mark.parametrize("scale", [2, 4, 0.5, 1.5, 0.4])
+def test_a_resampled_mask_lies_where_its_image_does(scale):
+    y, x = np.mgrid[:120, :90]
+    mask = (y - 50) ** 2 + (x - 40) ** 2 < 25**2
+    image = np.repeat((mask * np.uint8(200))[..., None], 3, axis=2)
+    pixels, resampled = patches.resample(image, mask, scale)
+    assert resampled.shape == pixels.shape[:2] == (round(120 / scale), round(90 / scale))
+    assert resampled.dtype == bool and pixels.dtype == np.uint8
+    assert (resampled != (pixels[..., 0] > 100)).mean() < 0.01
+    assert resampled.sum() * scale**2 == pytest.approx(mask.sum(), rel=0.03)
+
+
+def test_a_pixel_of_a_reduced_mask_is_what_more_than_half_of_it_is():
+    blocks = [[[1, 1], [1, 0]], [[1, 1], [0, 0]], [[0, 1], [0, 0]]]  # 3/4, a half, 1/4
+    mask = np.concatenate(np.array(blocks, bool), axis=1)
+    image = np.zeros((2, 6, 3), np.uint8)
+    assert patches.resample(image, mask, 2)[1].tolist() == [[True, False, False]]
+
+
+def test_an_image_wider_than_opencv_remaps_is_resampled():
+    image = np.zeros((8, 40_000, 3), np.uint8)
+    image[:, 20_000:] = 255
+    pixels, mask = patches.resample(image, image[..., 0] > 0, 0.8)
+    assert mask.shape == pixels.shape[:2] == (10, 50_000)
+    assert (pixels[:, :24_990] == 0).all() and (pixels[:, 25_010:] == 255).all()
+
+
+# --- a set takes the place of another
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*.*")
+        if path.is_file()
+    }
+
+
+def test_a_set_that_fails_leaves_the_old_one(patch_set, picture):
+    before = tree(patch_set)
+    with pytest.raises(OSError, match="full"), patches.new_set(patch_set) as new:
+        patches.write_patches(new, "train", "tissue", *picture, dim=32, stride=32)
+        raise OSError("the disk is full")
+    assert tree(patch_set) == before
+    assert not list(patch_set.glob(".patches*"))
+
+
+def test_a_set_takes_the_place_of_the_old_one_and_leaves_other_files_alone(patch_set, picture):
+    mine = patch_set / "patches_rgb_train" / "notes.txt"
+    mine.write_text("mine")
+    (patch_set / "patches_mask_val" / "sub").mkdir()
+    (patch_set / "patches_mask_val" / "sub" / "more.txt").write_text("mine, too")
+    with patches.new_set(patch_set) as new:
+        table = patches.write_patches(new, "train", "new", *picture, dim=32, stride=32)
+        table += patches.write_patches(new, "val", "other", *picture, dim=32, stride=32)
+        finish(new, table, (("new", "train"), ("other", "val")))
+    assert mine.read_text() == "mine"
+    assert (patch_set / "patches_mask_val" / "sub" / "more.txt").read_text() == "mine, too"
+    for kind in ("rgb", "mask"):
+        for split, name in (("train", "new"), ("val", "other")):
+            files = {p.name for p in (patch_set / f"patches_{kind}_{split}").glob("*.png")}
+            assert files == {row["file"] for row in patches.read_table(patch_set, split)}
+            assert all(file.startswith(name) for file in files)
+    assert not list(patch_set.glob(".patches*"))
+
+
+class Killed(BaseException):
+    """Nothing that runs after it may be relied on."""
+
+
+@pytest.mark.parametrize("renames", range(13))
+def test_a_kill_between_two_moves_leaves_the_old_set_or_none_or_the_new_one(
+    patch_set, picture, monkeypatch, renames
+):
+    """The process ends at the given rename: what would undo it does not run, either."""
+    mine = patch_set / "patches_rgb_train" / "notes.txt"
+    mine.write_text("mine")
+    rename, done = os.rename, []
+
+    def dies(*arguments, **how):
+        if len(done) == renames:
+            raise Killed
+        done.append(arguments)
+        return rename(*arguments, **how)
+
+    monkeypatch.setattr(os, "rename", dies)
+    monkeypatch.setattr(patches, "_remove", lambda place: None)
+    other = 255 - picture[0], picture[1]
+    ended = False
+    try:
+        with patches.new_set(patch_set) as new:
+            write_set(new, other)
+        ended = True
+    except Killed:
+        pass
+    monkeypatch.undo()
+    first = "tissue_patch_00_00.png"
+    try:
+        patches.read_manifest(patch_set)
+    except (InputError, FileNotFoundError) as error:
+        assert renames > 0 and "run preprocess.py" in str(error)
+    else:
+        seen, _ = patches.read_patch(patch_set, "train", first)
+        whole = (picture if renames == 0 else other)[0]
+        np.testing.assert_array_equal(seen, whole[:32, :32])
+        assert ended or renames == 0 or len(done) >= 11
+    with patches.new_set(patch_set) as new:  # and the next run mends it all
+        write_set(new, picture)
+    seen, _ = patches.read_patch(patch_set, "train", first)
+    np.testing.assert_array_equal(seen, picture[0][:32, :32])
+    assert mine.read_text() == "mine"
+    assert not list(patch_set.glob(".patches*"))
+
+
+def test_a_move_that_fails_is_undone(patch_set, picture, monkeypatch):
+    before = tree(patch_set)
+    rename, done = os.rename, []
+
+    def fails(*arguments, **how):
+        done.append(arguments)
+        if len(done) == 8:
+            raise PermissionError("not yours")
+        return rename(*arguments, **how)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(PermissionError), patches.new_set(patch_set) as new:
+        write_set(new, (255 - picture[0], picture[1]))
+    assert tree(patch_set) == before
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "patches.csv", "patches.json", "patches_preview.png"])
+def test_what_lies_at_a_place_of_the_set_and_is_none_of_it_is_refused(tmp_path, name):
+    patches.check_places(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=name):
+        patches.check_places(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).touch() if name in FOLDERS else (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=name):
+        patches.check_places(tmp_path)
+
+
+# --- training reads it
 
 
 def plain_transform(image, mask):
@@ -111,9 +300,9 @@ def test_a_dataset_item_is_image_mask_and_index(patch_set, picture):
     assert len(dataset) == 3 * 2
     pixels, nuclei, index = dataset[3]
     assert index == 3
-    assert nuclei.shape == (1, 16, 16) and nuclei.dtype == torch.float32
-    np.testing.assert_array_equal(pixels.permute(1, 2, 0), image[16:32, 16:32])
-    np.testing.assert_array_equal(nuclei[0], mask[16:32, 16:32])
+    assert nuclei.shape == (1, 32, 32) and nuclei.dtype == torch.float32
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0), image[32:64, 32:64])
+    np.testing.assert_array_equal(nuclei[0], mask[32:64, 32:64])
 
 
 def test_an_epoch_holds_each_patch_at_most_once_and_whole_batches():
@@ -202,18 +391,19 @@ def test_a_balanced_epoch_is_shared_and_gone_on_with_like_any_other():
 def test_a_dataset_knows_the_density_of_its_patches(patch_set, picture):
     _, mask = picture
     dataset = PatchDataset(patch_set, "val", plain_transform)
-    assert dataset.foreground[3] == pytest.approx(mask[16:32, 16:32].mean(), abs=5e-5)
+    assert dataset.foreground[3] == pytest.approx(mask[32:64, 32:64].mean(), abs=5e-5)
 
 
-def test_manifest_is_written_after_the_table(tmp_path):
+def test_manifest_is_written_after_the_table(empty):
     with pytest.raises(ValueError, match="fields"):
-        patches.write_manifest(tmp_path, {"format_version": 1}, [{"unknown": 1}])
-    assert not (tmp_path / "patches.json").exists()
+        finish(empty, [{"unknown": 1}])
+    assert not (empty / "patches.json").exists()
 
 
-def test_manifest_survives_names_beyond_ascii(tmp_path):
-    patches.write_manifest(
-        tmp_path, {"format_version": patches.FORMAT_VERSION, "images": [{"name": "Nï"}]}, []
-    )
-    assert patches.read_manifest(tmp_path)["images"][0]["name"] == "Nï"
-    assert json.loads((tmp_path / "patches.json").read_text(encoding="utf-8"))
+def test_manifest_survives_names_beyond_ascii(empty, picture):
+    table = patches.write_patches(empty, "train", "Nï", *picture, dim=32, stride=24)
+    table += patches.write_patches(empty, "val", "other", *picture, dim=32, stride=32)
+    told = finish(empty, table, (("Nï", "train"), ("other", "val")))
+    assert patches.read_manifest(empty) == told
+    assert patches.read_manifest(empty)["images"][0]["name"] == "Nï"
+    assert {row["name"] for row in patches.read_table(empty, "train")} == {"Nï"}

@@ -1,8 +1,15 @@
-"""Which image goes with which mask: finds files by name, and checks a pair before work starts."""
+"""Which image goes with which mask: finds files by name, and checks a pair before work starts.
+
+The name of a file is its own without suffix. Names that differ in case, or in how Unicode composes
+their letters, are one name: file systems differ in whether they can keep them apart.
+"""
 
 import hashlib
 import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +18,17 @@ from tissue.files import InputError
 from tissue.images import read_image
 from tissue.masks import LABEL_FOLDER
 from tissue.pixel_size import pixel_size_um
+from tissue.windows import Scaled, from_array
 
 IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs")
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
+NAMED = 3  # files that a line names before it ends in dots
+LONGEST = 230  # bytes of a name, so that patches and results, which add to it, stay within 255
 
 
 class Pair(NamedTuple):
-    """A tissue image and its mask; `name` is the stem that both share."""
+    """A tissue image and its mask; `name` is the image's, as `name_of` has it."""
 
     name: str
     image: Path
@@ -37,71 +47,170 @@ class PairFacts:
     notes: tuple[str, ...]  # what was assumed of the mask, or looks odd
 
 
-def find_images(*places: str | Path) -> dict[str, Path]:
-    """Return {stem: path} of the image files given and of those in the folders given, by stem.
+class Files(Mapping[str, Path]):
+    """{name: path} sorted by name, in which any form of a name finds it (see `same_name`)."""
 
-    `x.ome.tif` has the stem `x`. In a folder, hidden files, folders and other suffixes are passed
-    over. Raises FileNotFoundError for a place that is not there, InputError if files share a stem
-    or a folder has no image.
+    def __init__(self, files: Mapping[str, Path]):
+        self._files = dict(sorted(files.items()))
+        self._names = {same_name(name): name for name in files}
+
+    def __getitem__(self, name: str) -> Path:
+        return self._files[self._names[same_name(name)]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __repr__(self) -> str:
+        return f"Files({self._files})"
+
+
+def name_of(path: Path) -> str:
+    """A file's name without suffix (`x.ome.tif` has `x`), its letters composed (NFC)."""
+    return unicodedata.normalize("NFC", re.sub(r"\.ome$", "", path.stem, flags=re.IGNORECASE))
+
+
+def same_name(name: str) -> str:
+    """What all forms of a name have in common: without case, letters composed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def matches(path: Path, pattern: str) -> bool:
+    """Whether an image's name fits a pattern of * and ?, the suffix of an image left out of both.
+
+    `*03.tif` fits x_03.png and X_03.TIF. A pattern that has nothing else, as `*.png`, tells by it.
+    """
+    name, wanted = same_name(path.name), same_name(pattern)
+    stem = re.sub(rf"(\.ome)?\.({'|'.join(IMAGE_SUFFIXES)})$", "", wanted)
+    if stem.strip("*?"):
+        name, wanted = same_name(name_of(path)), stem
+    return fnmatchcase(name, wanted)
+
+
+def name_fault(name: str) -> str | None:
+    """Why a name cannot be that of a file wherever it is taken, in a few words; None if it can."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "a name that is no UTF-8"
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+        return "control characters in a name"
+    if name in ("", ".", "..") or "/" in name or "\\" in name or re.match("[A-Za-z]:", name):
+        return "a path in place of a name"
+    if (length := len(name.encode("utf-8"))) > LONGEST:
+        return f"a name of {length} bytes, {LONGEST} at most"
+    return None
+
+
+def find_images(*places: str | Path) -> Files:
+    """Return {name: path} of the image files given and of those in the folders given, by name.
+
+    In a folder, hidden files, folders and other suffixes are passed over (`passed_over` tells).
+    Raises FileNotFoundError for a place that is not there, InputError if files share a name, a link
+    leads nowhere, or a folder has no image.
     """
     paths, faults = [], []
     for place in map(Path, places):
         if not place.exists():
-            raise FileNotFoundError(f"{place}: no such file or folder, expected images there")
+            raise FileNotFoundError(f"{_shown(place)}: no such file or folder, expected images")
         found = _image_files(place) if place.is_dir() else [place]
         if not found:
             faults.append(_no_image(place))
         paths += found
-    images, shared = _by_stem(paths)
+    images, shared = _by_name(paths)
     if faults + shared:
         raise InputError("; ".join(faults + shared))
     return images
 
 
-def label_folder(root: str | Path) -> dict[str, Path]:
-    """Return {stem: path} of the label maps in `root`'s folder for them; empty without any."""
+def label_folder(root: str | Path) -> Files:
+    """Return {name: path} of the label maps in `root`'s folder for them; empty without any."""
     folder = Path(root) / LABEL_FOLDER
-    return find_images(folder) if folder.is_dir() and _image_files(folder) else {}
+    return find_images(folder) if folder.is_dir() and _image_files(folder) else Files({})
+
+
+def passed_over(*places: str | Path) -> list[str]:
+    """Return a line for each of these folders in which anything but hidden files is no image."""
+    lines = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            continue
+        images = {path.name for path in _image_files(place)}
+        others = [p for p in sorted(place.iterdir()) if p.name not in images and p.name[0] != "."]
+        if others:
+            names = [_shown(path.name) + "/" * path.is_dir() for path in others]
+            lines.append(
+                f"{_files(len(others))} in {_shown(place)} {_was(others)} passed over "
+                f"({_first(names)}): expected {', '.join(IMAGE_SUFFIXES[:-1])} or "
+                f"{IMAGE_SUFFIXES[-1]}"
+            )
+    return lines
+
+
+def unused_labels(root: str | Path, names: Iterable[str]) -> list[str]:
+    """Return a line if `root` has label maps of none of these images, else no line."""
+    used = {same_name(name) for name in names}
+    unused = [
+        _shown(path.name)
+        for name, path in label_folder(root).items()
+        if same_name(name) not in used
+    ]
+    if not unused:
+        return []
+    return [
+        f"{_files(len(unused))} in {_shown(Path(root) / LABEL_FOLDER)} {_was(unused)} passed over "
+        f"({_first(unused)}): no image has that name"
+    ]
 
 
 def find_pairs(root: str | Path) -> list[Pair]:
-    """Return the Pairs of `root`, sorted by name: images and masks of one stem, any formats.
+    """Return the Pairs of `root`, sorted by name: images and masks of one name, any formats.
 
     Images lie in `tissue_images`, masks in the first there is of `mask binary`, `mask_binary` and
-    `masks`. Raises one InputError with all faults of the folders, separated by "; ".
+    `masks`. Raises one InputError with all faults of the folders, separated by "; "; one of them is
+    a name that a patch set cannot have (`name_fault`).
     """
     root = Path(root)
     image_folder = root / IMAGE_FOLDER
     candidates = [root / name for name in MASK_FOLDERS]
     mask_folder = next((folder for folder in candidates if folder.is_dir()), None)
     faults = []
-    images, masks = {}, {}
+    images, masks_of = Files({}), Files({})
     if image_folder.is_dir():
-        images, faults = _by_stem(_image_files(image_folder))
+        images, faults = _by_name(_image_files(image_folder))
         if not images:
             faults.append(_no_image(image_folder))
     else:
         faults.append(f"{image_folder}: no such folder, expected the tissue images there")
     if mask_folder:
-        masks, mask_faults = _by_stem(_image_files(mask_folder))
+        masks_of, mask_faults = _by_name(_image_files(mask_folder))
         faults += mask_faults
     else:
         faults.append(f"{candidates[0]}: no such folder, expected the masks there")
     if mask_folder and image_folder.is_dir():
-        for here, there, other in ((images, masks, mask_folder), (masks, images, image_folder)):
-            lonely = ", ".join(str(path) for stem, path in here.items() if stem not in there)
+        for here, there, other in (
+            (images, masks_of, mask_folder),
+            (masks_of, images, image_folder),
+        ):
+            lonely = ", ".join(_shown(path) for name, path in here.items() if name not in there)
             if lonely:
                 faults.append(f"{lonely}: found no file of that name in {other}, add or remove it")
+    for path in (*images.values(), *masks_of.values()):
+        if fault := name_fault(path.name):
+            faults.append(f"{_shown(path)}: found {fault}, expected a plain one, rename the file")
     if faults:
         raise InputError("; ".join(faults))
-    return [Pair(name, path, masks[name]) for name, path in images.items()]
+    return [Pair(name, path, masks_of[name]) for name, path in images.items()]
 
 
-def check_pair(pair: Pair, patch_dim: int) -> PairFacts:
+def check_pair(pair: Pair, patch_dim: int, scale: float = 1.0) -> PairFacts:
     """Decode both files of a Pair and return its PairFacts.
 
     Raises InputError with all faults, separated by "; ": files that cannot be read, sizes that
-    differ, an image smaller than a patch of `patch_dim` x `patch_dim` pixels.
+    differ, an image that, with pixels `scale` times as large, is smaller than a patch of
+    `patch_dim` x `patch_dim` pixels.
     """
     decoded, faults = [], []
     for read, path in ((read_image, pair.image), (masks.read, pair.mask)):
@@ -118,45 +227,74 @@ def check_pair(pair: Pair, patch_dim: int) -> PairFacts:
             f"{pair.mask}: found a mask of {mask.shape[0]} x {mask.shape[1]} pixels (height x "
             f"width), expected {height} x {width} as in {pair.image}, replace one of them"
         )
-    if min(height, width) < patch_dim:
+    cut = Scaled(from_array(image), scale)
+    if min(cut.height, cut.width) < patch_dim:
+        size = f", {cut.height} x {cut.width} at the pixel size of the set"
+        resampled = "" if scale == 1 else size
         faults.append(
-            f"{pair.image}: found {height} x {width} pixels (height x width), expected at least "
-            f"{patch_dim} x {patch_dim} (one patch), use smaller patches or a larger image"
+            f"{pair.image}: found {height} x {width} pixels (height x width){resampled}, expected "
+            f"at least {patch_dim} x {patch_dim} (one patch), use smaller patches or a larger image"
         )
     if faults:
         raise InputError("; ".join(faults))
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(image)
-    return PairFacts(
-        height, width, pixel_size_um(pair.image), float(mask.mean()), digest.hexdigest(), notes
-    )
+    size, foreground = pixel_size_um(pair.image), float(mask.mean())
+    return PairFacts(height, width, size, foreground, digest.hexdigest(), notes)
 
 
 def _image_files(folder):
-    """Return the paths of the image files in a folder, sorted."""
+    """Return the paths of the image files in a folder, sorted, and of links that lead nowhere."""
     return [
         path
         for path in sorted(folder.iterdir())
         if path.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES
         and not path.name.startswith(".")
-        and path.is_file()
+        and (path.is_file() or not path.exists())
     ]
 
 
 def _no_image(folder):
-    return f"{folder}: found no image, expected files of type {', '.join(IMAGE_SUFFIXES)}"
+    return f"{_shown(folder)}: found no image, expected files of type {', '.join(IMAGE_SUFFIXES)}"
 
 
-def _by_stem(paths):
-    """Return ({stem: path} sorted by stem, faults): a fault for each stem of several files."""
-    files = {}
+def _by_name(paths):
+    """Return (Files, faults): a fault for each link to nowhere, and each name of several files."""
+    named, faults = {}, []
     for path in paths:
-        stem = re.sub(r"\.ome$", "", path.stem, flags=re.IGNORECASE)
-        files.setdefault(stem, []).append(path)
-    faults = [
-        f"{' and '.join(str(path) for path in paths)}: found several files named {stem}, expected "
-        f"one, remove or rename the others"
-        for stem, paths in sorted(files.items())
-        if len(paths) > 1
-    ]
-    return {stem: paths[0] for stem, paths in sorted(files.items())}, faults
+        if not path.exists():
+            faults.append(
+                f"{_shown(path)}: found a link to a file that is not there, expected an image, "
+                f"bring the file back or remove the link"
+            )
+        else:
+            named.setdefault(same_name(name_of(path)), []).append(path)
+    for _, several in sorted(named.items()):
+        if len(several) > 1:
+            faults.append(
+                f"{' and '.join(map(_shown, several))}: found several files named "
+                f"{name_of(several[0])} (case does not count), expected one, remove or rename the "
+                f"others"
+            )
+    return Files({name_of(several[0]): several[0] for several in named.values()}), faults
+
+
+def _shown(path):
+    """A path as text in one line that any stream can take."""
+    kept = (
+        letter if letter.isprintable() or letter == " " else ascii(letter)[1:-1]
+        for letter in str(path)
+    )
+    return "".join(kept)
+
+
+def _files(count):
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _was(files):
+    return "was" if len(files) == 1 else "were"
+
+
+def _first(names):
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -3,10 +3,11 @@
 A set lies below one root folder. `patches.json` is written last and is what makes it complete.
 """
 
-import csv
-import json
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -14,22 +15,26 @@ import numpy as np
 from patchify import patchify
 
 from tissue.colour import Colour, for_network
-from tissue.files import InputError, file_hash, replacing
+from tissue.files import InputError, file_hash
+from tissue.manifest import (
+    MANIFEST,
+    SPLITS,
+    TABLE,
+    TABLE_COLUMNS,
+    folder,
+    is_patch,
+    read_manifest,
+    read_table,
+)
+from tissue.windows import Scaled, from_array
 
-FORMAT_VERSION = 2
-SPLITS = ("train", "val")
 # Tissue has no repetitions worth looking for: 15 % faster, and no larger. Masks have.
 PNG_OF_TISSUE = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
-MANIFEST = "patches.json"
-TABLE = "patches.csv"
-TABLE_COLUMNS = ("split", "name", "file", "row", "col", "y", "x", "foreground")
+PREVIEW = "patches_preview.png"
+NEW, OLD = ".patches_new", ".patches_old"  # where a set is made, and where the one before it waits
+BLOCK = 2048  # pixels; OpenCV's remap takes no side of 32,768
 STRATA = (0.05, 0.1, 0.2, 0.3, 0.4)  # foreground at which a stratum of nuclear density ends
 MOST_VIEWS = 4  # a patch comes at most so often in a balanced epoch
-
-
-def folder(root: Path | str, kind: str, split: str) -> Path:
-    """The folder of one kind ("rgb" or "mask") and one split ("train" or "val") of patches."""
-    return Path(root) / f"patches_{kind}_{split}"
 
 
 def cut(image: np.ndarray, dim: int, stride: int) -> np.ndarray:
@@ -55,8 +60,9 @@ def write_patches(
     """Write an image's patches and its mask's as PNG; the rows of `patches.csv` that tell of them.
 
     `image` is RGB uint8 (H, W, 3), `mask` bool (H, W). Files lie in `folder(root, kind, split)`,
-    which exists, and are called `<name>_patch_<row>_<col>.png`; masks are 0 / 255. Raises OSError
-    where a file cannot be written.
+    which exists, and are called `<name>_patch_<row>_<col>.png`; masks are 0 / 255. `y` and `x` are
+    pixels of this image: of one that was resampled, not of its file. Raises OSError where a file
+    cannot be written.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
     tissue = cut(bgr, dim, stride)
@@ -80,49 +86,100 @@ def write_patches(
     return table
 
 
-def write_manifest(root: Path | str, manifest: dict, table: Sequence[dict]) -> None:
-    """Write `patches.csv` and then `patches.json`, which makes the set complete."""
-    with (
-        replacing(Path(root) / TABLE) as path,
-        path.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, TABLE_COLUMNS)
-        writer.writeheader()
-        writer.writerows(table)
-    with replacing(Path(root) / MANIFEST) as path:
-        path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+def resample(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """An image, RGB uint8 (H, W, 3), and its mask, bool (H, W), with pixels `scale` times as large.
+
+    A pixel of the mask is foreground if more than half of its area is.
+    """
+    if scale == 1:
+        return image, mask
+    scaled = Scaled(from_array(image), scale)
+    height, width = scaled.height, scaled.width
+    pixels = np.empty((height, width, 3), np.uint8)
+    for y in range(0, height, BLOCK):
+        for x in range(0, width, BLOCK):
+            rows, columns = min(BLOCK, height - y), min(BLOCK, width - x)
+            pixels[y : y + rows, x : x + columns] = scaled.read(y, x, rows, columns)
+    # Enlarged, OpenCV's area would be the nearest pixel, in steps; between pixels lies the outline.
+    how = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+    return pixels, cv2.resize(mask.astype(np.float32), (width, height), interpolation=how) > 0.5
 
 
-def read_manifest(root: Path | str) -> dict:
-    """What `patches.json` says of a complete set: settings, images and patch counts.
+# --- a set takes the place of another -----------------------------------------------------------
 
-    Raises FileNotFoundError where there is no set, InputError where it is unfinished or foreign.
+
+def check_places(root: Path | str) -> None:
+    """Raise InputError where the files and folders of a patch set cannot be put below `root`."""
+    root = Path(root)
+    folders = [folder(root, kind, split) for split in SPLITS for kind in ("rgb", "mask")]
+    for place in (*folders, *(root / file for file in (TABLE, PREVIEW, MANIFEST))):
+        kind = "folder" if place in folders else "file"
+        fits = place.is_dir() if place in folders else place.is_file()
+        if os.path.lexists(place) and (place.is_symlink() or not fits):
+            raise InputError(
+                f"{place}: found a link or another kind of file, expected a {kind} or nothing, "
+                f"move it away"
+            )
+
+
+@contextmanager
+def new_set(root: Path | str) -> Iterator[Path]:
+    """Give a folder to make a patch set in, and put the set below `root` when the block ends well.
+
+    Until then, and if it ends badly, the old set stays. A set without its manifest is unfinished:
+    that of the old one goes first and that of the new one comes last. What is not of a set in the
+    old folders stays there. One writer at a time (`files.locked`).
     """
     root = Path(root)
-    path = root / MANIFEST
-    if not path.is_file():
-        if any(folder(root, "rgb", split).is_dir() for split in SPLITS):
-            raise InputError(
-                f"{root}: found an unfinished patch set (no {MANIFEST}), expected a finished one; "
-                f"run preprocess.py --root {root} again"
-            )
-        raise FileNotFoundError(
-            f"{path}: not found, expected a patch set; run preprocess.py --root {root} first"
-        )
+    new, old = root / NEW, root / OLD
+    _remove_old(root)  # what a killed run has left
+    _remove(new)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: found no readable manifest ({error}), expected one by preprocess.py; "
-            f"run preprocess.py --root {root} again"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: found format version {version}, expected {FORMAT_VERSION}; "
-            f"run preprocess.py --root {root} again"
-        )
-    return manifest
+        for split in SPLITS:
+            for kind in ("rgb", "mask"):
+                folder(new, kind, split).mkdir(parents=True)
+        yield new
+        old.mkdir()
+        names = sorted((path.name for path in new.iterdir()), key=lambda name: name == MANIFEST)
+        away = [(root / name, old / name) for name in reversed(names)]
+        _move([move for move in away if move[0].exists()] + [(new / n, root / n) for n in names])
+        _remove_old(root)
+    finally:
+        _remove(new)
+
+
+def _move(moves):
+    """Rename each (source, target) in turn, or none of them."""
+    done = []
+    try:
+        for source, target in moves:
+            os.rename(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.rename(target, source)
+        raise
+
+
+def _remove_old(root):
+    """Remove the set that waits; what is the user's own in its folders goes back to its place."""
+    for place in (root / OLD).glob("patches_*_*"):
+        for path in place.iterdir():
+            target = root / place.name / path.name
+            if not is_patch(path.name) and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                os.rename(path, target)
+    _remove(root / OLD)
+
+
+def _remove(place):
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+# --- read ---------------------------------------------------------------------------------------
 
 
 def set_hash(root: Path | str) -> str:
@@ -130,44 +187,31 @@ def set_hash(root: Path | str) -> str:
     return file_hash(Path(root) / MANIFEST)
 
 
-def remove_set(root: Path | str) -> None:
-    """Remove a patch set, its manifest first, and leave its four folders, without patches."""
-    (Path(root) / MANIFEST).unlink(missing_ok=True)
-    for split in SPLITS:
-        for kind in ("rgb", "mask"):
-            place = folder(root, kind, split)
-            place.mkdir(parents=True, exist_ok=True)
-            for path in place.glob("*_patch_*.png"):
-                path.unlink()
-
-
-def count_files(root: Path | str) -> dict[str, int]:
-    """How many patches of each split lie on the disk together with their mask."""
-    files = {
-        (kind, split): {path.name for path in folder(root, kind, split).glob("*_patch_*.png")}
-        for kind in ("rgb", "mask")
-        for split in SPLITS
-    }
-    return {split: len(files["rgb", split] & files["mask", split]) for split in SPLITS}
-
-
 def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A patch, RGB uint8 (dim, dim, 3), and its mask, bool (dim, dim); InputError if it is gone."""
+    """A patch, RGB uint8 (dim, dim, 3), and its mask, bool (dim, dim).
+
+    Raises InputError if it is gone, damaged, or no square.
+    """
     pixels = []
     for kind, mode in (("rgb", cv2.IMREAD_COLOR_RGB), ("mask", cv2.IMREAD_GRAYSCALE)):
         path = folder(root, kind, split) / file
-        pixels.append(cv2.imread(str(path), mode))
-        if pixels[-1] is None:
-            raise InputError(
-                f"{path}: missing or unreadable, expected a patch; run preprocess.py again"
-            )
-    return pixels[0], pixels[1] > 0
+        try:  # not imread, which on Windows takes no path beyond ASCII
+            decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), mode)
+        except (FileNotFoundError, cv2.error):  # OpenCV raises it for an empty file
+            decoded = None
+        if decoded is None:
+            raise _bad_patch(path, "missing or damaged")
+        pixels.append(decoded)
+    image, mask = pixels
+    if mask.shape != image.shape[:2] or mask.shape[0] != mask.shape[1]:
+        raise _bad_patch(path, f"found sides of {mask.shape} and {image.shape[:2]} pixels")
+    return image, mask > 0
 
 
-def read_table(root: Path | str, split: str) -> list[dict]:
-    """The rows of `patches.csv` of one split, in the file's order, all values as text."""
-    with (Path(root) / TABLE).open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["split"] == split]
+def _bad_patch(path, found):
+    return InputError(
+        f"{path}: {found}, expected a patch; remove {MANIFEST} and run preprocess.py again"
+    )
 
 
 class PatchDataset:
@@ -187,15 +231,17 @@ class PatchDataset:
     ):
         self.root = root
         self.colour = colour
+        manifest = read_manifest(root)
         own = {
             image["name"]: Colour(**image["colour"]) if image["colour"] else None
-            for image in read_manifest(root)["images"]
+            for image in manifest["images"]
         }
+        self.dim = manifest["patch_dim"]
         self.split = split
         table = read_table(root, split)
         self.files = [row["file"] for row in table]
         self.own_colours = [own[row["name"]] for row in table]
-        self.foreground = [float(row["foreground"]) for row in table]  # fraction, 0 to 1
+        self.foreground = [row["foreground"] for row in table]  # fraction, 0 to 1
         self.transform = transform
 
     def __len__(self) -> int:
@@ -204,6 +250,9 @@ class PatchDataset:
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         index, seed = key if isinstance(key, tuple) else (key, None)
         image, mask = read_patch(self.root, self.split, self.files[index])
+        if len(mask) != self.dim:
+            path = folder(self.root, "rgb", self.split) / self.files[index]
+            raise _bad_patch(path, f"found a side of {len(mask)} pixels, not {self.dim},")
         image, _ = for_network(image, self.own_colours[index], self.colour)
         if seed is not None:
             # One generator for all steps: albumentations' own set_random_seed gives each step the

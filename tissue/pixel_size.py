@@ -1,6 +1,8 @@
 """How large a pixel is, in micrometres, as files tell it."""
 
+import html
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tissue.files import InputError
@@ -9,57 +11,77 @@ from tissue.images import TIFF_SIGNATURES, decoding, open_raster, open_tiff, sig
 SAME = 0.1  # pixel sizes this close to each other, as a fraction, count as equal
 LEAST_SCALE, MOST_SCALE = 1 / 4, 8.0  # an image is enlarged 4 times and reduced 8 times at most
 # Outside of this range a resolution is a screen's or a printer's (96 dpi: 265 um), or nonsense.
-_MICROSCOPE_UM = (0.01, 20.0)
+MICROSCOPE_UM = (0.01, 20.0)
+# What a scanner's camera makes of an objective: 20x 0.5 um, 40x 0.25 um.
+_UM_AT_MAGNIFICATION_ONE = 10.0
+_MAGNIFICATIONS = (1.0, 150.0)
 _UM_PER_INCH = 25400.0
 _UM_PER_TIFF_UNIT = {2: _UM_PER_INCH, 3: 1e4}  # inch, cm
 _UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0}
 _UM_PER_UNIT |= {"mm": 1e3, "cm": 1e4, "inch": _UM_PER_INCH}
-_NUMBER = r"(\d*\.?\d+(?:[eE][-+]?\d+)?)"
-_OME_SIZE = re.compile(rf"""PhysicalSizeX=["']{_NUMBER}["']""")
-_OME_UNIT = re.compile(r"""PhysicalSizeXUnit=["']([^"']+)["']""")
-_APERIO_MPP = re.compile(rf"\bMPP\s*=\s*{_NUMBER}")
-_IMAGEJ_UNIT = re.compile(r"^ImageJ=.*^unit=(.+?)$", re.DOTALL | re.MULTILINE)
+# Metadata can be megabytes of anything: no pattern may go back over more than a few characters.
+_OME_SIZE = re.compile(r"""\bPhysicalSizeX\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
+_OME_UNIT = re.compile(r"""\bPhysicalSizeXUnit\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
+_OME_OBJECTIVE = re.compile(r"""\bNominalMagnification\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
+_APERIO_MPP = re.compile(r"\bMPP\s{0,9}=\s{0,9}([^\s|]{1,60})")
+_APERIO_OBJECTIVE = re.compile(r"\bAppMag\s{0,9}=\s{0,9}([^\s|]{1,60})")
+_NUMBER = re.compile(r"\d*\.?\d+(?:[eE][-+]?\d+)?")  # for those 60 characters, not for a text
+_IMAGEJ_UNIT = re.compile(r"^unit=([^\r\n]{1,60})", re.MULTILINE)
+NAMED = 5  # images that a line names, before it says how many more there are
 
 
 def pixel_size_um(path: str | Path) -> float | None:
     """Return micrometres per pixel along x, or None if the file does not tell.
 
-    Sources: OME-XML PhysicalSizeX, Aperio MPP, ImageJ's unit, and the resolution tags of TIFF, PNG,
-    JPEG and BMP. Sizes no microscope has (above 20 um: 72 dpi and the like) count as not told.
-    Raises InputError for a file that is damaged or no image.
+    Sources, the first that is a microscope's: OME-XML PhysicalSizeX, Aperio MPP, ImageJ's unit, the
+    resolution tags of TIFF, PNG, JPEG and BMP, and the objective (Aperio AppMag, OME
+    NominalMagnification), of which a magnification of 1 to 150 counts, as 10 um divided by it.
+    Sizes no microscope has (above 20 um: 72 dpi and the like) count as not told. Raises InputError
+    for a file that is damaged or no image.
     """
     path = Path(path)
     with decoding(path):
         if signature_of(path).startswith(TIFF_SIGNATURES):
             with open_tiff(path) as tif:
-                size = _tiff_pixel_size(tif.pages.first)
+                sizes = list(_tiff_pixel_sizes(tif.pages.first))
         else:
             with open_raster(path) as picture:
                 dots_per_inch = picture.info.get("dpi", (0, 0))[0]
-                size = _UM_PER_INCH / dots_per_inch if dots_per_inch else 0.0
-    smallest, largest = _MICROSCOPE_UM
-    return size if smallest <= size <= largest else None
+                sizes = [_UM_PER_INCH / dots_per_inch if dots_per_inch else 0.0]
+    smallest, largest = MICROSCOPE_UM
+    return next((size for size in sizes if smallest <= size <= largest), None)
 
 
-def _tiff_pixel_size(page):
-    """Return micrometres per pixel as the TIFF tells them, 0 if it does not."""
+def _tiff_pixel_sizes(page):
+    """Yield micrometres per pixel as each part of the TIFF tells them, 0 or nan for nonsense."""
     text = page.description
     if ome := _OME_SIZE.search(text):
         unit = _OME_UNIT.search(text)
-        return float(ome[1]) * _um_per_unit(unit[1] if unit else "um")
+        yield _number(ome) * _um_per_unit(unit[1] if unit else "um")
     if aperio := _APERIO_MPP.search(text):
-        return float(aperio[1])
-    if imagej := _IMAGEJ_UNIT.search(text):
+        yield _number(aperio)
+    imagej = _IMAGEJ_UNIT.search(text) if text.startswith("ImageJ=") else None
+    if imagej:
         um_per_unit = _um_per_unit(imagej[1])
     else:
         um_per_unit = _UM_PER_TIFF_UNIT.get(page.resolutionunit, 0.0)
     pixels_per_unit = page.resolution[0]
-    return um_per_unit / pixels_per_unit if pixels_per_unit else 0.0
+    yield um_per_unit / pixels_per_unit if pixels_per_unit else 0.0
+    lowest, highest = _MAGNIFICATIONS
+    for objective in (_APERIO_OBJECTIVE.search(text), _OME_OBJECTIVE.search(text)):
+        if objective and lowest <= _number(objective) <= highest:
+            yield _UM_AT_MAGNIFICATION_ONE / _number(objective)
+
+
+def _number(match):
+    number = _NUMBER.match(match[1])
+    return float(number[0]) if number else 0.0
 
 
 def _um_per_unit(unit):
-    # The micro sign comes as U+00B5, as the Greek letter, and spelled out by ImageJ.
-    unit = unit.strip().replace("\\u00B5", "u").replace("\u00b5", "u").replace("\u03bc", "u")
+    # The micro sign comes as U+00B5, as the Greek letter, and spelled out by ImageJ and XML.
+    unit = html.unescape(unit).strip().replace("\\u00B5", "u")
+    unit = unit.replace("\u00b5", "u").replace("\u03bc", "u")
     return _UM_PER_UNIT.get(unit.lower(), 0.0)
 
 
@@ -73,10 +95,41 @@ def scale_of(size: float | None, wanted: float | None, name: str | Path) -> floa
     if not size or not wanted or abs(wanted / size - 1) <= SAME:
         return 1.0
     scale = wanted / size
-    if not LEAST_SCALE <= scale <= MOST_SCALE:
+    if not LEAST_SCALE * 0.999 <= scale <= MOST_SCALE * 1.001:  # tags hold rounded fractions
         raise InputError(
             f"{name}: found a pixel size of {size:.4g} um, expected {wanted / MOST_SCALE:.3g} to "
-            f"{wanted / LEAST_SCALE:.3g} um for {wanted:.3g} um of the network; if it is wrong, "
-            f"give the true one with --pixel_size"
+            f"{wanted / LEAST_SCALE:.3g} um, which can be resampled to {wanted:.3g} um; if it is "
+            f"wrong, give the true one with --pixel_size"
         )
     return scale
+
+
+def resampling_lines(sizes: Mapping[str, float | None], wanted: float | None) -> list[str]:
+    """What is assumed and done where images of these `sizes`, by name, are used at the `wanted`.
+
+    A line for each size that is resampled (as `scale_of` has it), and one for the images that do
+    not tell theirs, or for all where no size is wanted. No line where all are about equal. Sizes
+    are micrometres.
+    """
+    if not wanted:
+        return ["No pixel size to go by: all images are taken as they are; --pixel_size tells it"]
+    resampled, unknown = {}, []
+    for name, size in sizes.items():
+        if not size:
+            unknown.append(name)
+        elif (scale := scale_of(size, wanted, name)) != 1:
+            change = f"enlarged {1 / scale:.3g}" if scale < 1 else f"reduced {scale:.3g}"
+            line = f"{size:.3g} um a pixel, {change} times to {wanted:.3g} um"
+            resampled.setdefault(line, []).append(name)
+    lines = [f"{_some(names)}: {line}" for line, names in resampled.items()]
+    if unknown:
+        lines.append(
+            f"No pixel size in {_some(unknown)}: taken as {wanted:.3g} um; --pixel_size tells it"
+        )
+    return lines
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,64 @@
+"""Which images are kept for validation."""
+
+import random
+import re
+from collections.abc import Sequence
+
+from tissue.files import InputError
+from tissue.pairs import Pair, matches
+
+VAL_PATTERN = "*03.tif"  # where it tells some images from others, and the user says nothing
+VAL_FRACTION = 0.2  # where it does not
+
+
+def by_pattern(pairs: Sequence[Pair], pattern: str) -> dict[str, str]:
+    """Return {name: "val" or "train"}: the images that `pattern` matches are for validation."""
+    return {p.name: "val" if matches(p.image, pattern) else "train" for p in pairs}
+
+
+def by_groups(
+    names: Sequence[str], fraction: float, group_pattern: str | None, seed: int
+) -> tuple[dict[str, str], list[str]]:
+    """Return {name: "val" or "train"} and the groups that are for validation, sorted.
+
+    A group is what the regular expression `group_pattern` finds in a name, its first capture group
+    if it has one; without an expression each name is a group. Groups are drawn by `seed` until they
+    hold `fraction` of the images; one at least is left for training. Raises InputError for an
+    expression that is none, names without a match, or a single group.
+    """
+    groups = _groups(names, group_pattern)
+    drawn = sorted(set(groups.values()))
+    if len(drawn) < 2:
+        raise InputError(
+            f"--group_pattern: found one group ({drawn[0]}) of all {len(names)} images with "
+            f"{group_pattern!r}, expected two or more, one to train on and one to validate"
+        )
+    random.Random(seed).shuffle(drawn)
+    chosen, count = [], 0
+    while count < fraction * len(names) - 1e-9 and len(chosen) < len(drawn) - 1:
+        chosen.append(drawn[len(chosen)])
+        count += sum(group == chosen[-1] for group in groups.values())
+    splits = {name: "val" if group in chosen else "train" for name, group in groups.items()}
+    return splits, sorted(chosen)
+
+
+def _groups(names, pattern):
+    """{name: its group}."""
+    if pattern is None:
+        return {name: name for name in names}
+    try:
+        expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"--group_pattern: found {pattern!r}, expected a regular expression ({error})"
+        ) from error
+    groups = {}
+    for name in names:
+        match = expression.search(name)
+        groups[name] = match and match[1 if expression.groups else 0]
+    if without := [name for name, group in groups.items() if not group]:
+        raise InputError(
+            f"--group_pattern: found nothing of {pattern!r} in {', '.join(without)}, expected a "
+            f"group in the name of every image"
+        )
+    return groups
