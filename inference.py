@@ -161,6 +161,7 @@ def check_flags(args) -> None:
     check_numbers(args, RANGES)
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
+    split_of({}, args.split)
 
 
 class Network(NamedTuple):
@@ -261,7 +262,7 @@ def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
         image, label_map = opened[pair.name], label_maps.get(pair.name)
         size = args.pixel_size or image.pixel_size_um
         try:
-            scale = scale_of(size, trained_at, pair.image)
+            scale = scale_of(size, trained_at, "--pixel_size" if args.pixel_size else pair.image)
         except InputError as error:
             faults.append(str(error))
             continue
@@ -277,7 +278,7 @@ def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
                 formats, how, folder, made_with,
             )
         )  # fmt: skip
-    return tasks, notes, faults
+    return tasks, notes, list(dict.fromkeys(faults))
 
 
 def find_images(args) -> tuple[list[pairs.Pair], list[str]]:
@@ -439,10 +440,8 @@ def choose(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
     """The tasks that are not finished, or not with these settings, and lines that say so.
 
     An image of which only files of nuclei are missing has its `row`: its mask is there. One that
-    was exported stays so, if it is made anew with the settings that it had.
+    was exported is exported again.
     """
-    if overwrite:
-        return tasks, []
     todo, notes = [], []
     for task in tasks:
         name, folder = task.pair.name, task.results
@@ -451,17 +450,19 @@ def choose(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
         except (InputError, OSError) as error:
             record = None
             notes.append(f"{error}; made anew")
-        if record is None or record["made_with"] != task.made_with:
+        kept = record["files"] if record else ()
+        both = tuple(key for key in exports.FORMATS if key in (*task.formats, *kept))
+        task = task._replace(formats=both)
+        if overwrite or record is None or record["made_with"] != task.made_with:
             todo.append(task)
             continue
         lost = results.lost(folder, record)
         if lost:
             notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew")
-        both = tuple(key for key in exports.FORMATS if key in (*task.formats, *record["files"]))
         if any(kind not in exports.FORMATS for kind in lost):
-            todo.append(task._replace(formats=both))
-        elif lost or any(key not in record["files"] for key in both):
-            todo.append(task._replace(formats=both, row=record["row"]))
+            todo.append(task)
+        elif lost or any(key not in kept for key in both):
+            todo.append(task._replace(row=record["row"]))
     utils.everyone(None)  # nobody writes before all have looked
     notes = at_most(notes)
     exported = len([task for task in todo if task.row])

@@ -207,7 +207,7 @@ def test_the_page_says_that_settings_differ(tmp_path):
     assert "same settings" not in page_of(tmp_path, [row("a")])
     report.write_report(tmp_path / "report.html", tmp_path, [row("a")], {}, ["threshold", "split"])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "not all of these images were made with the same settings" in page.lower()
+    assert "Not all images of this folder have the same settings" in page
     assert "other threshold, split" in page
 
 

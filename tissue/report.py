@@ -370,7 +370,7 @@ def _lead(folder, rows, agreed, differing):
 
 def said_of_differing(settings: Sequence[str]) -> str:
     """That images of one folder were made in several ways, without a full stop."""
-    return f"Not all of these images were made with the same settings: other {', '.join(settings)}"
+    return f"Not all images of this folder have the same settings: other {', '.join(settings)}"
 
 
 def _facts(rows, agreed) -> Iterable[str]:

@@ -6,6 +6,7 @@ with as many bytes as it says.
 """
 
 import csv
+import hashlib
 import json
 import os
 import stat
@@ -123,6 +124,7 @@ class Record(TypedDict):
     made_with: MadeWith
     shown: dict[str, str]  # the settings as the page shows them
     files: dict[Literal[tuple(ENDINGS)], Annotated[int, Field(ge=1)]]  # bytes, by kind
+    sha256: str  # of all the rest as JSON with sorted keys
 
 
 # What of made_with makes the results of two calls differ, as a person calls it.
@@ -217,13 +219,21 @@ def _longest_name(folder):
 
 
 def check_folder(folder: Path | str) -> None:
-    """Raise InputError if results cannot lie there: it, or its folder of records, is no folder."""
+    """Raise InputError if results cannot lie there, for a file is in the place of a folder, a
+    folder in that of a file, or a link in that of the folder of records.
+    """
     folder = Path(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"{folder}: found no folder, expected one for the results; choose another")
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not place.is_dir():
+            raise InputError(f"{place}: found a file, expected a folder of results; choose another")
     rows = folder / ROWS
     if os.path.lexists(rows) and (rows.is_symlink() or not rows.is_dir()):
         raise InputError(f"{rows}: found a link or a file, expected a folder; remove it")
+    for place, ours in ((folder, (*ENDINGS.values(), COUNTS, ERRORS, REPORT)), (rows, (".json",))):
+        entries = list(os.scandir(place)) if place.is_dir() else []
+        for entry in entries:
+            if entry.name.endswith(ours) and entry.is_dir(follow_symlinks=False):
+                raise InputError(f"{entry.path}: found a folder, expected a file; remove it")
 
 
 @contextmanager
@@ -251,6 +261,8 @@ def read(folder: Path | str, name: str) -> Record | None:
         _RECORD.validate_python(record)
         if record["row"]["image"] != name:
             raise ValueError("it is of an image of another name")
+        if record["sha256"] != _digest(record):
+            raise ValueError("it was changed since it was written")
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -260,6 +272,11 @@ def read(folder: Path | str, name: str) -> Record | None:
     except (ValueError, RecursionError) as error:
         raise _no_record(path, error) from error
     return record
+
+
+def _digest(record):
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _no_record(path, reason):
@@ -291,6 +308,7 @@ def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, An
         "shown": {key: text.decode("utf-8") for key, text in texts.items()},
         "files": {kind: path.stat().st_size for kind, path in paths.items() if path.is_file()},
     }
+    record["sha256"] = _digest(record)
     _RECORD.validate_python(record)
     with replacing(path_of(folder, name, "record")) as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
