@@ -9,8 +9,9 @@
 
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
-counts.csv and report.html for all. Of an image of more than 64 megapixels the prediction is a tiled
-BigTIFF and the others are small views; it is never held in memory.
+counts.csv and report.html for all images of the folder, those of earlier calls too. Of an image of
+more than 64 megapixels the prediction is a tiled BigTIFF and the others are small views; it is
+never held in memory.
 """
 
 import argparse
@@ -347,9 +348,9 @@ def check_image(pair: pairs.Pair, image: windows.Windows, label_map: Path | None
         check_size(pair.mask, "mask", mask.foreground.shape, expected, pair.image)
         notes += mask.notes
     if label_map and not image.is_big:
-        labels = masks.read_label_map(label_map)
-        if labels is not None:
-            check_size(label_map, "label map", labels.shape, expected, pair.image)
+        numbers = masks.read(label_map)
+        check_size(label_map, "label map", numbers.foreground.shape, expected, pair.image)
+        notes += numbers.notes
     return notes
 
 
@@ -565,7 +566,7 @@ def infer_alone(task, predict, bar) -> dict:
 
 def reference_nuclei(task: Task, mask: masks.Mask) -> np.ndarray:
     """The reference's nuclei, int32 (H, W): as its label map has them, or else split."""
-    labels = masks.read_label_map(task.label_map) if task.label_map else mask.labels
+    labels = masks.read(task.label_map).labels if task.label_map else mask.labels
     if labels is not None:
         return nuclei.reference_labels(labels)
     return nuclei.nuclei(mask.foreground, task.split_at_um, nuclei.REFERENCE_SPLIT)

@@ -128,8 +128,8 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     Bad input, and files that cannot be read or written, end the script with one line and exit code
     2, Ctrl-C with 130. Any other exception is a defect and keeps its traceback.
     """
-    if getattr(sys.stdout, "errors", None) == "strict":  # no name may stop what is printed
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal cannot show
+        stream.reconfigure(errors="backslashreplace")
     try:
         main(parse_args())
     except (InputError, OSError) as error:
