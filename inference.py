@@ -9,15 +9,16 @@
 
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
-counts.csv and report.html for all. Of an image of more than 64 megapixels the prediction is a tiled
-BigTIFF and the others are small views; it is never held in memory.
+counts.csv and report.html for all images of the folder, those of earlier calls too. Of an image of
+more than 64 megapixels the prediction is a tiled BigTIFF and the others are small views; it is
+never held in memory.
 """
 
-import json
 import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,15 +40,24 @@ from tissue import (
     pairs,
     patches,
     report,
+    results,
     stitching,
     synthetic,
     tiling,
     windows,
 )
-from tissue.files import InputError, Parser, check_positive, file_hash, run_script
-from tissue.pixel_size import scale_of
+from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
+from tissue.images import bits_in_use
+from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei_unet.pt"
+RANGES = {  # of flags that are numbers; --threshold and --split have their own
+    "tile": (1, 2**14),
+    "overlap": (0, 2**13),
+    "batch_size": (1, 2**10),
+    "gpu_id": (-1, 2**10),
+    "pixel_size": MICROSCOPE_UM,
+}
 
 
 def parse_args(argv=None):
@@ -102,11 +112,92 @@ def parse_args(argv=None):
 
 
 def main(args):
-    check_positive(args, ("batch_size", "tile", "pixel_size"))
+    check_flags(args)
+    device, rank, processes = utils.start_processes(args.gpu_id, waiting=True)
+    say = print if rank == 0 else (lambda *_: None)
+    network = load_network(args, device)
+    if args.export_model:
+        if rank == 0:
+            print(export(args, network.model, network.checkpoint))
+        return
+    tasks, notes, faults = plan(args, network)
+    if faults:
+        if rank == 0:  # the others end in silence
+            raise InputError("; ".join(faults))
+        return
+    where = f"{device} x {processes}" if processes > 1 else f"{device}"
+    say(f"{network} | {where} | " + how_many(len(tasks), "image"))
+    for note in [*said_of_colours(network), *said_of_sizes(tasks, network), *notes]:
+        say(note)
+    predict = utils.predictor(network.model, network.checkpoint, device, args.tta)
+    if args.check_seams:
+        for task in tasks[rank::processes]:
+            print(check_seams(task, predict, network.tiled))
+        return
+
+    with ExitStack() as held:
+        if fault := keep_others_out(Path(args.image_folder), held, rank):
+            if rank == 0:
+                raise InputError(fault)
+            return
+        todo, notes = choose(tasks, args.overwrite)
+        for note in notes:
+            say(note)
+        shown = network.shown() | {"device": str(device)}
+        failures = everyones(infer_all(todo, predict, shown))
+        if args.check_exports:
+            failures += everyones(check_all_exports(tasks))
+        if rank == 0:
+            write_report(Path(args.image_folder), {task.pair.name for task in tasks})
+    utils.end_processes()
+    if failures and rank == 0:
+        raise InputError("; ".join(failures))
+
+
+# --- plan
+
+
+def check_flags(args) -> None:
+    """Raise InputError for a number that a flag cannot have."""
+    check_numbers(args, RANGES)
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
-    # --- what to do, and whether it can be done ---
-    device, rank, processes = utils.start_processes(args.gpu_id, waiting=True)
+    split_of({}, args.split)
+
+
+class Network(NamedTuple):
+    """The network of a call, and how it is used on every image."""
+
+    path: Path
+    checkpoint: dict
+    model: torch.nn.Module
+    threshold: float
+    split: nuclei.Split
+    tiled: dict  # settings of tiling.predict_tiles
+    made_with: dict  # the same as a record has them, results.MadeWith
+
+    def __str__(self):
+        config = self.model.config
+        return (
+            f"{self.path} | {config['arch']} {config['dimensions']} | threshold "
+            f"{self.threshold:g} | split {self.split}"
+        )
+
+    def shown(self) -> dict:
+        """The settings as report.html shows them."""
+        shown = {
+            "checkpoint": f"{self.path} ({self.made_with['checkpoint'][:8]})",
+            "threshold": f"{self.threshold:g}",
+            "split": str(self.split),
+            "flips, turns and sizes averaged": self.made_with["tta"],
+            "brought to one colour": self.tiled["colour"] is not None,
+            "overlap of tiles": self.tiled["halo"],
+        }
+        return shown | {f"{name} version": text for name, text in utils.versions().items()}
+
+
+def load_network(args, device) -> Network:
+    """The network that the flags name, and their settings; InputError where they do not fit it."""
     path = find_checkpoint(args.ckpt)
     checkpoint = utils.load_checkpoint(path)
     model = utils.build_model(checkpoint, path)
@@ -117,161 +208,14 @@ def main(args):
                 f"--{flag}: found {pixels}, expected a multiple of {model.grid} of {least} or more"
             )
     threshold = checkpoint["threshold"] if args.threshold is None else args.threshold
-    if args.export_model:
-        if rank == 0:
-            print(export(args, model, checkpoint))
-        return
-    todo = find_images(args)
-    opened, faults, notes = check_images(todo, rank, processes)
-    if faults:
-        if rank == 0:  # the others end in silence
-            raise InputError("; ".join(faults))
-        return
-    sizes = {pair.name: args.pixel_size or opened[pair.name].pixel_size_um for pair in todo}
     split = split_of(checkpoint, args.split)
-    trained_at = checkpoint.get("pixel_size_um")
-    scales = {name: scale_of(size, trained_at, name) for name, size in sizes.items()}
-    say = print if rank == 0 else (lambda *_: None)
-    say(
-        f"{path} | {model.config['arch']} {model.config['dimensions']} | {device}"
-        + (f" x {processes}" if processes > 1 else "")
-        + f" | threshold {threshold:g} | split {split} | {len(todo)} image"
-        + ("s" if len(todo) > 1 else "")
-    )
-    for note in notes:
-        say(note)
-    if checkpoint["channel_order"] == "bgr":
-        say(
-            f"{path} is a bare state dict of the first version, which learned from swapped "
-            f"colours: it is fed blue, green, red."
-        )
-    unknown = [name for name, size in sizes.items() if trained_at and not size]
-    if unknown:
-        say(
-            f"No pixel size in {unknown[0]}"
-            + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
-            + f": taken as the network's {trained_at:.3g} um; --pixel_size tells it."
-        )
-
-    predict = utils.predictor(model, checkpoint, device, args.tta)
-    batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
     tiled = utils.prediction_settings(model, checkpoint, args.tta)
+    batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
     tiled |= {"tile": args.tile, "halo": halo, "batch_size": batch_size}
-    if args.check_seams:
-        for pair in todo[rank::processes]:
-            how = tiled | {"scale": scales[pair.name]}
-            print(check_seams(pair.name, opened[pair.name], predict, threshold, how))
-        return
-
-    # --- what is finished already ---
-    results = Path(args.image_folder)
-    inside = [str(p) for pair in todo for p in pair[1:] if p and same_folder(p.parent, results)]
-    if inside:
-        raise InputError(
-            f"--image_folder: found input in {results} ({inside[0]}), expected another folder: "
-            f"results may have the names of images"
-        )
-    (results / "rows").mkdir(parents=True, exist_ok=True)
-    formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
-    settings = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
-    settings |= {"sizes": list(tiled["sizes"])}
-    settings |= {"overlap": halo, "split": split._asdict()}
-    settings |= {"formats": list(formats), "version": utils.VERSION}
-    label_maps = {} if args.images else pairs.label_folder(args.root)
-    made_with, tasks = {}, []
-    for pair in todo:
-        label_map = label_maps.get(pair.name)
-        files = [file_mark(path) for path in (*pair[1:], label_map)]
-        made_with[pair.name] = settings | {"pixel_size": sizes[pair.name], "files": files}
-        image = opened[pair.name]
-        how = tiled | {"scale": scales[pair.name]}
-        # Of about one size for the network, whatever the image's pixels.
-        how["tile"] = (
-            round(args.tile * min(how["scale"], 4) / model.grid) * model.grid or model.grid
-        )
-        size = sizes[pair.name]
-        task = Task(
-            pair,
-            image,
-            size,
-            size or trained_at,
-            label_map,
-            threshold,
-            split,
-            formats,
-            how,
-            results,
-        )
-        if args.overwrite or finished_row(results, pair.name, made_with[pair.name]) is None:
-            tasks.append(task)
-    if len(tasks) < len(todo):
-        say(f"{len(todo) - len(tasks)} of them finished already; --overwrite redoes them")
-    utils.everyone(None)  # nobody writes before all have looked
-
-    # --- predict, count, write ---
-    shared = [task for task in tasks if task.image.is_big]
-    mine = [task for task in tasks if not task.image.is_big][rank::processes]
-    failures = []
-    bar = tqdm(
-        total=round(sum(megapixels(task.image) for task in mine + shared), 1), desc="infer",
-        unit="Mpx", leave=False, disable=None if rank == 0 else True,
-    )  # fmt: skip
-    for task in mine + shared:
-        started = time.monotonic()
-        name, size = task.pair.name, task.pixel_size_um
-        if rank == 0 or not task.image.is_big:  # an earlier run's results hold no more
-            for outdated in (f"rows/{name}.json", f"{name}_gt.png", f"{name}_errors.png"):
-                (results / outdated).unlink(missing_ok=True)
-        try:
-            row = (infer_shared if task.image.is_big else infer_alone)(task, predict, bar)
-        except (InputError, OSError) as error:
-            failures.append(str(error))
-            continue
-        finally:
-            task.image.close()
-        if row is None:  # the first process has it
-            continue
-        row |= {"image": name, "height": task.image.height, "width": task.image.width}
-        if size:
-            row["tissue_mm2"] = row["tissue"] * megapixels(task.image) * size**2
-        if size and row["tissue"]:
-            row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
-        row["seconds"] = time.monotonic() - started
-        content = {"row": row, "made_with": made_with[name]}
-        utils.write_json(results / "rows" / f"{name}.json", content)
-        if args.check_exports:
-            try:
-                tqdm.write(f"{name}: {exports.check_exports(results, name)}")
-            except InputError as error:
-                failures.append(str(error))
-    bar.close()
-    failures = [fault for faults in utils.everyone(failures) for fault in faults]
-
-    # --- report ---
-    if rank == 0:
-        found = (finished_row(results, pair.name, made_with[pair.name]) for pair in todo)
-        rows = [row for row in found if row is not None]
-        if not rows:
-            for outdated in ("counts.csv", "errors.csv", "report.html"):
-                (results / outdated).unlink(missing_ok=True)
-        else:
-            about = {"checkpoint": str(path), "threshold": f"{threshold:g}"}
-            about |= {"split": str(split), "flips, turns and sizes averaged": args.tta}
-            about |= {"brought to one colour": tiled["colour"] is not None, "device": str(device)}
-            about |= {f"{name} version": version for name, version in utils.versions().items()}
-            skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}
-            about |= {f"skipped as glass in {name}": share for name, share in skipped.items()}
-            report.write_counts(results / "counts.csv", rows)
-            report.write_errors(results / "errors.csv", error_rows(rows))
-            report.write_report(results / "report.html", results, rows, about)
-            print(report.text_table(rows))
-            for name, share in skipped.items():
-                print(f"{name}: {share} of it is glass and was skipped")
-            print(f"masks and overlays: {results} | counts: {results / 'counts.csv'}")
-            print(f"look at {results / 'report.html'}")
-    utils.end_processes()
-    if failures and rank == 0:
-        raise InputError("; ".join(failures))
+    made_with = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
+    made_with |= {"sizes": list(tiled["sizes"]), "overlap": halo}
+    made_with |= {"split": split._asdict(), "version": utils.VERSION}
+    return Network(path, checkpoint, model, threshold, split, tiled, made_with)
 
 
 class Task(NamedTuple):
@@ -287,9 +231,292 @@ class Task(NamedTuple):
     formats: tuple[str, ...]  # of exports.FORMATS
     tiled: dict  # settings of tiling.predict_tiles
     results: Path
+    made_with: dict | None = None  # results.MadeWith
+    row: dict | None = None  # of an earlier run, of which only files of nuclei are missing
 
-    def file(self, ending: str) -> Path:
-        return self.results / f"{self.pair.name}{ending}"
+    def file(self, kind: str) -> Path:
+        """Where a file of this image lies; `kind` is one of results.ENDINGS."""
+        return results.path_of(self.results, self.pair.name, kind)
+
+    @property
+    def prediction(self) -> Path:
+        return self.file("big_prediction" if self.image.is_big else "prediction")
+
+
+def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
+    """A Task for each image, what is assumed about the files, and all faults of what is given."""
+    todo, notes = find_images(args)
+    folder = Path(args.image_folder)
+    label_maps = {} if args.images else pairs.label_folder(args.root)
+    opened, bits, more, faults = open_images(todo, label_maps, network.checkpoint.get("bits"))
+    notes += more
+    if not args.check_seams:
+        faults += check_results(folder, todo)
+    trained_at = network.checkpoint.get("pixel_size_um")
+    formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
+    tasks = []
+    for pair in todo:
+        if pair.name not in opened:  # its fault is known
+            continue
+        image, label_map = opened[pair.name], label_maps.get(pair.name)
+        size = args.pixel_size or image.pixel_size_um
+        try:
+            scale = scale_of(size, trained_at, "--pixel_size" if args.pixel_size else pair.image)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        how = network.tiled | {"scale": scale}
+        # Of about one size for the network, whatever the image's pixels.
+        grid = network.model.grid
+        how["tile"] = round(args.tile * min(scale, 4) / grid) * grid or grid
+        files = [file_mark(path) for path in (*pair[1:], label_map)]
+        made_with = network.made_with | {"pixel_size": size, "files": files}
+        made_with["bits"] = bits.get(pair.name)
+        tasks.append(
+            Task(
+                pair, image, size, size or trained_at, label_map, network.threshold, network.split,
+                formats, how, folder, made_with,
+            )
+        )  # fmt: skip
+    return tasks, notes, list(dict.fromkeys(faults))
+
+
+def find_images(args) -> tuple[list[pairs.Pair], list[str]]:
+    """The images to segment, sorted by name, each with the path of its reference mask or None; and
+    what was passed over.
+    """
+    if not args.images:
+        if args.masks:
+            raise InputError("--masks: found it without --images, expected both; add --images")
+        root = Path(args.root)
+        found = [
+            pairs.Pair(image["name"], root / image["image"], root / image["mask"])
+            for image in patches.read_manifest(root)["images"]
+            if image["split"] == "val"
+        ]
+        return found, []
+    images = pairs.find_images(*args.images)
+    notes = pairs.passed_over(*args.images)
+    if not args.masks:
+        return [pairs.Pair(name, path, None) for name, path in images.items()], notes
+    references = pairs.find_images(args.masks)
+    notes += pairs.passed_over(args.masks)
+    lonely = ", ".join(str(path) for name, path in images.items() if name not in references)
+    if lonely:
+        raise InputError(f"{lonely}: found no mask of that name in {args.masks}, expected one each")
+    left = [path for name, path in references.items() if name not in images]
+    if left:
+        notes.append(f"{and_more(left)}: without an image of that name, passed over")
+    return [pairs.Pair(name, path, references[name]) for name, path in images.items()], notes
+
+
+def open_images(todo, label_maps, learned_bits) -> tuple[dict, dict, list[str], list[str]]:
+    """Open all images, and decode the small ones and their references once, so that faults show
+    before anything is written. Big ones show theirs where they are read.
+
+    Returns the Windows by name, the bits in use by the names of 16-bit images, what is assumed, and
+    all faults. 16-bit images are as bright as they are to each other, and to those that the network
+    learned from: all have the most bits that any of them uses.
+    """
+    rank, processes = utils.place_among_processes()
+    opened, bits, notes, faults = {}, {}, [], []
+    for pair in todo:
+        try:
+            if found := bits_in_use(pair.image):
+                bits[pair.name] = found
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    if bits:
+        most = max(*bits.values(), learned_bits or 0)
+        bits = dict.fromkeys(bits, most)
+        notes.append(f"16-bit images: {most} bits are in use, of which the upper 8 are kept")
+    for index, pair in enumerate(todo):
+        try:
+            image = opened[pair.name] = windows.open_image(pair.image, bits=bits.get(pair.name))
+            if index % processes == rank:
+                notes += check_image(pair, image, label_maps.get(pair.name))
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    return opened, bits, everyones(notes), everyones(faults)
+
+
+def check_image(pair: pairs.Pair, image: windows.Windows, label_map: Path | None) -> list[str]:
+    """What is assumed of an image's reference; InputError where they cannot be used together."""
+    notes, expected = [], (image.height, image.width)
+    if not image.is_big:
+        image.read(0, 0, 1, 1)
+    image.close()
+    if pair.mask and image.is_big:
+        mask = windows.open_mask(pair.mask)
+        check_size(pair.mask, "mask", (mask.height, mask.width), expected, pair.image)
+        notes += mask.notes
+        mask.close()
+    elif pair.mask:
+        mask = masks.read(pair.mask)
+        check_size(pair.mask, "mask", mask.foreground.shape, expected, pair.image)
+        notes += mask.notes
+    if label_map and not image.is_big:
+        numbers = masks.read(label_map)
+        check_size(label_map, "label map", numbers.foreground.shape, expected, pair.image)
+        notes += numbers.notes
+    return notes
+
+
+def check_size(path, kind, found, expected, image) -> None:
+    """Raise InputError if a mask or label map has not the (height, width) of its image."""
+    if tuple(found) != tuple(expected):
+        raise InputError(
+            f"{path}: found a {kind} of {found[0]} x {found[1]} pixels (height x width), expected "
+            f"{expected[0]} x {expected[1]} as in {image}, replace one of them"
+        )
+
+
+def check_results(folder: Path, todo: list[pairs.Pair]) -> list[str]:
+    """What keeps the results of these images from lying in a folder."""
+    faults = results.check_names(folder, [pair.name for pair in todo])
+    inside = [str(p) for pair in todo for p in pair[1:] if p and same_folder(p.parent, folder)]
+    if inside:
+        faults.append(
+            f"--image_folder: found input in {folder} ({inside[0]}), expected another folder: "
+            f"results may have the names of images"
+        )
+    try:
+        results.check_folder(folder)
+    except InputError as error:
+        faults.append(str(error))
+    return faults
+
+
+def said_of_colours(network: Network) -> list[str]:
+    """That the colours are fed in another order, if they are."""
+    if network.checkpoint["channel_order"] != "bgr":
+        return []
+    return [
+        f"{network.path} is a bare state dict of the first version, which learned from swapped "
+        f"colours: it is fed blue, green, red."
+    ]
+
+
+def said_of_sizes(tasks: list[Task], network: Network) -> list[str]:
+    """What is known of pixel sizes, and what is resampled: a line for each pixel size."""
+    trained_at = network.checkpoint.get("pixel_size_um")
+    if not trained_at:
+        return [f"{network.path} does not say its pixel size: no image is resampled."]
+    return resampling_lines({t.pair.name: t.pixel_size_um for t in tasks}, trained_at)
+
+
+def and_more(names: list) -> str:
+    return f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def how_many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+# --- predict
+
+
+def keep_others_out(folder: Path, held: ExitStack, rank: int) -> str | None:
+    """Lock the folder of results for all processes of this call; why not, if that cannot be."""
+    fault = None
+    if rank == 0:
+        try:
+            held.enter_context(results.writing(folder))
+        except (InputError, OSError) as error:
+            fault = str(error)
+    return utils.everyone(fault)[0]
+
+
+def choose(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
+    """The tasks that are not finished, or not with these settings, and lines that say so.
+
+    An image of which only files of nuclei are missing has its `row`: its mask is there. One that
+    was exported is exported again.
+    """
+    todo, notes = [], []
+    for task in tasks:
+        name, folder = task.pair.name, task.results
+        try:
+            record = results.read(folder, name)
+        except (InputError, OSError) as error:
+            record = None
+            notes.append(f"{error}; made anew")
+        kept = record["files"] if record else ()
+        both = tuple(key for key in exports.FORMATS if key in (*task.formats, *kept))
+        task = task._replace(formats=both)
+        if overwrite or record is None or record["made_with"] != task.made_with:
+            todo.append(task)
+            continue
+        lost = results.lost(folder, record)
+        if lost:
+            notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew")
+        if any(kind not in exports.FORMATS for kind in lost):
+            todo.append(task)
+        elif lost or any(key not in kept for key in both):
+            todo.append(task._replace(row=record["row"]))
+    utils.everyone(None)  # nobody writes before all have looked
+    notes = at_most(notes)
+    exported = len([task for task in todo if task.row])
+    if done := len(tasks) - len(todo) + exported:
+        notes.append(f"{done} of them finished already; --overwrite redoes them")
+    if exported:
+        notes.append(f"{exported} of these are exported from the masks that are there")
+    return todo, notes
+
+
+def at_most(lines: list[str], most: int = 5) -> list[str]:
+    """So many lines, and a last one that says how many more there are."""
+    return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
+
+
+def everyones(texts: list[str]) -> list[str]:
+    """The texts of all processes, each once."""
+    return list(dict.fromkeys(text for given in utils.everyone(texts) for text in given))
+
+
+def infer_all(tasks: list[Task], predict, shown: dict) -> list[str]:
+    """Infer this process's share of the images, write their files and records; return faults."""
+    rank, processes = utils.place_among_processes()
+    shared = [task for task in tasks if task.image.is_big and not task.row]
+    mine = [task for task in tasks if task.row or not task.image.is_big][rank::processes]
+    failures = []
+    bar = tqdm(
+        total=round(sum(megapixels(task.image) for task in mine + shared), 1), desc="infer",
+        unit="Mpx", leave=False, disable=None if rank == 0 else True,
+    )  # fmt: skip
+    for task in mine + shared:
+        try:
+            infer(task, predict, bar, shown)
+        except (InputError, OSError) as error:
+            failures.append(str(error))
+        finally:
+            task.image.close()
+    bar.close()
+    return failures
+
+
+def infer(task: Task, predict, bar, shown: dict) -> None:
+    """Infer one image, alone or together with the other processes, and record it as finished."""
+    started = time.monotonic()
+    image = task.image
+    if task.row:
+        results.forget(task.results, task.pair.name)
+        row = export_again(task)
+        bar.update(megapixels(image))
+    elif image.is_big:
+        row = infer_shared(task, predict, bar)
+    else:
+        results.forget(task.results, task.pair.name, ("gt", "errors", "big_prediction"))
+        row = infer_alone(task, predict, bar)
+    if row is None:  # the first process has it
+        return
+    row |= {"image": task.pair.name, "height": image.height, "width": image.width}
+    if size := task.pixel_size_um:
+        row["tissue_mm2"] = row["tissue"] * megapixels(image) * size**2
+        if row["tissue"]:
+            row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
+    row.setdefault("seconds", time.monotonic() - started)
+    results.write(task.results, row, task.made_with, shown)
 
 
 def infer_alone(task, predict, bar) -> dict:
@@ -309,38 +536,31 @@ def infer_alone(task, predict, bar) -> dict:
     row = {"tissue": tissue / mask.size, "contours": len(nuclei.contours(mask))}
     whole = tiling.tiles_of(image.height, image.width, max(mask.shape))
     (labels,) = (found.labels for found in write_nuclei(task, windows.from_array(mask), whole, row))
-    exports.write_labels(task.file("_labels.tif"), labels, task.pixel_size_um)
-    report.write_image(task.file("_prediction.png"), mask)
-    report.write_image(task.file("_image.png"), pixels)
-    report.write_image(task.file("_overlay.png"), report.overlay(pixels, labels))
+    exports.write_labels(task.file("labels"), labels, task.pixel_size_um)
+    report.write_image(task.prediction, mask)
+    report.write_image(task.file("image"), pixels)
+    report.write_image(task.file("overlay"), report.overlay(pixels, labels))
     if task.pair.mask:
-        reference, numbers, _ = masks.read(task.pair.mask)
-        counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
-        row |= {"gt_contours": len(nuclei.contours(reference)), **utils.scores(counts)}
-        truth = reference_nuclei(task, reference, numbers)
+        reference = masks.read(task.pair.mask)
+        counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference.foreground))
+        row |= {"gt_contours": len(nuclei.contours(reference.foreground)), **utils.scores(counts)}
+        truth = reference_nuclei(task, reference)
         table = agreement.overlap(labels, truth)
         found = agreement.errors(table)
         row |= {"gt_nuclei": int(truth.max(initial=0)), "aji": agreement.aji(table)}
         row |= agreement.panoptic_quality(table) | {"errors": found.counts}
-        report.write_image(task.file("_gt.png"), reference)
-        classes = [np.array(agreement.CLASSES)[part] for part in found[:2]]
-        drawn = report.error_overlay(pixels, labels, truth, *classes)
-        report.write_image(task.file("_errors.png"), drawn)
+        report.write_image(task.file("gt"), reference.foreground)
+        drawn = report.error_overlay(pixels, labels, truth, found.prediction, found.reference)
+        report.write_image(task.file("errors"), drawn)
     return row
 
 
-def reference_nuclei(task, mask, numbers) -> np.ndarray:
+def reference_nuclei(task: Task, mask: masks.Mask) -> np.ndarray:
     """The reference's nuclei, int32 (H, W): as its label map has them, or else split."""
-    path = task.label_map or task.pair.mask
-    label_map = masks.read(path).labels if task.label_map else numbers
-    if label_map is not None and label_map.shape != mask.shape:
-        raise InputError(
-            f"{path}: found a label map of {label_map.shape[0]} x {label_map.shape[1]} pixels "
-            f"(height x width), expected {mask.shape[0]} x {mask.shape[1]}, replace or remove it"
-        )
-    if label_map is not None:
-        return nuclei.reference_labels(label_map)
-    return nuclei.nuclei(mask, task.split_at_um, nuclei.REFERENCE_SPLIT)
+    labels = masks.read(task.label_map).labels if task.label_map else mask.labels
+    if labels is not None:
+        return nuclei.reference_labels(labels)
+    return nuclei.nuclei(mask.foreground, task.split_at_um, nuclei.REFERENCE_SPLIT)
 
 
 def write_nuclei(task, mask, tiles, row) -> Iterator[stitching.FoundNuclei]:
@@ -365,7 +585,7 @@ def write_nuclei_by_tiles(task, mask, tiles, row) -> None:
     found = write_nuclei(task, mask, tiles, row)
     labels = (part.labels.astype(np.uint32) for part in found)
     how = task.tiled["tile"], np.uint32, task.pixel_size_um
-    mosaic.write_tiles(task.file("_labels.tif"), labels, tiles, *how)
+    mosaic.write_tiles(task.file("labels"), labels, tiles, *how)
 
 
 def infer_shared(task, predict, bar) -> dict | None:
@@ -377,7 +597,7 @@ def infer_shared(task, predict, bar) -> dict | None:
     image, tile = task.image, task.tiled["tile"]
     tiles = tiling.tiles_of(image.height, image.width, tile)
     mine = [part for part in tiles if part.y // tile % processes == rank]
-    path = task.results / f".{task.pair.name}.{rank}.part"
+    spool = None
     pixels = {"tissue": 0.0, "skipped": 0.0}
 
     def keep(predicted):
@@ -391,7 +611,9 @@ def infer_shared(task, predict, bar) -> dict | None:
 
     outcome = {"fault": None, "pixels": pixels, "places": {}}
     try:
-        spool = mosaic.Spool(path, tile)
+        if rank == 0:  # an earlier run's results hold no more
+            results.forget(task.results, task.pair.name, ("gt", "errors", "prediction"))
+        spool = mosaic.Spool(task.results, tile)
         predicted = tiling.predict_tiles(image, mine, predict, **task.tiled)
         for size in tiling.ahead(keep, predicted, 4):
             bar.update(size * processes / 1e6)
@@ -409,7 +631,8 @@ def infer_shared(task, predict, bar) -> dict | None:
             row |= merge(task, tiles, places)
     finally:
         utils.everyone(None)  # the others' tiles are read
-        path.unlink(missing_ok=True)
+        if spool:
+            spool.remove()
     if fault and rank == 0:
         raise InputError(fault)
     return row
@@ -430,39 +653,112 @@ def merge(task, tiles, places) -> dict:
             gt_counter.add(truth, part.y, part.x)
             counts.add_(utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(truth)))
 
-    prediction = task.file("_prediction.tif")
-    mosaic.write_mosaic(prediction, tiles, places, tile, task.pixel_size_um, visit)
+    mosaic.write_mosaic(task.prediction, tiles, places, tile, task.pixel_size_um, visit)
     row = {"contours": counter.count()}
-    mask = windows.open_mask(prediction)
+    mask = windows.open_mask(task.prediction)
     write_nuclei_by_tiles(task, mask, tiles, row)
     if reference:
         row |= {"gt_contours": gt_counter.count()}
         row |= utils.scores(counts)
-        report.write_image(task.file("_gt.png"), reference.view() > 127)
+        report.write_image(task.file("gt"), reference.view() > 127)
         reference.close()
     small = image.view()
-    report.write_image(task.file("_image.png"), small)
-    report.write_image(task.file("_overlay.png"), report.overlay(small, mask.view() > 127))
+    report.write_image(task.file("image"), small)
+    report.write_image(task.file("overlay"), report.overlay(small, mask.view() > 127))
     mask.close()
     return row
 
 
-def check_seams(name, image, predict, threshold, tiled) -> str:
+def export_again(task: Task) -> dict:
+    """Write the files of the nuclei of a mask that an earlier run predicted; return its row."""
+    image, row = task.image, dict(task.row)
+    mask = windows.open_mask(task.prediction)
+    if image.is_big:
+        tiles = tiling.tiles_of(image.height, image.width, task.tiled["tile"])
+        write_nuclei_by_tiles(task, mask, tiles, row)
+    else:
+        whole = tiling.tiles_of(image.height, image.width, max(image.height, image.width))
+        for _ in write_nuclei(task, mask, whole, row):
+            pass
+    mask.close()
+    if row["nuclei"] != task.row["nuclei"]:
+        raise InputError(
+            f"{task.prediction}: found a mask of {row['nuclei']} nuclei, expected "
+            f"{task.row['nuclei']} as it was predicted; run inference.py again"
+        )
+    return row
+
+
+def check_seams(task: Task, predict, tiled: dict) -> str:
     """A line that compares an image's tiled prediction with the untiled one."""
     pixels, differing, contours = 0, 0, [0, 0]
-    for pair in tiling.seam_samples(image, predict, **tiled):
-        untiled, tiled_mask = (probability >= threshold for probability in pair)
+    tiled = tiled | {"scale": task.tiled["scale"]}
+    for pair in tiling.seam_samples(task.image, predict, **tiled):
+        untiled, tiled_mask = (probability >= task.threshold for probability in pair)
         pixels += untiled.size
         differing += np.count_nonzero(untiled != tiled_mask)
         contours = [
             n + len(nuclei.contours(m))
             for n, m in zip(contours, (untiled, tiled_mask), strict=True)
         ]
-    image.close()
+    task.image.close()
     return (
-        f"{name}: {differing} of {pixels} pixels differ ({differing / pixels:.4%}), contours "
-        f"{contours[0]} untiled and {contours[1]} tiled"
+        f"{task.pair.name}: {differing} of {pixels} pixels differ ({differing / pixels:.4%}), "
+        f"contours {contours[0]} untiled and {contours[1]} tiled"
     )
+
+
+# --- report
+
+
+def check_all_exports(tasks: list[Task]) -> list[str]:
+    """Read back this process's share of all finished images' exports, and return the faults."""
+    rank, processes = utils.place_among_processes()
+    faults = []
+    for task in tasks[rank::processes]:
+        try:
+            record = results.read(task.results, task.pair.name)
+            if record is not None:  # else its own fault is said
+                kinds = [key for key in (*exports.FORMATS, "labels") if key in record["files"]]
+                found = exports.check_exports(task.results, task.pair.name, kinds)
+                print(f"{task.pair.name}: {found}")
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    return faults
+
+
+def write_report(folder: Path, names: set[str]) -> None:
+    """Write the tables and the page of all finished images, and print those of this call's."""
+    records, faults = results.finished(folder)
+    for line in at_most(faults):
+        print(f"{line}; left out of the tables")
+    rows = [record["row"] for record in records]
+    if not rows:
+        for outdated in (results.COUNTS, results.ERRORS, results.REPORT):
+            (folder / outdated).unlink(missing_ok=True)
+        return
+    shown, differing = results.settings_of(records)
+    skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}
+    shown |= {f"skipped as glass in {name}": share for name, share in skipped.items()}
+    results.write_counts(folder / results.COUNTS, rows)
+    results.write_errors(folder / results.ERRORS, rows)
+    report.write_report(folder / results.REPORT, folder, rows, shown, differing)
+    own = [row for row in rows if row["image"] in names]
+    if own:
+        print(report.text_table(own))
+    for name in names & set(skipped):
+        share = skipped[name]
+        print(f"{name}: {share} of it is glass and was skipped")
+    if len(rows) > len(own):
+        others = how_many(len(rows) - len(own), "image")
+        print(f"{others} of earlier calls in {folder} too: in its tables, not in this one")
+    if differing:
+        print(f"{report.said_of_differing(differing)}")
+    print(f"masks and overlays: {folder} | counts: {folder / results.COUNTS}")
+    print(f"look at {folder / results.REPORT}")
+
+
+# --- what the parts need
 
 
 def export(args, model, checkpoint) -> str:
@@ -475,18 +771,6 @@ def export(args, model, checkpoint) -> str:
     return utils.export_model(Path(args.export_model), model, checkpoint, pixels)
 
 
-def error_rows(rows) -> list[dict]:
-    """What became of each image's reference nuclei, for errors.csv."""
-    table = []
-    for row in rows:
-        if counts := row.get("errors"):
-            both = {key: counts[key] for key in ("matched", "missed", "spurious")}
-            both |= {key: counts[f"{key}_reference"] for key in ("merged", "split")}
-            true = sum(count for key, count in both.items() if key != "spurious")
-            table.append({"image": row["image"], "true": true} | both)
-    return table
-
-
 def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
     """How touching nuclei are split: the checkpoint's way, or the default, with `--split`'s."""
     split = nuclei.PREDICTION_SPLIT._replace(**checkpoint.get("split", {}))
@@ -496,11 +780,12 @@ def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
             number = float(value)
         except ValueError:
             number = math.nan
-        largest = {"sigma": 10, "h": 1}.get(name, math.inf)  # micrometres; share of the depth
-        if name not in nuclei.Split._fields or not 0 <= number <= largest or number == math.inf:
+        largest = {"sigma": 10, "h": 1}.get(name, 10_000)  # um; share of the depth; um^2
+        if name not in nuclei.Split._fields or not 0 <= number <= largest:
             raise InputError(
                 f"--split: found {change}, expected NAME=NUMBER, a name of "
-                f"{', '.join(nuclei.Split._fields)} and a number from 0 up (sigma to 10, h to 1)"
+                f"{', '.join(nuclei.Split._fields)} and a number from 0 up (sigma to 10, h to 1, "
+                f"others to 10,000)"
             )
         split = split._replace(**{name: number})
     return split
@@ -522,58 +807,6 @@ def find_checkpoint(ckpt: str | None) -> Path:
     return path
 
 
-def find_images(args) -> list[pairs.Pair]:
-    """The images to segment, sorted by name, each with the path of its reference mask or None."""
-    if not args.images:
-        if args.masks:
-            raise InputError("--masks: found it without --images, expected both; add --images")
-        root = Path(args.root)
-        return [
-            pairs.Pair(image["name"], root / image["image"], root / image["mask"])
-            for image in patches.read_manifest(root)["images"]
-            if image["split"] == "val"
-        ]
-    found = pairs.find_images(*args.images)
-    masks = pairs.find_images(args.masks) if args.masks else dict.fromkeys(found)
-    lonely = ", ".join(str(path) for name, path in found.items() if name not in masks)
-    if lonely:
-        raise InputError(f"{lonely}: found no mask of that name in {args.masks}, expected one each")
-    return [pairs.Pair(name, path, masks[name]) for name, path in found.items()]
-
-
-def check_images(todo, rank, processes) -> tuple[dict, list[str], list[str]]:
-    """Open all images, and decode the small ones and all references once, so that faults show
-    before anything is written. Big ones show theirs where they are read.
-
-    Returns the Windows by name, and the faults and the notes on references of all processes.
-    """
-    opened, faults, notes = {}, [], []
-    for index, pair in enumerate(todo):
-        try:
-            image = opened[pair.name] = windows.open_image(pair.image)
-            reference = windows.open_mask(pair.mask) if pair.mask else image
-            if (reference.height, reference.width) != (image.height, image.width):
-                raise InputError(
-                    f"{pair.mask}: found a mask of {reference.height} x {reference.width} pixels "
-                    f"(height x width), expected {image.height} x {image.width} as in "
-                    f"{pair.image}, replace one of them"
-                )
-            if index % processes == rank and not image.is_big:
-                image.read(0, 0, 1, 1)
-            if index % processes == rank and pair.mask:
-                notes += reference.notes
-                reference.close()
-            image.close()
-        except (InputError, OSError) as error:
-            faults.append(str(error))
-    everyones = utils.everyone((faults, notes))
-    faults, notes = (
-        list(dict.fromkeys(line for lines in part for line in lines))
-        for part in zip(*everyones, strict=True)
-    )
-    return opened, faults, notes
-
-
 def same_folder(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
@@ -581,19 +814,6 @@ def same_folder(one: Path, other: Path) -> bool:
 def file_mark(path: Path | None) -> list | None:
     """What changes when a file does: its size and its time."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path else None
-
-
-def finished_row(results: Path, name: str, made_with: dict) -> dict | None:
-    """An image's row, if an earlier run finished it with the same checkpoint and settings."""
-    record = results / "rows" / f"{name}.json"
-    masks = (results / f"{name}_prediction{suffix}" for suffix in (".png", ".tif"))
-    if not record.is_file() or not any(mask.is_file() for mask in masks):
-        return None
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return content["row"] if content["made_with"] == made_with else None
 
 
 if __name__ == "__main__":

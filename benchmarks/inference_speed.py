@@ -168,7 +168,7 @@ def ours(image, predict, tile):
     tiles = tiling.tiles_of(image.height, image.width, tile)
     counter = stitching.ContourCounter(image.height, image.width)
     with tempfile.TemporaryDirectory() as folder:
-        spool = mosaic.Spool(Path(folder) / "part", tile)
+        spool = mosaic.Spool(Path(folder), tile)
 
         def keep(predicted):
             spool.add(predicted.tile, predicted.probability >= 0.5)

@@ -53,7 +53,7 @@ def main(args):
         measure("split, measured, all files written", lambda: write_nuclei(task, tiles))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         for key in (*exports.FORMATS, "labels"):
-            path = exports.export_path(task.results, "a", key)
+            path = task.file(key)
             rows.append([path.name.removeprefix("a"), "", f"{path.stat().st_size / 1e6:.1f}"])
         measure("all files read back and compared", lambda: exports.check_exports(folder, "a"))
     with tempfile.TemporaryDirectory() as folder:
@@ -95,14 +95,14 @@ def slide(folder: Path, count: int) -> tuple[inference.Task, list[tiling.Tile]]:
         formats=exports.FORMATS, tiled={"tile": tiling.TILE}, results=folder,
     )  # fmt: skip
     contents = (mask[t.y : t.y + t.height, t.x : t.x + t.width] for t in tiles)
-    path = task.file("_prediction.tif")
+    path = task.file("big_prediction")
     mosaic.write_tiles(path, contents, tiles, tiling.TILE, np.uint8, PIXEL_SIZE)
     return task, tiles
 
 
 def write_nuclei(task: inference.Task, tiles: list[tiling.Tile]) -> None:
     """Find, measure and write the nuclei of a mask by windows."""
-    mask = windows.open_mask(task.file("_prediction.tif"), big=0)
+    mask = windows.open_mask(task.file("big_prediction"), big=0)
     inference.write_nuclei_by_tiles(task, mask, tiles, {})
 
 

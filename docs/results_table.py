@@ -19,7 +19,8 @@ import cv2
 
 from tissue.files import run_script
 from tissue.images import read_image
-from tissue.report import read_table, write_image
+from tissue.report import write_image
+from tissue.results import read_table
 
 PICTURES = Path(__file__).parent / "results"
 SHOWN = 160  # pixels of a picture's side in README; twice as many in its file

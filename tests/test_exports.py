@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 
 from tissue import exports, masks, pixel_size
 from tissue.files import InputError
+from tissue.results import path_of
 
 ALL = tuple(exports.FORMATS)
 SHAPE = 120, 150  # pixels
@@ -71,7 +72,7 @@ def export(folder, name="a", count=17, formats=ALL, pixel_size_um=0.25):
     table = measures(labels, pixel_size_um)
     with exports.NucleiFiles(folder, name, SHAPE, formats) as files:
         files.add(table, rings)
-    exports.write_labels(exports.export_path(folder, name, "labels"), labels, pixel_size_um)
+    exports.write_labels(path_of(folder, name, "labels"), labels, pixel_size_um)
     return labels, table
 
 
@@ -315,7 +316,7 @@ DIFFERENCES = [
 @pytest.mark.parametrize(("key", "spoil", "text"), DIFFERENCES)
 def test_a_file_that_differs_is_named_with_the_first_difference(tmp_path, key, spoil, text):
     export(tmp_path)
-    path = exports.export_path(tmp_path, "a", key)
+    path = path_of(tmp_path, "a", key)
     spoil(path)
     with pytest.raises(InputError, match=text) as error:
         exports.check_exports(tmp_path, "a")

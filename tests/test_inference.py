@@ -1,5 +1,11 @@
 """inference.py on images that are read by windows, on several processes, and its other uses."""
 
+import json
+import os
+import subprocess
+import sys
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -7,9 +13,9 @@ import tifffile
 import torch
 
 from model import UNet
-from tests.scripts import call, cut, infer, learn, table_of
+from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, table_of
 from tests.test_windows import write_ome_pyramid
-from tissue import masks, nuclei, windows
+from tissue import files, masks, nuclei, windows
 from tissue.colour import ONE, colour_of, to_colour
 from tissue.files import InputError
 from tissue.report import write_image
@@ -81,7 +87,7 @@ def test_a_big_image_gives_the_mask_and_counts_of_a_small_one(
     for row in rows:
         row.pop("seconds")
     assert rows[0] == rows[1]
-    assert not list((tmp_path / "big").glob(".*"))  # no process's tiles are left
+    assert [path.name for path in (tmp_path / "big").glob(".*")] == [".lock"]  # no tiles are left
 
 
 def test_glass_is_skipped_in_big_images_and_the_report_says_so(
@@ -275,7 +281,20 @@ def test_an_exported_network_says_what_it_takes(checkpoint, tmp_path, capsys, na
         (["--tile", 100], "--tile: found 100, expected a multiple of 16"),
         (["--tile", 64, "--overlap", 96], "--tile: found 64, expected a multiple of 16 of 96"),
         (["--overlap", 10], "--overlap: found 10, expected a multiple of 16"),
+        (["--tile", 0], "--tile: found 0"),
+        (["--tile", 10**9], "--tile: found 1000000000, expected 1 or more and at most"),
+        (["--overlap", -16], "--overlap: found -16"),
+        (["--overlap", 16 * 10**9], "--overlap: found 16000000000"),
+        (["--batch_size", -1], "--batch_size: found -1"),
+        (["--batch_size", "9" * 400], "--batch_size: found 9"),
+        (["--gpu_id", -5], "--gpu_id: found -5"),
         (["--pixel_size", 0], "--pixel_size: found 0"),
+        (["--pixel_size", "nan"], "--pixel_size: found nan"),
+        (["--pixel_size", "inf"], "--pixel_size: found inf"),
+        (["--pixel_size", 250], "--pixel_size: found 250"),
+        (["--pixel_size", 0.00025], "--pixel_size: found 0.00025"),
+        (["--threshold", "nan"], "--threshold: found nan"),
+        (["--threshold=-inf"], "--threshold: found -inf"),
         (["--export_model", "net.bin"], "expected a name in .pt2 or .onnx"),
     ],
 )
@@ -348,7 +367,9 @@ def test_split_changes_what_a_nucleus_is_and_is_recorded(slide, checkpoint, tmp_
     assert counts[0] > counts[1]
 
 
-@pytest.mark.parametrize("change", ["size=3", "h", "h=much", "sigma=-1", "h=nan", "sigma=1e9"])
+@pytest.mark.parametrize(
+    "change", ["size=3", "h", "h=much", "sigma=-1", "h=nan", "sigma=1e9", "hole=1e300"]
+)
 def test_a_split_that_is_none_is_named(slide, checkpoint, tmp_path, change):
     with pytest.raises(InputError, match=f"--split: found {change}, expected NAME=NUMBER"):
         infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--split", change)
@@ -367,3 +388,365 @@ def test_training_chooses_the_split_on_label_maps_and_inference_uses_it(labelled
     assert set(chosen) == set(nuclei.Split._fields)
     infer(tmp_path / "out", "--root", labelled, "--ckpt", run)
     assert f"smallest={chosen['smallest']:g}" in capsys.readouterr().out
+
+
+# --- the folder of results
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with three drawn images of 80 x 90 pixels, a, b and c, and one with their masks."""
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        tissue = draw_tissue(80, 90, seed=seed)
+        for folder, pixels in (("images", tissue.image), ("masks", tissue.labels > 0)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_image(tmp_path / folder / f"{name}.png", pixels)
+    return tmp_path / "images"
+
+
+def names_in(results):
+    page = (results / "report.html").read_text(encoding="utf-8")
+    names = [row["image"] for row in table_of(results / "counts.csv")]
+    assert [name for name in names if f'data-value="{name}"' in page] == names
+    return names
+
+
+def times(results, *endings):
+    paths = [path for path in sorted(results.iterdir()) if path.name.endswith(endings)]
+    return {path.name: path.stat().st_mtime_ns for path in paths}
+
+
+def test_images_of_several_calls_are_all_in_the_tables(pictures, checkpoint, tmp_path, capsys):
+    results = tmp_path / "out"
+    for name in "abc":
+        infer(results, "--ckpt", checkpoint, "--images", pictures / f"{name}.png")
+    assert "2 images of earlier calls" in capsys.readouterr().out
+    assert names_in(results) == ["a", "b", "c"]
+    infer(tmp_path / "at once", "--ckpt", checkpoint, "--images", pictures)
+    tables = [table_of(folder / "counts.csv") for folder in (results, tmp_path / "at once")]
+    for row in tables[0] + tables[1]:
+        row.pop("seconds")
+    assert tables[0] == tables[1]
+
+
+def test_other_settings_stay_in_the_tables_and_are_said(pictures, checkpoint, tmp_path, capsys):
+    results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images"]
+    infer(results, *flags, pictures / "a.png", pictures / "b.png")
+    assert "same settings" not in (results / "report.html").read_text()
+    infer(results, *flags, pictures / "c.png", "--threshold", 0.6, "--masks", tmp_path / "masks")
+    assert names_in(results) == ["a", "b", "c"]
+    assert [bool(row["dice"]) for row in table_of(results / "counts.csv")] == [False, False, True]
+    page = (results / "report.html").read_text()
+    assert "same settings: other threshold" in page
+    assert "0.5 (2 images); 0.6 (1 image)" in page
+    assert "same settings: other threshold" in capsys.readouterr().out
+
+
+def test_an_image_without_its_results_leaves_the_tables(pictures, checkpoint, tmp_path, capsys):
+    results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images"]
+    infer(results, *flags, pictures)
+    (results / "a_labels.tif").unlink()
+    (results / "b_image.png").write_bytes(b"")
+    infer(results, *flags, pictures / "c.png")
+    assert names_in(results) == ["c"]
+    assert "a_labels.tif: gone or changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_exports_stay_and_come_later_without_predicting_again(
+    slide, checkpoint, tmp_path, monkeypatch, capsys, big
+):
+    if big:
+        monkeypatch.setattr(windows, "BIG", 1)
+    flags = ["--ckpt", checkpoint, "--images", slide, *TILES]
+    infer(tmp_path / "at once", *flags, "--export")
+    results = tmp_path / "out"
+    infer(results, *flags)
+    predicted = times(results, "_prediction.png", "_prediction.tif", "_overlay.png", "_image.png")
+    assert len(predicted) == 3 and not (results / "big_rois.zip").exists()
+    infer(results, *flags, "--export", "--check_exports")
+    files = "big_nuclei.csv, big_nuclei.geojson, big_rois.zip, big_coco.json, big_labels.tif"
+    out = capsys.readouterr().out
+    assert f"the same in {files}" in out and "exported from the masks" in out
+    exported = fingerprint(results)
+    for ending in ("rois.zip", "coco.json", "nuclei.csv", "nuclei.geojson", "labels.tif"):
+        assert (results / f"big_{ending}").read_bytes() == (
+            tmp_path / "at once" / f"big_{ending}"
+        ).read_bytes()
+    infer(results, *flags)  # without --export
+    assert times(results, *predicted) == predicted
+    again = fingerprint(results)
+    assert {path for path in exported if exported[path] != again[path]} <= {
+        results / name for name in ("counts.csv", "errors.csv", "report.html")
+    }
+
+
+def test_overwrite_redoes_and_exports_what_was_exported(pictures, checkpoint, tmp_path):
+    results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(results, *flags, "--export")
+    before = times(results, "")
+    infer(results, *flags, "--overwrite")
+    after = times(results, "")
+    assert set(before) == set(after)
+    names = {"a_prediction.png", "a_rois.zip", "a_coco.json", "a_labels.tif", "a_nuclei.csv"}
+    assert all(after[name] > before[name] for name in names)
+
+
+ALL_FILES = ["prediction.png", "image.png", "overlay.png", "gt.png", "errors.png", "labels.tif"]
+ALL_FILES += ["nuclei.csv", "nuclei.geojson", "rois.zip", "coco.json"]
+
+
+@pytest.mark.parametrize("change", ["deleted", "emptied", "cut", "a link"])
+def test_a_file_that_was_deleted_or_cut_is_made_anew(
+    pictures, checkpoint, tmp_path, capsys, change
+):
+    results = tmp_path / "out"
+    flags = ["--ckpt", checkpoint, "--images", pictures / "a.png", "--masks", tmp_path / "masks"]
+    infer(results, *flags, "--export")
+    whole = {name: (results / f"a_{name}").read_bytes() for name in ALL_FILES}
+    for name in ALL_FILES:
+        path = results / f"a_{name}"
+        path.unlink()
+        if change == "a link":
+            (tmp_path / "elsewhere").write_bytes(whole[name])
+            path.symlink_to(tmp_path / "elsewhere")
+        elif change != "deleted":
+            path.write_bytes(whole[name][: -1 if change == "cut" else 0])
+        infer(results, *flags, "--check_exports")
+        out = capsys.readouterr().out
+        assert f"a_{name}: gone or changed since the image was finished; made anew" in out
+        assert "pixels, the same in a_nuclei.csv, a_nuclei.geojson, a_rois.zip" in out
+        assert not path.is_symlink()
+        assert {name: (results / f"a_{name}").read_bytes() for name in ALL_FILES} == whole
+
+
+def test_exports_of_a_finished_image_are_checked(pictures, checkpoint, tmp_path, capsys):
+    results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(results, *flags, "--export")
+    path = results / "a_coco.json"
+    path.write_text(path.read_text().replace('"id":1,', '"id":9,'))  # as long as it was
+    infer(results, *flags)
+    assert "1 of them finished already" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"a_coco\.json: found id 9 at nucleus 1, expected id 1"):
+        infer(results, *flags, "--check_exports")
+
+
+def test_bad_records_are_said_and_their_images_made_anew(pictures, checkpoint, tmp_path, capsys):
+    results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images"]
+    infer(results, *flags, pictures)
+    expected = table_of(results / "counts.csv")
+    record = results / "rows" / "a.json"
+    whole = record.read_text()
+    for spoiled in (
+        "", "{", "null", whole[:-20], whole.replace('"nuclei": ', '"nuclei": -'),
+        whole.replace('"height": 80', '"height": NaN'), whole.replace('"image": "a"', '"image": 3'),
+        whole.replace('"tissue"', '"tissues"'), (results / "rows" / "b.json").read_text(),
+    ):  # fmt: skip
+        assert spoiled != whole
+        record.write_text(spoiled)
+        infer(results, *flags, pictures)
+        said = [line for line in capsys.readouterr().out.splitlines() if "a.json: found" in line]
+        assert len(said) == 1 and said[0].endswith("made anew")
+        found = table_of(results / "counts.csv")
+        for row in found + expected:
+            row.pop("seconds", None)
+        assert found == expected
+    record.write_text("{")
+    infer(results, *flags, pictures / "c.png")  # of another image: said, and not in the tables
+    assert "a.json: found no valid record" in capsys.readouterr().out
+    assert names_in(results) == ["b", "c"]
+
+
+def test_a_second_call_into_the_folder_is_told_who_is_there(pictures, checkpoint, tmp_path):
+    results = tmp_path / "out"
+    command = [sys.executable, "inference.py", "--gpu_id", "-1", "--ckpt", str(checkpoint)]
+    command += ["--images", str(pictures), "--image_folder", str(results)]
+    with files.locked(results, "writes results"):
+        before = fingerprint(results)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert fingerprint(results) == before
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"found process {os.getpid()} on" in done.stderr and "writes results" in done.stderr
+
+
+def test_two_calls_at_once_leave_the_results_of_one(pictures, checkpoint, tmp_path):
+    """Each started as a user does, with other settings; who comes second is told, or redoes all."""
+    results = tmp_path / "out"
+    command = [sys.executable, "inference.py", "--gpu_id", "-1", "--ckpt", str(checkpoint)]
+    command += ["--images", str(pictures), "--image_folder", str(results), "--threshold"]
+    calls = [
+        subprocess.Popen([*command, threshold], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        for threshold in ("0.3", "0.7")
+    ]
+    said = [one.communicate(timeout=300)[1] for one in calls]
+    for one, text in zip(calls, said, strict=True):
+        assert one.returncode in (0, 2)
+        assert one.returncode == 0 or "writing here, expected nobody" in text
+    assert 0 in [one.returncode for one in calls]
+    made = [json.loads(path.read_text()) for path in (results / "rows").glob("*.json")]
+    (threshold,) = {record["made_with"]["threshold"] for record in made}
+    alone = tmp_path / "alone"
+    infer(alone, "--ckpt", checkpoint, "--images", pictures, "--threshold", threshold)
+    for path in alone.glob("[abc]_*"):
+        assert (results / path.name).read_bytes() == path.read_bytes()
+
+
+def test_tiles_that_a_killed_run_left_are_removed(slide, checkpoint, tmp_path):
+    """One that is killed while it writes tiles of a big image."""
+    code = """
+import os, sys
+import inference
+from tissue import mosaic, windows
+windows.BIG = 1
+add = mosaic.Spool.add
+def add_and_die(self, *tile):
+    add(self, *tile)
+    self.file.flush()
+    os.kill(os.getpid(), 9)
+mosaic.Spool.add = add_and_die
+inference.main(inference.parse_args(sys.argv[1:]))
+"""
+    results = tmp_path / "out"
+    flags = ["--ckpt", checkpoint, "--images", slide, *TILES]
+    with pytest.raises(AssertionError):
+        call(tmp_path, code, [*flags, "--image_folder", results, "--gpu_id", -1], 1)
+    assert len(list(results.glob(".*.part"))) == 1
+    infer(results, *flags)
+    assert not list(results.glob(".*.part*"))
+    assert names_in(results) == ["big"]
+
+
+def test_links_in_the_folder_are_replaced_and_not_followed(pictures, checkpoint, tmp_path):
+    results, victim = tmp_path / "out", tmp_path / "victim"
+    (results / "rows").mkdir(parents=True)
+    victim.write_text("mine")
+    names = [f"a_{name}" for name in ALL_FILES] + ["counts.csv", "errors.csv", "report.html"]
+    for name in [*names, "rows/a.json", ".lock.txt"]:
+        (results / name).symlink_to(victim)
+    flags = ["--ckpt", checkpoint, "--images", pictures / "a.png", "--masks", tmp_path / "masks"]
+    infer(results, *flags, "--export")
+    assert victim.read_text() == "mine"
+    assert not [path for path in results.rglob("*") if path.is_symlink()]
+    assert all((results / name).stat().st_size > 10 for name in names)
+
+
+def test_a_folder_of_records_that_is_a_link_is_one_line(pictures, checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "rows").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="rows: found a link or a file, expected a folder"):
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", pictures)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rows"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../evil", "../../evil", "/tmp/evil", "a\0b", "x" * 250, ".."])
+def test_a_name_in_the_manifest_leads_nowhere(labelled, checkpoint, tmp_path, name):
+    manifest = json.loads((labelled / "patches.json").read_text())
+    for image in manifest["images"]:
+        if image["split"] == "val":
+            image["name"] = name
+    (labelled / "patches.json").write_text(json.dumps(manifest))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as error:
+        infer(tmp_path / "some" / "out", "--root", labelled, "--ckpt", checkpoint)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_that_differ_by_case_alone_are_refused(pictures, checkpoint, tmp_path):
+    (pictures / "b.png").rename(pictures / "A.tif")
+    with pytest.raises(InputError, match="differ"):
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", pictures)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_give_the_same_bytes(pictures, checkpoint, tmp_path):
+    for folder in ("one", "two"):
+        flags = ["--ckpt", checkpoint, "--images", pictures, "--masks", tmp_path / "masks"]
+        infer(tmp_path / folder, *flags, "--export")
+        time.sleep(2.1 if folder == "one" else 0)  # a zip tells two seconds apart
+    files = [path for path in (tmp_path / "one").iterdir() if path.name[1] == "_"]
+    assert len(files) == 3 * len(ALL_FILES)
+    for path in [*files, tmp_path / "one" / "errors.csv"]:
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path
+
+
+# --- names and masks
+
+
+def test_names_of_any_script_work_from_end_to_end(checkpoint, tmp_path):
+    """As a command, on a stream that can say ASCII alone."""
+    tissue = draw_tissue(80, 90, seed=1)
+    images, masks = tmp_path / "Gewebe_ä_日本", tmp_path / "Masken_ä_日本"
+    for folder, pixels in ((images, tissue.image), (masks, tissue.labels > 0)):
+        folder.mkdir()
+        write_image(folder / "bild ü.png", pixels)
+    results = tmp_path / "Ergebnis_ä_日本"
+    command = [sys.executable, "inference.py", "--gpu_id", "-1", "--ckpt", checkpoint, "--export"]
+    command += ["--images", images, "--masks", masks, "--image_folder", results, "--check_exports"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    for said in ("bild \\xfc: ", "1 of them finished already"):
+        done = subprocess.run(
+            [*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+    assert names_in(results) == ["bild ü"]
+    assert all((results / f"bild ü_{name}").stat().st_size for name in ALL_FILES)
+
+
+def test_masks_are_matched_without_case_and_unicode_form(pictures, checkpoint, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    (pictures / "a.png").rename(pictures / "B\u00e4r.png")
+    (masks / "a.png").rename(masks / "ba\u0308R.png")
+    (pictures / "c.png").unlink()
+    infer(tmp_path / "out", "--ckpt", checkpoint, "--images", pictures, "--masks", masks)
+    assert all(row["dice"] for row in table_of(tmp_path / "out" / "counts.csv"))
+    assert "c.png: without an image of that name, passed over" in capsys.readouterr().out
+
+
+# --- pixel sizes
+
+
+def sized(path, size):
+    image = draw_tissue(80, 90, seed=1).image
+    tifffile.imwrite(
+        path, image, photometric="rgb", resolution=(1e4 / size,) * 2, resolutionunit="CENTIMETER"
+    )
+
+
+def test_what_is_resampled_is_said_in_a_line_for_each_size(checkpoint, tmp_path, capsys):
+    for name, size in (("a", 0.5), ("b", 0.5), ("c", 0.125), ("d", 0.25)):
+        sized(tmp_path / f"{name}.tif", size)
+    flags = ["--ckpt", checkpoint, "--images"]
+    infer(tmp_path / "out", *flags, *(tmp_path / f"{name}.tif" for name in "abcd"))
+    out = capsys.readouterr().out
+    assert "a and 1 more: 0.5 um a pixel, enlarged 2 times for the network's 0.25 um\n" in out
+    assert "c: 0.125 um a pixel, reduced 2 times for the network's 0.25 um\n" in out
+    assert out.count("um a pixel") == 2
+
+
+def test_a_network_without_a_pixel_size_resamples_nothing_and_says_so(checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True) | {"pixel_size_um": None}
+    torch.save(content, tmp_path / "net.pt")
+    sized(tmp_path / "a.tif", 0.5)
+    infer(tmp_path / "out", "--ckpt", tmp_path / "net.pt", "--images", tmp_path / "a.tif")
+    out = capsys.readouterr().out
+    assert "net.pt does not say its pixel size: no image is resampled" in out
+    assert "times" not in out
+
+
+def test_pixel_sizes_far_from_the_network_s_are_all_named(checkpoint, tmp_path):
+    sized(tmp_path / "a.tif", 2.5)
+    sized(tmp_path / "b.tif", 0.02)
+    sized(tmp_path / "c.tif", 0.25)
+    paths = [tmp_path / f"{name}.tif" for name in "abc"]
+    with pytest.raises(InputError) as error:
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", *paths)
+    text = str(error.value)
+    assert f"{paths[0]}: found a pixel size of 2.5 um" in text and "--pixel_size" in text
+    assert f"{paths[1]}: found a pixel size of 0.02 um" in text and "c.tif" not in text
+    with pytest.raises(InputError, match="--pixel_size: found a pixel size of 5 um"):
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", *paths, "--pixel_size", 5)
+    assert not (tmp_path / "out").exists()

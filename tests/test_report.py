@@ -1,6 +1,5 @@
 """Pictures, tables and the page: by hand on small masks, and in a real browser."""
 
-import csv
 import html.parser
 import json
 import re
@@ -11,7 +10,7 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from tissue import report
+from tissue import agreement, report
 from tissue.synthetic import draw_tissue
 
 NAMES = [
@@ -28,6 +27,16 @@ NAMES = [
     "$lead ${rows}",
     "javascript:alert(1)",
 ]
+
+
+# As README's legend has them: of Okabe and Ito, RGB.
+COLOURS = {
+    "matched": (255, 255, 255),
+    "missed": (86, 180, 233),
+    "merged": (0, 158, 115),
+    "split": (240, 228, 66),
+    "spurious": (213, 94, 0),
+}
 
 
 def row(name, nuclei=10, reference=None, **more):
@@ -101,67 +110,33 @@ def test_an_error_overlay_colours_each_nucleus_by_its_class(numbers):
         labels[:, boxes[name]] = label
     reference[:, boxes["matched"]], reference[:, boxes["missed"]] = 1, 2
     classes = [np.array(predicted), np.array(true)]
-    if numbers:
-        order = ["", *report.ERROR_COLOURS]
-        classes = [np.array([order.index(name) for name in names]) for names in classes]
+    if numbers:  # as `agreement.errors` gives them
+        codes = {"": 0, "matched": agreement.MATCHED, "missed": agreement.MISSED}
+        codes |= {"merged": agreement.MERGED, "split": agreement.SPLIT}
+        codes |= {"spurious": agreement.SPURIOUS}
+        classes = [np.array([codes[name] for name in names]) for names in classes]
     drawn = report.error_overlay(np.full((8, 40, 3), 7, np.uint8), labels, reference, *classes)
     for name, box in boxes.items():
         width = 1 if name == "matched" else 2
         inner = drawn[width : 8 - width, box][:, width : 8 - width]
         assert (inner == 7).all(), name
         frame = drawn[:, box].copy()
-        frame[width : 8 - width, width : 8 - width] = report.ERROR_COLOURS[name]
-        assert (frame == report.ERROR_COLOURS[name]).all(), name
+        frame[width : 8 - width, width : 8 - width] = COLOURS[name]
+        assert (frame == COLOURS[name]).all(), name
 
 
-# --- tables
-
-
-def test_counts_have_all_columns_and_stay_empty_where_nothing_is_known(tmp_path):
-    rows = [row("a", 12, 10, aji=np.float32(0.5), nuclei_per_mm2=float("nan")), row("b", 7)]
-    report.write_counts(tmp_path / "counts.csv", rows)
-    first, second = report.read_table(tmp_path / "counts.csv")
-    assert tuple(first) == report.COUNT_COLUMNS
-    assert (first["nuclei"], first["gt_nuclei"], first["dice"]) == ("12", "10", "0.9000")
-    assert (first["aji"], first["nuclei_per_mm2"], first["pq"]) == ("0.5000", "", "")
-    assert second["gt_nuclei"] == second["dice"] == ""
-
-
-def test_errors_have_a_row_per_image(tmp_path):
-    counts = dict(zip(report.ERROR_COLUMNS[1:], range(6), strict=True))
-    report.write_errors(tmp_path / "errors.csv", [{"image": "a", **counts}])
-    (found,) = report.read_table(tmp_path / "errors.csv")
-    assert found == {"image": "a", **{key: str(value) for key, value in counts.items()}}
-
-
-@pytest.mark.parametrize("name", [*NAMES, "\tTab", "\uff1d1+1"])
-def test_no_name_is_a_formula_in_a_spreadsheet_and_all_read_back_right(tmp_path, name):
-    report.write_counts(tmp_path / "counts.csv", [row(name)])
-    with (tmp_path / "counts.csv").open(newline="", encoding="utf-8") as file:
-        (written,) = csv.DictReader(file)
-    assert not written["image"].startswith(report.FORMULA)
-    assert written["image"] in (name, f"'{name}")
-    (read,) = report.read_table(tmp_path / "counts.csv")
-    assert read["image"] == name
-
-
-def test_a_file_name_that_is_no_text_stops_nothing(tmp_path):
-    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # Latin-1, as os.listdir gives it
-    write_pictures(tmp_path, name)
-    report.write_counts(tmp_path / "counts.csv", [row(name)])
-    link = Elements(page_of(tmp_path, [row(name)])).attributes("a", "href")[0]
-    assert (tmp_path / urllib.parse.unquote(link, errors="surrogateescape")).is_file()
+# --- what the rows come to
 
 
 def test_agreement_of_counts_by_hand():
     rows = [row("a", 12, 10), row("b", 18, 20), row("c", 36, 30), row("d", 5)]
-    agreement = report.count_agreement(rows)
-    assert (agreement.counted, agreement.images) == ("nuclei", 3)
-    assert agreement.absolute_error == pytest.approx(10 / 3)
-    assert agreement.relative_error == pytest.approx((0.2 + 0.1 + 0.2) / 3)
-    assert agreement.bias == pytest.approx(2)
-    assert agreement.limits == pytest.approx((2 - 1.96 * 4, 2 + 1.96 * 4))
-    assert agreement.r2 == pytest.approx(1 - (4 + 4 + 36) / 200)
+    agreed = report.count_agreement(rows)
+    assert (agreed.counted, agreed.images) == ("nuclei", 3)
+    assert agreed.absolute_error == pytest.approx(10 / 3)
+    assert agreed.relative_error == pytest.approx((0.2 + 0.1 + 0.2) / 3)
+    assert agreed.bias == pytest.approx(2)
+    assert agreed.limits == pytest.approx((2 - 1.96 * 4, 2 + 1.96 * 4))
+    assert agreed.r2 == pytest.approx(1 - (4 + 4 + 36) / 200)
 
 
 def test_agreement_of_few_or_equal_images_leaves_out_what_is_not_defined():
@@ -177,7 +152,7 @@ def test_the_terminal_s_table_has_the_columns_that_are_known_and_a_mean():
     assert lines[0].split(" | ")[:3] == ["image    ", "nuclei", "reference nuclei"]
     assert "AJI" not in lines[0]
     assert lines[3].split(" | ")[:2] == ["mean     ", "  10.0"]
-    assert lines[4] == "mean absolute error of the count of nuclei: 20.0%"
+    assert lines[4] == "mean relative count error of nuclei: 20.0%"
 
 
 # --- the page
@@ -210,6 +185,42 @@ def test_any_name_is_shown_as_it_is_and_links_to_its_files(tmp_path, name):
     assert links == [f"{name}{ending}" for ending in endings]
     assert len([tag for tag, _ in elements.tags if tag == "script"]) == 1
     assert not any(key.startswith("on") for _, attributes in elements.tags for key in attributes)
+
+
+def test_a_file_name_that_is_no_text_is_linked(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # Latin-1, as os.listdir gives it
+    write_pictures(tmp_path, name)
+    link = Elements(page_of(tmp_path, [row(name)])).attributes("a", "href")[0]
+    assert (tmp_path / urllib.parse.unquote(link, errors="surrogateescape")).is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(40), None])
+def test_a_damaged_picture_is_said_to_be_unreadable(tmp_path, content):
+    write_pictures(tmp_path, "a", layers=("image", "overlay"))
+    path = tmp_path / "a_overlay.png"
+    path.write_bytes(path.read_bytes()[:60] + bytes(500) if content is None else content)
+    page = page_of(tmp_path, [row("a")])
+    assert page.count("data:image/jpeg") == 1 and ">unreadable</a>" in page
+
+
+def test_the_page_says_that_settings_differ(tmp_path):
+    assert "same settings" not in page_of(tmp_path, [row("a")])
+    report.write_report(tmp_path / "report.html", tmp_path, [row("a")], {}, ["threshold", "split"])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Not all images of this folder have the same settings" in page
+    assert "other threshold, split" in page
+
+
+def test_an_error_without_a_reference_count_is_nowhere_nan(tmp_path):
+    rows = [row("a", 3, 0, dice=float("nan")), row("b", 2, 0, dice=float("nan"))]
+    for text in (Elements(page_of(tmp_path, rows)).text, report.text_table(rows)):
+        assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
+
+
+def test_the_count_error_is_called_what_it_is(tmp_path):
+    rows = [row("a", 12, 10), row("b", 18, 20)]  # off by 2 and 2: 20 % and 10 %
+    text = " ".join(Elements(page_of(tmp_path, rows)).text.split())
+    assert "mean absolute count error of nuclei2.0mean relative count error 15.0 %" in text
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])

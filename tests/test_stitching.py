@@ -56,7 +56,7 @@ def test_objects_that_meet_at_a_corner_of_four_tiles_are_one():
 def test_a_mosaic_holds_the_tiles_of_all_processes(tmp_path, generator):
     mask = blobs(generator, 300, 500, 9) > 0.5
     tiles = tiles_of(300, 500, 128)
-    spools = [Spool(tmp_path / f".part{rank}", 128) for rank in range(3)]
+    spools = [Spool(tmp_path, 128) for _ in range(3)]
     for index, part in enumerate(tiles):
         pixels = mask[part.y : part.y + part.height, part.x : part.x + part.width]
         spools[index % 3].add(part, pixels)

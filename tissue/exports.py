@@ -7,7 +7,6 @@ nucleus' pixels enclose exactly its area. Texts of JSON are ASCII, so any name s
 
 import csv
 import json
-import struct
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ import roifile
 import tifffile
 
 from tissue.files import InputError, replacing
+from tissue.results import path_of
 
 CLASS = "Nucleus"
 COLOUR = (255, 224, 0)  # RGB; in QuPath, as in the overlay
@@ -35,8 +35,11 @@ LARGEST_TIFF = 2**32 - 2**25  # bytes; offsets of a classic TIFF have 32 bits
 ROI_VERSION = 228
 LARGEST_ROI_INTEGER = 32767
 
-_DAMAGED = (ValueError, LookupError, TypeError, struct.error)  # what readers raise on other bytes
-_DAMAGED += (zipfile.BadZipFile, tifffile.TiffFileError)
+_AGAIN = "run inference.py with --overwrite"
+
+# Of the files in a ROI zip, so that equal nuclei give equal bytes: the first time that a zip can
+# tell, a plain file, made on Unix.
+ROI_TIME, ROI_MODE, ROI_SYSTEM = (1980, 1, 1, 0, 0, 0), 0o644 << 16, 3
 
 
 def write_labels(path: Path | str, labels: np.ndarray, pixel_size_um: float | None) -> None:
@@ -82,9 +85,9 @@ class NucleiFiles:
         shape: tuple[int, int],
         formats: Sequence[str] = ("csv", "geojson"),
     ):
-        self.paths = {key: export_path(folder, name, key) for key in formats}
+        self.paths = {key: path_of(folder, name, key) for key in formats}
         self.count = 0  # nuclei
-        self._outdated = [export_path(folder, name, key) for key in FORMATS if key not in formats]
+        self._outdated = [path_of(folder, name, key) for key in FORMATS if key not in formats]
         self._image = _Image(name, *shape)
         self._columns = None
 
@@ -138,29 +141,27 @@ class Exported(NamedTuple):
         return f"{self.nuclei} nuclei, {self.area_px} pixels, the same in {', '.join(self.files)}"
 
 
-def export_path(folder: Path | str, name: str, key: str) -> Path:
-    """Where the file of a format (a key of FORMATS, or "labels") of an image lies."""
-    ending = "_labels.tif" if key == "labels" else FORMATS[key].ending
-    return Path(folder) / f"{name}{ending}"
-
-
-def check_exports(folder: Path | str, name: str) -> Exported:
+def check_exports(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> Exported:
     """Read back what there is of an image's exports, and compare ids and areas with the CSV's.
 
-    The area of a polygon is that of its outline (the shoelace formula), of a label its number of
-    pixels. Raises InputError that names the file and the first difference.
+    `kinds` are keys of FORMATS, and "labels", that must be there. The area of a polygon is that of
+    its outline (the shoelace formula), of a label its number of pixels. Raises InputError that
+    names the file and the first difference.
     """
-    path = export_path(folder, name, "csv")
-    ids, areas = _reading(path, _read_csv)
+    readers = {key: export.read for key, export in FORMATS.items()} | {"labels": _read_labels}
+    paths = {key: path_of(folder, name, key) for key in readers}
+    for key, path in paths.items():
+        if key in ("csv", *kinds) and not path.is_file():
+            raise InputError(f"{path}: not found, expected it beside the others, {_AGAIN}")
+    path = paths.pop("csv")
+    ids, areas = _reading(path, readers["csv"])
     if len(np.unique(ids)) != len(ids):
-        raise InputError(f"{path}: found an id twice, expected one row per nucleus")
+        raise InputError(f"{path}: found an id twice, expected one row per nucleus, {_AGAIN}")
     files = [path.name]
-    readers = {key: export.read for key, export in FORMATS.items() if key != "csv"}
-    for key, read in (readers | {"labels": _read_labels}).items():
-        other = export_path(folder, name, key)
-        if other.exists():
+    for key, other in paths.items():
+        if other.is_file():
             order = np.argsort(ids) if key == "labels" else slice(None)
-            _compare(path, ids[order], areas[order], other, *_reading(other, read))
+            _compare(path, ids[order], areas[order], other, *_reading(other, readers[key]))
             files.append(other.name)
     return Exported(len(ids), int(areas.sum()), tuple(files))
 
@@ -175,7 +176,6 @@ class _Image(NamedTuple):
 
 
 class _Format(NamedTuple):
-    ending: str
     write: Callable  # (path, _Image) -> context of (columns, rows, rings) -> None
     read: Callable  # path -> ids, areas
 
@@ -272,7 +272,7 @@ def _read_coco(path):
 
 @contextmanager
 def _write_rois(path, image):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(path, "w") as archive:
 
         def write(columns, rows, rings):
             at = columns.index("id")
@@ -282,7 +282,9 @@ def _write_rois(path, image):
                 roi = roifile.ImagejRoi.frompoints(points, name=str(row[at]))
                 roi.roitype = roifile.ROI_TYPE.POLYGON
                 roi.version = ROI_VERSION
-                archive.writestr(f"{row[at]}.roi", roi.tobytes())
+                entry = zipfile.ZipInfo(f"{row[at]}.roi", ROI_TIME)
+                entry.external_attr, entry.create_system = ROI_MODE, ROI_SYSTEM
+                archive.writestr(entry, roi.tobytes(), zipfile.ZIP_DEFLATED, compresslevel=1)
 
         yield write
 
@@ -294,10 +296,10 @@ def _read_rois(path):
 
 
 FORMATS = {
-    "csv": _Format("_nuclei.csv", _write_csv, _read_csv),
-    "geojson": _Format("_nuclei.geojson", _write_geojson, _read_geojson),
-    "rois": _Format("_rois.zip", _write_rois, _read_rois),
-    "coco": _Format("_coco.json", _write_coco, _read_coco),
+    "csv": _Format(_write_csv, _read_csv),
+    "geojson": _Format(_write_geojson, _read_geojson),
+    "rois": _Format(_write_rois, _read_rois),
+    "coco": _Format(_write_coco, _read_coco),
 }
 
 
@@ -379,11 +381,13 @@ def _reading(path, read):
     """Call `read(path)`, and turn what it raises on bytes that are not ours into InputError."""
     try:
         return read(path)
-    except _DAMAGED as error:
+    except OSError:
+        raise
+    except Exception as error:  # readers raise nearly anything on other bytes
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{path}: found a file that cannot be read back ({said}), expected what inference.py "
-            f"writes, run it again"
+            f"{path}: found a file that cannot be read back ({said:.200}), expected what "
+            f"inference.py writes, {_AGAIN}"
         ) from error
 
 
@@ -398,6 +402,4 @@ def _compare(path, ids, areas, other, other_ids, other_areas):
         found, expected = f"{other_areas[at]:g} pixels for nucleus {ids[at]}", f"{areas[at]:g}"
     else:
         return
-    raise InputError(
-        f"{other}: found {found}, expected {expected} as in {path}, run inference.py again"
-    )
+    raise InputError(f"{other}: found {found}, expected {expected} as in {path}, {_AGAIN}")

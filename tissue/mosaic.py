@@ -4,6 +4,7 @@ Each process puts its tiles, compressed, one behind the other into a file of its
 of them puts all tiles in order. What is compressed once is copied as it is.
 """
 
+import secrets
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from tissue.files import replacing
+from tissue.files import PART, replacing
 from tissue.tiling import Tile
 
 
 class Spool:
-    """A file of compressed tiles of a mask, each tile x tile pixels, and where each lies in it."""
+    """A file of compressed tiles of a mask, each tile x tile pixels, and where each lies in it.
 
-    def __init__(self, path: Path, tile: int):
-        self.path, self.tile = path, tile
+    It is a new, hidden file in `folder`; what a killed run leaves of it, `files.locked` removes.
+    """
+
+    def __init__(self, folder: Path, tile: int):
+        self.path, self.tile = folder / f".{secrets.token_hex(6)}{PART}", tile
         self.places = {}  # Tile -> (offset, bytes)
-        self.file = path.open("wb")
+        self.file = self.path.open("xb")
 
     def add(self, part: Tile, mask: np.ndarray) -> None:
         """Add a tile, bool (h, w), filled up with background to tile x tile pixels."""
@@ -35,6 +39,13 @@ class Spool:
         """Close the file and return for each tile the file, the offset and the bytes."""
         self.file.close()
         return {part: (self.path, *place) for part, place in self.places.items()}
+
+    def remove(self) -> None:
+        """Remove the file, be it closed or not."""
+        try:
+            self.file.close()
+        finally:
+            self.path.unlink(missing_ok=True)
 
 
 def write_mosaic(

@@ -1,7 +1,6 @@
-"""What a person opens: overlays, contact sheets, counts.csv, errors.csv, report.html."""
+"""What a person opens: overlays, contact sheets, report.html."""
 
 import base64
-import csv
 import html
 import math
 import os
@@ -15,13 +14,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tissue import agreement
+from tissue import agreement, results
 from tissue.files import replacing
-
-COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
-COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
-COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
-ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
 
 OUTLINE = (255, 224, 0)  # RGB; yellow stands out from both stains
 # Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind people can tell apart, without
@@ -41,18 +35,15 @@ ERROR_MEANINGS = {
     "spurious": "found, not in the reference",
 }
 
-# A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; the wide forms count in
-# East Asian locales).
-FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
-
 LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
 FILES = {
-    "_nuclei.csv": "CSV",
-    "_nuclei.geojson": "GeoJSON",
-    "_labels.tif": "labels",
-    "_rois.zip": "ROIs",
-    "_coco.json": "COCO",
-    "_prediction.png": "mask",
+    "csv": "CSV",
+    "geojson": "GeoJSON",
+    "labels": "labels",
+    "rois": "ROIs",
+    "coco": "COCO",
+    "prediction": "mask",
+    "big_prediction": "mask",
 }
 
 
@@ -88,7 +79,9 @@ JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
 DEFINITIONS = {
     "nuclei": "Objects after touching ones are split and specks are dropped.",
     "contours": "Outer contours of the mask: touching nuclei are one, holes are not counted.",
-    "count error": "Mean over images of |predicted - reference|, and of that / reference.",
+    "mean absolute count error": "Mean over images of |predicted - reference|.",
+    "mean relative count error": "Mean over images with any in the reference of |predicted - "
+    "reference| / reference.",
     "bias, limits of agreement": "Mean of predicted - reference, and that mean \u00b1 1.96 "
     "standard deviations, between which 95 % of images are expected (Bland and Altman 1986).",
     "R\u00b2": "1 - sum of squared differences to the reference / sum of squared differences of "
@@ -127,14 +120,15 @@ def error_overlay(
     """The image with each nucleus outlined in the colour of its class (ERROR_COLOURS).
 
     `image` is RGB uint8 (H, W, 3), both label maps integer (H, W) with 0 as background. The class
-    arrays have a class per label, at the label's own place, 0's is not used: keys of ERROR_COLOURS,
-    or their numbers, counted from 1. Of the reference, what is not matched is drawn, below the
-    prediction. An outline is two pixels wide where something is wrong, but one where the prediction
-    shows the same fault. Returns RGB uint8 (H, W, 3).
+    arrays have a class per label, at the label's own place, 0's is not used: names or numbers of
+    `agreement.CLASSES`, as `agreement.errors` gives them. Of the reference, what is not matched is
+    drawn, below the prediction. An outline is two pixels wide where something is wrong, but one
+    where the prediction shows the same fault. Returns RGB uint8 (H, W, 3).
     """
     drawn = image.copy()
-    palette = np.array([(0, 0, 0), *ERROR_COLOURS.values()], np.uint8)
-    matched, missed = 1, 2
+    colours = {"background": (0, 0, 0)} | ERROR_COLOURS
+    palette = np.array([colours[name] for name in agreement.CLASSES], np.uint8)
+    matched, missed = agreement.MATCHED, agreement.MISSED
     classes = _class_numbers(reference_class)[reference_labels]
     edge = _edges(reference_labels) & (classes != matched)
     edge |= _second_edges(reference_labels) & (classes == missed)
@@ -146,12 +140,11 @@ def error_overlay(
 
 
 def _class_numbers(classes):
-    """Numbers into (none, *ERROR_COLOURS), uint8 (n,), of classes given as names or numbers."""
+    """Numbers of `agreement.CLASSES`, uint8 (n,), of classes given as names or numbers."""
     classes = np.asarray(classes)
     if classes.dtype.kind in "iu":
         return classes.astype(np.uint8)
-    numbers = {name: number for number, name in enumerate(ERROR_COLOURS, 1)}
-    return np.array([0, *(numbers[name] for name in classes[1:].tolist())], np.uint8)
+    return np.array([0, *map(agreement.CLASSES.index, classes[1:].tolist())], np.uint8)
 
 
 def _edges(labels):
@@ -192,56 +185,7 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
         beside.write_bytes(cv2.imencode(beside.suffix, image)[1])
 
 
-# --- tables
-
-
-def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
-    """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown.
-
-    A name that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an
-    apostrophe before it, which `read_table` takes away again.
-    """
-    _write_table(path, COUNT_COLUMNS, rows)
-
-
-def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
-    """Write errors.csv, a row per image with a reference: the columns of ERROR_COLUMNS, as above.
-
-    Numbers of nuclei: of the reference matched, missed, merged, split and all (`true`), and of the
-    prediction those that match nothing (`spurious`).
-    """
-    _write_table(path, ERROR_COLUMNS, rows)
-
-
-def read_table(path: Path | str) -> list[dict[str, str]]:
-    """The rows of counts.csv or errors.csv, with the names of images as they were."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row["image"] = row["image"].removeprefix("'")
-    return rows
-
-
-def _write_table(path, columns, rows):
-    # backslashreplace: a file name on Linux may hold bytes that are no text
-    with (
-        replacing(path) as beside,
-        beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        for row in rows:
-            table.writerow({key: _cell(row.get(key)) for key in columns} | _safe(row["image"]))
-
-
-def _cell(value):
-    if value is None or value != value:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float | np.floating) else value
-
-
-def _safe(name):
-    return {"image": f"'{name}" if name.startswith((*FORMULA, "'")) else name}
+# --- what the rows come to
 
 
 class Agreement(NamedTuple):
@@ -312,7 +256,7 @@ def text_table(rows: Sequence[dict]) -> str:
     agreed = count_agreement(rows)
     if agreed and agreed.relative_error is not None:
         error = f"{agreed.relative_error:.1%}"
-        text += f"\nmean absolute error of the count of {agreed.counted}: {error}"
+        text += f"\nmean relative count error of {agreed.counted}: {error}"
     return text
 
 
@@ -336,11 +280,18 @@ def _text(row, column):
 # --- the page
 
 
-def write_report(path: Path | str, folder: Path, rows: Sequence[dict], settings: dict) -> None:
+def write_report(
+    path: Path | str,
+    folder: Path,
+    rows: Sequence[dict],
+    settings: dict,
+    differing: Sequence[str] = (),
+) -> None:
     """Write report.html: one page that needs no network, for a screen or for paper.
 
-    It has what the rows (as for `write_counts`) come to, two plots from two images with a reference
-    on, a table with a row per image, and the settings of the run. Pictures are `folder`'s
+    It has what the rows (`results.Row`) come to, two plots from two images with a reference on, a
+    table with a row per image, and the settings, of which the images' are said to be `differing`
+    in those that are named. Pictures are `folder`'s
     `<name>_image.png`, `_overlay.png`, `_gt.png` and `_errors.png`, as far as they are there; they
     are embedded, the smaller the more there are, so that all fit into PAGE_BYTES, and are links to
     the files, which lie beside the page.
@@ -358,7 +309,7 @@ def write_report(path: Path | str, folder: Path, rows: Sequence[dict], settings:
     ]
     agreed = count_agreement(rows)
     page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(
-        lead=_lead(folder, rows, agreed),
+        lead=_lead(folder, rows, agreed, differing),
         facts="\n".join(_facts(rows, agreed)),
         plots=_plots(rows, agreed),
         legend=_legend(layers),
@@ -403,15 +354,23 @@ def _signed(value):
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
-def _lead(folder, rows, agreed):
+def _lead(folder, rows, agreed, differing):
     text = f"{len(rows)} image{'s' * (len(rows) != 1)}"
     text += f", {agreed.images} with a reference" if agreed else ", no reference"
     tables = [
         f'<a href="{name}">{name}</a>'
-        for name in ("counts.csv", "errors.csv")
+        for name in (results.COUNTS, results.ERRORS)
         if (folder / name).is_file()
     ]
-    return f"{text}. The numbers: {', '.join(tables)}." if tables else f"{text}."
+    text += f". The numbers: {', '.join(tables)}." if tables else "."
+    if differing:
+        text += f" <strong>{said_of_differing(differing)}</strong> (see the settings below)."
+    return text
+
+
+def said_of_differing(settings: Sequence[str]) -> str:
+    """That images of one folder were made in several ways, without a full stop."""
+    return f"Not all images of this folder have the same settings: other {', '.join(settings)}"
 
 
 def _facts(rows, agreed) -> Iterable[str]:
@@ -425,8 +384,9 @@ def _facts(rows, agreed) -> Iterable[str]:
     yield fact(f"{counted} found", _number(total, 0), f"in {_number(len(rows), 0)} images")
     if agreed:
         error = agreed.relative_error
-        share = f"{error:.1%} of the reference".replace("%", " %") if error is not None else ""
-        yield fact(f"mean error of the count of {counted}", _number(agreed.absolute_error), share)
+        share = f"mean relative count error {error:.1%}" if error is not None else ""
+        title = f"mean absolute count error of {counted}"
+        yield fact(title, _number(agreed.absolute_error), share.replace("%", " %"))
         limits = agreed.limits
         small = "95 % limits {} to {}".format(*map(_signed, limits)) if limits else ""
         yield fact("bias of the count", _signed(agreed.bias), small)
@@ -469,9 +429,9 @@ def _head(layers, columns):
 
 def _table_row(place, row, links, columns, folder):
     name = row["image"]
-    beside = {title: folder / f"{name}{ending}" for ending, title in FILES.items()}
+    beside = [(results.path_of(folder, name, kind), title) for kind, title in FILES.items()]
     files = " ".join(
-        f'<a href="{_link(path)}">{title}</a>' for title, path in beside.items() if path.is_file()
+        f'<a href="{_link(path)}">{title}</a>' for path, title in beside if path.is_file()
     )
     texts = {column.title: _text(row, column) for column in columns}
     facts = ", ".join(f"{title} {text}" for title, text in texts.items() if text)
@@ -498,7 +458,7 @@ def _number_cells(texts):
 
 
 def _pictures(folder, name):
-    paths = {layer: folder / f"{name}_{layer}.png" for layer in LAYERS}
+    paths = {layer: results.path_of(folder, name, layer) for layer in LAYERS}
     return {layer: path for layer, path in paths.items() if path.is_file()}
 
 
@@ -528,11 +488,15 @@ def _picture_cells(paths, layers, side):
 def _embedded(path, side, alt):
     """An <img> of a PNG with at most `side` pixels a side, and whether its file shows much more."""
     encoded = np.fromfile(path, np.uint8)
+    if len(encoded) < 24:
+        return "unreadable", False
     width, height = encoded[16:24].view(">u4").tolist()  # of the header; PNG 1.2, section 4.1.1
     if height * width > LARGEST_PICTURE:
         return f"{height} x {width} pixels", True
-    scale = min(1.0, side / max(height, width))
     pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)  # a mask stays grey, which is smaller
+    if pixels is None or pixels.shape[:2] != (height, width):
+        return "unreadable", False
+    scale = min(1.0, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", pixels, JPEG)[1]

@@ -1,0 +1,435 @@
+"""The folder of results: the name of every file in it, the records that say which images are
+finished and with what, and the tables made from all of them.
+
+An image is finished if `rows/<name>.json` is a valid record and every file that it lists is there,
+with as many bytes as it says.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, InstanceOf, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from tissue.files import DIGITS, PART, InputError, locked, replacing
+from tissue.pairs import same_name
+
+# Every file of an image, by kind. None of the endings is the end of another, so that no two images
+# share a file.
+ENDINGS = {
+    "prediction": "_prediction.png",
+    "big_prediction": "_prediction.tif",
+    "image": "_image.png",
+    "overlay": "_overlay.png",
+    "gt": "_gt.png",
+    "errors": "_errors.png",
+    "labels": "_labels.tif",
+    "csv": "_nuclei.csv",
+    "geojson": "_nuclei.geojson",
+    "rois": "_rois.zip",
+    "coco": "_coco.json",
+}
+ROWS = "rows"
+COUNTS, ERRORS, REPORT = "counts.csv", "errors.csv", "report.html"
+
+COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
+COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
+COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
+ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
+
+# A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; the wide forms count in
+# East Asian locales).
+FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
+
+# --- the schema of a record
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]  # sums of shares are rounded
+Amount = Annotated[float, Field(ge=0, le=1e15)]
+_STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+
+@with_config(_STRICT)
+class ErrorCounts(TypedDict):
+    """`counts` of `agreement.errors`."""
+
+    matched: Count
+    missed: Count
+    spurious: Count
+    merged_reference: Count
+    merged_prediction: Count
+    split_reference: Count
+    split_prediction: Count
+
+
+@with_config(_STRICT)
+class Row(TypedDict):
+    """What is counted, measured and scored of an image; README has the columns."""
+
+    image: InstanceOf[str]  # pydantic's own str would refuse a file name that is no UTF-8
+    height: Annotated[int, Field(ge=1, le=10**11)]  # pixels
+    width: Annotated[int, Field(ge=1, le=10**11)]
+    contours: Count
+    nuclei: Count
+    nuclei_in_frame: Count
+    tissue: Share
+    seconds: Amount
+    skipped: NotRequired[Share]
+    tissue_mm2: NotRequired[Amount]
+    nuclei_per_mm2: NotRequired[Amount]
+    gt_contours: NotRequired[Count]
+    gt_nuclei: NotRequired[Count]
+    accuracy: NotRequired[Share]
+    dice: NotRequired[Share]
+    iou: NotRequired[Share]
+    aji: NotRequired[Share]
+    pq: NotRequired[Share]
+    dq: NotRequired[Share]
+    sq: NotRequired[Share]
+    errors: NotRequired[ErrorCounts]
+
+
+@with_config(_STRICT)
+class MadeWith(TypedDict):
+    """All that an image's results depend on: where it is the same, they are."""
+
+    checkpoint: str  # its SHA-256
+    threshold: Annotated[float, Field(gt=0, lt=1)]
+    tta: bool
+    sizes: list[Amount]
+    overlap: Count  # pixels
+    split: dict[str, Amount]
+    version: str
+    # The image's own:
+    pixel_size: Annotated[float, Field(gt=0)] | None  # micrometres
+    bits: Annotated[int, Field(ge=8, le=16)] | None  # in use, of an image of 16
+    files: list[list[int] | None]  # size and time of image, mask and label map
+
+
+@with_config(_STRICT)
+class Record(TypedDict):
+    """`rows/<name>.json`."""
+
+    row: Row
+    made_with: MadeWith
+    shown: dict[str, str]  # the settings as the page shows them
+    files: dict[Literal[tuple(ENDINGS)], Annotated[int, Field(ge=1)]]  # bytes, by kind
+    sha256: str  # of all the rest as JSON with sorted keys
+
+
+# What of made_with makes the results of two calls differ, as a person calls it.
+SETTINGS = {
+    "checkpoint": "checkpoint",
+    "threshold": "threshold",
+    "tta": "averaging",
+    "overlap": "overlap of tiles",
+    "split": "split",
+    "bits": "bits of 16-bit images",
+    "version": "version",
+}
+_RECORD = TypeAdapter(Record)
+
+
+# --- names
+
+
+def path_of(folder: Path | str, name: str, kind: str) -> Path:
+    """Where a file of an image lies; `kind` is one of ENDINGS, or "record".
+
+    Raises InputError for a name that is not the name of a file, and so might lead elsewhere.
+    """
+    if fault := _name_fault(name):
+        raise InputError(fault)
+    if kind == "record":
+        return Path(folder) / ROWS / f"{name}.json"
+    return Path(folder) / f"{name}{ENDINGS[kind]}"
+
+
+def check_names(folder: Path | str, names: Iterable[str]) -> list[str]:
+    """The faults of the names of images whose results are to lie in `folder`, one text each.
+
+    A name must be a file's, short enough for this file system once endings are added, and not
+    differ from another, or from one in the folder, by case or Unicode form alone: on many systems
+    one would overwrite the other.
+    """
+    folder, faults, known, seen = Path(folder), [], {}, set()
+    room = _longest_name(folder) - max(map(len, ENDINGS.values()))
+    for path in _record_files(folder):
+        known.setdefault(same_name(path.stem), path.stem)
+    for name in names:
+        if fault := _name_fault(name):
+            faults.append(fault)
+            continue
+        if len(os.fsencode(name)) > room:
+            faults.append(
+                f"{name}: found a name of {len(os.fsencode(name))} bytes, expected at most {room}, "
+                f"so that endings fit; rename the image"
+            )
+        if name in seen:
+            faults.append(f"{name}: found this name twice, expected one image each; rename one")
+        seen.add(name)
+        other = known.setdefault(same_name(name), name)
+        if other != name:
+            faults.append(
+                f"{name}: found {other} too, a name that differs in case or Unicode form alone, "
+                f"expected others in one folder of results; rename one, or choose another folder"
+            )
+    return faults
+
+
+def _name_fault(name):
+    """What is wrong with a name, or None."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return f"{name!a}: found a name that no file can have, expected an image's name; rename it"
+    if name in ("", ".", "..") or "\0" in name or "/" in name or PurePath(name).name != name:
+        return f"{name!a}: found a name with a path in it, expected a file's name alone; rename it"
+    return None
+
+
+def _longest_name(folder):
+    """Bytes that the name of a file may have in a folder, which need not be there yet."""
+    folder = folder.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows, and systems that do not say
+        return 255
+
+
+# --- the folder and its records
+
+
+def check_folder(folder: Path | str) -> None:
+    """Raise InputError if results cannot lie there, for a file is in the place of a folder, a
+    folder in that of a file, or a link in that of the folder of records.
+    """
+    folder = Path(folder)
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not place.is_dir():
+            raise InputError(f"{place}: found a file, expected a folder of results; choose another")
+    rows = folder / ROWS
+    if os.path.lexists(rows) and (rows.is_symlink() or not rows.is_dir()):
+        raise InputError(f"{rows}: found a link or a file, expected a folder; remove it")
+    for place, ours in ((folder, (*ENDINGS.values(), COUNTS, ERRORS, REPORT)), (rows, (".json",))):
+        entries = list(os.scandir(place)) if place.is_dir() else []
+        for entry in entries:
+            if entry.name.endswith(ours) and entry.is_dir(follow_symlinks=False):
+                raise InputError(f"{entry.path}: found a folder, expected a file; remove it")
+
+
+@contextmanager
+def writing(folder: Path | str) -> Iterator[None]:
+    """Make the folder of results if need be, and keep other writers out meanwhile.
+
+    Raises InputError if another process writes there, or for what `check_folder` does.
+    """
+    check_folder(folder)
+    with locked(folder, "writes results"):
+        rows = Path(folder) / ROWS
+        rows.mkdir(exist_ok=True)
+        for left in rows.glob(f".{DIGITS}{PART}*"):  # what a killed run left
+            left.unlink()
+        yield
+
+
+def read(folder: Path | str, name: str) -> Record | None:
+    """An image's record, None without one; InputError that says what is wrong with it."""
+    path = path_of(folder, name, "record")
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError("it is no file")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _RECORD.validate_python(record)
+        if record["row"]["image"] != name:
+            raise ValueError("it is of an image of another name")
+        if record["sha256"] != _digest(record):
+            raise ValueError("it was changed since it was written")
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise _no_record(path, f"{where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise _no_record(path, error) from error
+    return record
+
+
+def _digest(record):
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _no_record(path, reason):
+    said = " ".join(ascii(str(reason))[1:-1].split())
+    return InputError(f"{path}: found no valid record ({said:.200}), expected one by inference.py")
+
+
+def _record_files(folder):
+    """The paths of all records, sorted by the names of their images."""
+    rows = folder / ROWS
+    if not rows.is_dir():
+        return []
+    begun = set(rows.glob(f".{DIGITS}{PART}*"))
+    found = (path for path in rows.iterdir() if path.suffix == ".json" and path not in begun)
+    return sorted(found, key=lambda path: path.stem)
+
+
+def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, Any]) -> None:
+    """Write the record of an image whose files are all written: it is finished with that.
+
+    NaN, for a number that is not known, is left out of the row.
+    """
+    name = row["image"]
+    paths = {kind: path_of(folder, name, kind) for kind in ENDINGS}
+    texts = {key: str(value).encode("utf-8", "backslashreplace") for key, value in shown.items()}
+    record = {
+        "row": {key: value for key, value in row.items() if value == value},
+        "made_with": made_with,
+        "shown": {key: text.decode("utf-8") for key, text in texts.items()},
+        "files": {kind: path.stat().st_size for kind, path in paths.items() if path.is_file()},
+    }
+    record["sha256"] = _digest(record)
+    _RECORD.validate_python(record)
+    with replacing(path_of(folder, name, "record")) as beside:
+        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def lost(folder: Path | str, record: Record) -> list[str]:
+    """The kinds of files that a record lists and that are gone, or not as long as it says."""
+    missing = []
+    for kind, size in record["files"].items():
+        try:
+            found = path_of(folder, record["row"]["image"], kind).lstat()
+        except OSError:
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            missing.append(kind)
+    return missing
+
+
+def forget(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> None:
+    """Say that an image is not finished any more, before any of its files changes.
+
+    Those of `kinds` go at once: new results may not have them.
+    """
+    for kind in ("record", *kinds):
+        path_of(folder, name, kind).unlink(missing_ok=True)
+
+
+# --- what all records come to
+
+
+def finished(folder: Path | str) -> tuple[list[Record], list[str]]:
+    """The records of all finished images of a folder, sorted by name, and why others are not."""
+    whole, faults = [], []
+    for path in _record_files(Path(folder)):
+        try:
+            record = read(folder, path.stem)
+            if record is None:  # removed just now
+                continue
+            if missing := lost(folder, record):
+                faults.append(said_of_lost(folder, path.stem, missing))
+            else:
+                whole.append(record)
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    return whole, faults
+
+
+def said_of_lost(folder: Path | str, name: str, kinds: Sequence[str]) -> str:
+    """That files of a finished image are lost, as one text."""
+    files = ", ".join(path_of(folder, name, kind).name for kind in kinds)
+    return f"{Path(folder) / files}: gone or changed since the image was finished"
+
+
+def settings_of(records: Sequence[Record]) -> tuple[dict[str, str], list[str]]:
+    """The settings that the page shows, and the names of those in which the records differ.
+
+    Where there are several values, each has the number of its images with it.
+    """
+    shown = {}
+    for key in dict.fromkeys(key for record in records for key in record["shown"]):
+        values = Counter(record["shown"].get(key, "not known") for record in records)
+        shown[key] = next(iter(values))
+        if len(values) > 1:
+            shown[key] = "; ".join(f"{text} ({_images(n)})" for text, n in values.items())
+    differing = []
+    for key, title in SETTINGS.items():
+        values = [record["made_with"].get(key) for record in records]
+        known = [value for value in values if value is not None]
+        if any(value != known[0] for value in known):
+            differing.append(title)
+    return shown, differing
+
+
+def _images(number):
+    return f"{number} image{'s' * (number != 1)}"
+
+
+def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
+    """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown.
+
+    A name that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an
+    apostrophe before it, which `read_table` takes away again.
+    """
+    _write_table(path, COUNT_COLUMNS, rows)
+
+
+def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
+    """Write errors.csv, a row per image that has `errors`: ERROR_COLUMNS, as above.
+
+    Numbers of nuclei: of the reference matched, missed, merged, split and all (`true`), and of the
+    prediction those that match nothing (`spurious`).
+    """
+    table = []
+    for row in rows:
+        if counts := row.get("errors"):
+            both = {key: counts[key] for key in ("matched", "missed", "spurious")}
+            both |= {key: counts[f"{key}_reference"] for key in ("merged", "split")}
+            true = sum(count for key, count in both.items() if key != "spurious")
+            table.append({"image": row["image"], "true": true} | both)
+    _write_table(path, ERROR_COLUMNS, table)
+
+
+def read_table(path: Path | str) -> list[dict[str, str]]:
+    """The rows of counts.csv or errors.csv, with the names of images as they were."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["image"] = row["image"].removeprefix("'")
+    return rows
+
+
+def _write_table(path, columns, rows):
+    # backslashreplace: a file name on Linux may hold bytes that are no text
+    with (
+        replacing(path) as beside,
+        beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        for row in rows:
+            table.writerow({key: _cell(row.get(key)) for key in columns} | _safe(row["image"]))
+
+
+def _cell(value):
+    if value is None or value != value:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float | np.floating) else value
+
+
+def _safe(name):
+    return {"image": f"'{name}" if name.startswith((*FORMULA, "'")) else name}
