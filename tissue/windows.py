@@ -294,7 +294,7 @@ class _MaskSegments:
         self.segments.close()
 
     def _meaning(self):
-        with self.lock:
+        with self.lock, decoding(self.path):
             if self.meaning is None:
                 self.meaning = masks.meaning_of(self.path, self._bands, self.segments.lossy)
             return self.meaning
