@@ -117,7 +117,8 @@ def changes(image, truth, um) -> dict[str, tuple]:
 
 
 def as_jpeg(image):
-    return cv2.imdecode(cv2.imencode(".jpg", image, QUALITY)[1], cv2.IMREAD_COLOR)
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), QUALITY)[1]
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
 
 
 def dice(mask, truth):

@@ -192,7 +192,8 @@ def test_pycocotools_rebuilds_the_label_image(tmp_path, capsys):
 def test_labels_are_stored_in_the_smallest_type_that_holds_them(tmp_path, largest, dtype):
     labels = np.zeros((300, 270), np.int32)  # no whole number of tiles
     labels[299, 269], labels[3, 2] = largest, 7
-    path = tmp_path / "a_labels.tif"
+    (tmp_path / "instance_labels").mkdir()
+    path = tmp_path / "instance_labels" / "a_labels.tif"
     exports.write_labels(path, labels, 0.2425)
     stored = tifffile.imread(path)
     assert stored.dtype == dtype

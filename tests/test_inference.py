@@ -722,8 +722,8 @@ def test_what_is_resampled_is_said_in_a_line_for_each_size(checkpoint, tmp_path,
     flags = ["--ckpt", checkpoint, "--images"]
     infer(tmp_path / "out", *flags, *(tmp_path / f"{name}.tif" for name in "abcd"))
     out = capsys.readouterr().out
-    assert "a and 1 more: 0.5 um a pixel, enlarged 2 times for the network's 0.25 um\n" in out
-    assert "c: 0.125 um a pixel, reduced 2 times for the network's 0.25 um\n" in out
+    assert "a, b: 0.5 um a pixel, enlarged 2 times to 0.25 um\n" in out
+    assert "c: 0.125 um a pixel, reduced 2 times to 0.25 um\n" in out
     assert out.count("um a pixel") == 2
 
 
