@@ -109,8 +109,9 @@ def load_checkpoint(path: Path | str) -> dict:
     if isinstance(content, dict) and "format_version" in content:
         version = content["format_version"]
         if type(version) is not int or version != CHECKPOINT_VERSION:
+            found = " ".join(repr(version).split())
             raise InputError(
-                f"{path}: found checkpoint format {version!r:.40}, expected {CHECKPOINT_VERSION}; "
+                f"{path}: found checkpoint format {found:.40}, expected {CHECKPOINT_VERSION}; "
                 f"use the version of this project that wrote it"
             )
         if not begins_as_zip(path):

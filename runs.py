@@ -255,6 +255,8 @@ def check_state(training: Mapping, model: nn.Module, path: Path) -> None:
     averaged = {f"module.{key}": value for key, value in own.items()}
     averaged["n_averaged"] = torch.tensor(0)
     check_weights(training["ema"], averaged, path)
+    if (training["ema"]["n_averaged"] == 0) != (step == 0):  # the first update copies
+        raise contradiction(path, f"{training['ema']['n_averaged']} averages at step {step}")
     state = training["optimizer"]["state"]
     learned = {i: p for i, p in enumerate(model.parameters()) if p.requires_grad}
     wanted = {i: {"exp_avg": p, "exp_avg_sq": p} for i, p in learned.items()}

@@ -698,7 +698,7 @@ def predictor(
     def predict(tiles: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
-        total = torch.zeros((), device=device)
+        total, finite = torch.zeros((), device=device), torch.ones((), device=device, dtype=bool)
         ways = [(turns, flip) for turns in range(4) for flip in (False, True)]
         ways = ways if flips_and_turns else ways[:1]
         for turns, flip in ways:
@@ -708,14 +708,15 @@ def predictor(
             mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
             with mixed, freed_memory_kept():
                 logits = model(laid)
+            finite &= logits.isfinite().all()
             probability = logits.float().sigmoid()
             probability = probability.flip(3) if flip else probability
             total = total + probability.rot90(-turns, (2, 3))
         probability = (total / len(ways))[:, 0].cpu().numpy()
-        if not np.isfinite(probability.sum(dtype=np.float64)):
+        if not finite:
             raise InputError(
-                "found probabilities that are no numbers, expected 0 to 1: the checkpoint's "
-                "weights are too large to multiply; choose another"
+                "found predictions that are not finite, expected numbers: the checkpoint's weights "
+                "are too large to multiply; choose another"
             )
         return probability
 
