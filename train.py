@@ -12,9 +12,12 @@ best.pt (highest validation Dice) and last.pt, from which --resume goes on.
 """
 
 import argparse
-import json
+import math
 import os
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,29 +25,32 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import runs
 import utils
 from model import NETWORKS
 from tissue import nuclei
-from tissue.files import Parser, check_positive, run_script
-from tissue.masks import read_label_map
+from tissue.files import InputError, Parser, locked, run_script
+from tissue.masks import read as read_labels
 from tissue.pairs import label_folder
 from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
+from tissue.pixel_size import scale_of
 from tissue.tiling import predict_image
 from tissue.windows import open_image
 
+SMALLEST_PATCH = 32  # pixels; all networks halve it five times at most
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
-WARM_UP = 0.1  # fraction of all steps in which the learning rate rises
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
 EMA_EVERY = 4  # steps between updates of the averaged weights, each of which costs 3 % of a step
 EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
@@ -124,35 +130,214 @@ def parse_args(argv=None):
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.resume:
-        args.resume = utils.find_run(args.log, args.resume)
-        saved = json.loads((args.resume / "args.json").read_text())
+        args.resume = runs.find_run(args.log, args.resume)
+        saved = runs.read_settings(args.resume)
         older = {"loss": "bce", "colour": "own"}  # an earlier version's run lacks newer flags
         saved = vars(args) | older | saved
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
-        utils.check_same(args, saved, FIXED)
+        runs.check_same(args, saved, FIXED)
     return args
 
 
 def main(args):
-    check_positive(args, ("dimensions", "lr", "batch_size", "epoch"))
-    device, rank, processes = utils.start_processes(args.gpu_id)
-    precision = utils.choose_precision(device) if args.amp else torch.float32
-    if args.resume:  # measured anew it might come out otherwise, and the run with it
-        began = json.loads((args.resume / "args.json").read_text())
-        if (began["device"], began["amp"]) == (str(device), args.amp):
-            precision = getattr(torch, began["precision"])
-    precision = utils.everyone(precision)[0]  # one choice for all processes
-    torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
-    utils.seed_everything(args.seed)
+    runs.check_flags(args)
     stop = utils.StopSignal()
+    with ExitStack() as until_the_end:
+        until_the_end.callback(utils.end_processes)
+        learn(args, stop, until_the_end)
 
-    # --- data ---
-    manifest = read_manifest(args.root)
-    patch_set = set_hash(args.root)
+
+def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
+    """All of a training; what must be closed however it ends goes onto `until_the_end`."""
+    device, rank, processes = utils.start_processes(args.gpu_id)
+    precision = utils.everyone(choose_precision(args, device))[0]  # one for all processes
+    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
+
+    # --- data, looked at before anything is written ---
+    manifest, patch_set = read_manifest(args.root), set_hash(args.root)
+    check_patches(args, manifest["patch_dim"])
+    counted = counted_images(args.root, manifest) if rank == 0 else []
+    train_loader, val_loader = make_loaders(args, device, rank, processes)
+    train_set, val_set, sampler = train_loader.dataset, val_loader.dataset, train_loader.sampler
+    batches = len(train_set) // args.batch_size  # an epoch
+    grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
+
+    # --- network ---
+    utils.seed_everything(args.seed)
+    model = NETWORKS[args.arch](args.dimensions).to(device, memory_format=torch.channels_last)
+    origin = None
+    if not args.resume and args.pretrained:
+        utils.start_from_imagenet(model, args.pretrained)
+    if not args.resume and args.init:
+        origin = utils.start_from(model, args.init)
+    if processes > 1:
+        utils.share_batch_norm(model)
+
+    # --- run folder, and where an interrupted run goes on ---
+    stop.hold(processes)  # until the loop is done: a signal waits for where last.pt can be written
+    run, training = args.resume, None
+    if rank == 0:
+        run = run or runs.make_run_folder(args.log, args.name)
+        until_the_end.enter_context(locked(run, "trains"))
+    if args.resume:
+        fixed = {flag: getattr(args, flag) for flag in FIXED}
+        training = runs.load_training(run, patch_set, fixed, model, batches)
+    state = make_state(model, args, batches, precision, training)
+    progress = state.progress
+    settings = {**vars(args), "resume": None, "device": str(device), "processes": processes}
+    settings |= {
+        "loader_processes": train_loader.num_workers,
+        "precision": str(precision).removeprefix("torch."),
+        "versions": utils.versions(),
+    }
+    checkpoint = describe(model, manifest, settings)
+    if rank == 0:
+        utils.write_json(run / "args.json", settings)
+        utils.write_table(run / "metrics.csv", progress["metrics"])
+        writer = SummaryWriter(run, purge_step=state.step + 1 if args.resume else None)
+        utils.log_line(
+            run,
+            f"{run} | {args.arch} {args.dimensions} | {processes} x {device}, "
+            f"{settings['precision']} | "
+            f"{len(train_set)} training and {len(val_set)} validation patches"
+            + (f" | goes on after step {state.step}" if args.resume else ""),
+        )
+        if origin and origin["colour"] != checkpoint["colour"]:
+            others = "own" if args.colour == "one" else "one"
+            utils.log_line(run, f"{args.init} learned with --colour {others}, this run does not")
+        if not args.resume:
+            sampler.epoch = progress["epoch"]
+            utils.log_augmented(writer, [train_set[key] for key in islice(sampler, SHEET_PATCHES)])
+    started = time.monotonic() - progress["seconds"]
+    saved = time.monotonic()
+
+    def save_last():
+        nonlocal saved
+        utils.check_finite(state.losses, state.seen, train_set.files)
+        progress["seconds"] = time.monotonic() - started
+        writer.flush()  # the curves reach at least as far as what is saved
+        weights = {"model": state.ema.module.state_dict(), "training": state.to_save(patch_set)}
+        utils.save_checkpoint(run / "last.pt", checkpoint | weights)
+        saved = time.monotonic()
+
+    def after_step():
+        if progress["batch"] % LOG_EVERY == 0 or progress["batch"] == batches:
+            utils.check_finite(state.losses, state.seen, train_set.files)
+            loss = end_losses(state, batches, processes)
+            if rank == 0:
+                point = {"loss": loss, "learning_rate": state.schedule.get_last_lr()[0]}
+                utils.log_scalars(writer, "train", point, state.step)
+                if time.monotonic() - saved > SAVE_EVERY:
+                    check_set(args.root, patch_set)
+                    save_last()
+        stop.check()
+
+    # --- loop ---
+    if args.compile:
+        model.compile()
+    network = DistributedDataParallel(model) if processes > 1 else model
+    try:
+        while not is_over(progress, args):
+            sampler.epoch, sampler.start = progress["epoch"], progress["batch"]
+            bar = tqdm(
+                train_loader, f"epoch {progress['epoch']}", batches, initial=progress["batch"],
+                leave=False, disable=None if rank == 0 else True,
+            )  # fmt: skip
+            stop.soon()
+            train_one_epoch(state, network, bar, LOSSES[args.loss], autocast, after_step)
+            check_set(args.root, patch_set)
+            stop.soon()
+            scores = validate(state.ema.module, val_loader, device, autocast, processes, stop)
+            is_best = end_epoch(state, *scores, args.batch_size, time.monotonic() - started)
+            if rank == 0:
+                row = progress["metrics"][-1]
+                log_epoch(writer, state, grid, autocast)
+                checkpoint |= {"epoch": row["epoch"], "best_dice": progress["best_dice"]}
+                # A run that is killed between these lines goes on from the last.pt before: the
+                # epoch's best.pt is written again, and metrics.csv from what last.pt has.
+                if is_best:
+                    best = {"model": state.ema.module.state_dict()}
+                    utils.save_checkpoint(run / "best.pt", checkpoint | best)
+                save_last()
+                utils.write_table(run / "metrics.csv", progress["metrics"])
+                utils.log_line(run, utils.epoch_line(row, args.epoch, progress["best_dice"]))
+        utils.end_processes()
+        stop.release()
+        if rank == 0:
+            utils.log_line(run, choose_split(run / "best.pt", args.root, counted, device))
+            utils.log_hyperparameters(writer, settings, progress)
+            writer.close()
+            progress["finished"] = True
+            save_last()
+            best = f"best validation Dice {progress['best_dice']:.4f}: {run / 'best.pt'}"
+            utils.log_line(run, best)
+    except utils.Stopped as stopped:
+        if rank == 0:
+            check_set(args.root, patch_set)
+            save_last()
+            utils.log_line(run, f"stopped by {stopped.name}; go on with: train.py --resume {run}")
+        raise
+    except (InputError, RuntimeError, OSError, EOFError) as error:
+        check_set(args.root, patch_set)
+        utils.explain(error)
+        raise
+
+
+# --- what a training needs ----------------------------------------------------------------------
+
+
+def choose_precision(args, device) -> torch.dtype:
+    """This device's fast number format, or that in which the run to go on with began: measured
+    anew it might come out otherwise, and the run with it.
+    """
+    if args.resume:
+        began = runs.read_settings(args.resume)
+        if (began["device"], began["amp"]) == (str(device), args.amp):
+            return getattr(torch, began["precision"])
+    return utils.choose_precision(device) if args.amp else torch.float32
+
+
+def check_patches(args, dim: int) -> None:
+    """Raise InputError unless the network can learn from patches of `dim` x `dim` pixels."""
+    if dim < SMALLEST_PATCH:
+        raise InputError(
+            f"{args.root}: found patches of {dim} x {dim} pixels, expected {SMALLEST_PATCH} or "
+            f"more a side; run preprocess.py with a larger --patch_dim"
+        )
+    with torch.device("meta"):  # shapes alone
+        network = NETWORKS[args.arch](args.dimensions)
+        try:
+            network(torch.empty(args.batch_size, 3, dim, dim))
+        except ValueError as error:  # of batch norm, whose variance of one value is none
+            raise InputError(
+                f"--batch_size: found {args.batch_size}, expected 2 or more for --arch "
+                f"{args.arch} and patches of {dim} x {dim} pixels"
+            ) from error
+
+
+def check_set(root: str, patch_set: str) -> None:
+    """Raise InputError if the patch set is not the one that a run began with."""
+    try:
+        same = set_hash(root) == patch_set
+    except OSError:  # it is being cut
+        same = False
+    if not same:
+        raise InputError(
+            f"{root}: found another patch set than the run began with, expected the same until "
+            f"its end; last.pt is from before: cut the set as it was and go on with --resume, or "
+            f"start a new run"
+        )
+
+
+def make_loaders(args, device, rank: int, processes: int) -> tuple[DataLoader, DataLoader]:
+    """This process's share of the training patches, a batch at a time, and of those to validate."""
     colour = utils.COLOURS[args.colour]
     train_set = PatchDataset(args.root, "train", utils.transform("train", args.augment), colour)
     val_set = PatchDataset(args.root, "val", utils.transform("val"), colour)
+    if not len(val_set):
+        raise InputError(f"{args.root}: found no validation patch, expected some; cut the set anew")
     batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
     foreground = train_set.foreground if args.sampler == "balanced" else None
     sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, foreground)
@@ -164,51 +349,76 @@ def main(args):
         "worker_init_fn": utils.ignore_signals,
         "generator": torch.Generator(),  # else the loaders draw from the one that is saved
     }
-    train_loader = DataLoader(train_set, batch_size, sampler=sampler, **loading)
     # Every process validates every n-th patch, none of them twice.
-    val_loader = DataLoader(
-        val_set, batch_size, sampler=range(rank, len(val_set), processes), **loading
+    mine = range(rank, len(val_set), processes)
+    return (
+        DataLoader(train_set, batch_size, sampler=sampler, **loading),
+        DataLoader(val_set, batch_size, sampler=mine, **loading),
     )
-    batches = len(train_set) // args.batch_size  # an epoch
-    grid = [val_set[len(val_set) * row // GRID_PATCHES] for row in range(GRID_PATCHES)]
-    grid_images, grid_masks = (torch.stack([item[part] for item in grid]) for part in (0, 1))
 
-    # --- model, optimiser, schedule ---
-    model = NETWORKS[args.arch](args.dimensions).to(device, memory_format=torch.channels_last)
-    if args.pretrained and not args.resume:
-        utils.start_from_imagenet(model, args.pretrained)
-    origin = utils.start_from(model, args.init) if args.init else None
-    if processes > 1:
-        utils.share_batch_norm(model)
+
+@dataclass
+class State:
+    """All that changes while a network learns; last.pt keeps it."""
+
+    model: nn.Module
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    scaler: torch.amp.GradScaler
+    progress: dict  # runs.Progress
+    losses: list[torch.Tensor]  # of the steps that no curve shows yet
+    seen: list[torch.Tensor | tuple]  # the patches behind each of them
+
+    @property
+    def step(self) -> int:
+        return self.schedule.last_epoch
+
+    def to_save(self, patch_set: str) -> dict:
+        """The state as runs.Training has it; waits for the device."""
+        parts = ("model", "ema", "optimizer", "scaler")
+        saved = {name: getattr(self, name).state_dict() for name in parts}
+        saved["schedule"] = {"last_epoch": self.step}
+        saved["progress"] = self.progress | {"losses": [loss.item() for loss in self.losses]}
+        return saved | {"patch_set": patch_set, "random": torch.get_rng_state()}
+
+
+def make_state(model, args, batches: int, precision: torch.dtype, training: dict | None) -> State:
+    """The state at a run's first step or, with what `runs.load_training` read, where it goes on."""
+    device = next(model.parameters()).device
     average = utils.warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
     ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     ema.n_averaged = ema.n_averaged.cpu()  # it is looked at on each update
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
-    steps = args.epoch * batches + 1  # the rate after the last step counts as one, too
-    schedule = OneCycleLR(optimizer, args.lr, steps, pct_start=WARM_UP, cycle_momentum=False)
-    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    loss_of = LOSSES[args.loss]
-
-    parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}
-    parts["scaler"] = scaler
-
-    # --- run folder, and where an interrupted run goes on ---
     progress = {"epoch": 1, "batch": 0, "losses": [], "epoch_loss": 0.0, "seconds": 0.0}
+    progress |= {"timed_steps": 0, "timed_seconds": 0.0}
     progress |= {"best_dice": -1.0, "best_epoch": 0, "metrics": [], "finished": False}
-    if args.resume:
-        training = utils.load_training(args.resume / "last.pt", patch_set)
-        progress = training["progress"]
-        for name, part in parts.items():
-            part.load_state_dict(training[name])
+    done = 0  # steps
+    if training:
+        progress |= training["progress"] | {"finished": False}
+        done = training["schedule"]["last_epoch"]
+        model.load_state_dict(training["model"])
+        ema.load_state_dict(training["ema"])
+        # Its settings follow from the flags and the step.
+        optimizer.load_state_dict(
+            optimizer.state_dict() | {"state": training["optimizer"]["state"]}
+        )
+        optimizer.param_groups[0]["initial_lr"] = args.lr
+        if scaler.is_enabled() and training["scaler"]:
+            scaler.load_state_dict(training["scaler"])
         torch.set_rng_state(training["random"])
-    settings = {**vars(args), "resume": None, "device": str(device), "processes": processes}
-    settings |= {
-        "loader_processes": workers,
-        "precision": str(precision).removeprefix("torch."),
-        "versions": utils.versions(),
-    }
-    checkpoint = {  # what best.pt and last.pt say all through the run
+    steps = args.epoch * batches + 1  # the rate after the last step counts as one, too
+    rate = partial(utils.one_cycle, steps=steps)
+    schedule = LambdaLR(optimizer, rate, last_epoch=done - 1)
+    losses = [torch.tensor(loss, device=device) for loss in progress["losses"]]
+    return State(model, ema, optimizer, schedule, scaler, progress, losses, [()] * len(losses))
+
+
+def describe(model: nn.Module, manifest: dict, settings: dict) -> dict:
+    """What best.pt and last.pt say all through a run."""
+    colour = utils.COLOURS[settings["colour"]]
+    return {
         "format_version": utils.CHECKPOINT_VERSION,
         "config": model.config,
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
@@ -216,168 +426,89 @@ def main(args):
         "colour": colour._asdict() if colour else None,
         "patch_dim": manifest["patch_dim"],
         "pixel_size_um": utils.typical_pixel_size(manifest),
+        "bits": manifest.get("bits"),
         "threshold": 0.5,
+        "split": nuclei.PREDICTION_SPLIT._asdict(),
         "args": settings,
         "versions": settings["versions"],
     }
-    if rank == 0:
-        run = args.resume or utils.make_run_folder(args.log, args.name)
-        utils.write_json(run / "args.json", settings)
-        utils.write_table(run / "metrics.csv", progress["metrics"])
-        writer = SummaryWriter(run, purge_step=schedule.last_epoch + 1 if args.resume else None)
-        utils.log_line(
-            run,
-            f"{run} | {args.arch} {args.dimensions} | {processes} x {device}, "
-            f"{settings['precision']} | "
-            f"{len(train_set)} training and {len(val_set)} validation patches"
-            + (f" | goes on after step {schedule.last_epoch}" if args.resume else ""),
-        )
-
-        if origin and origin["colour"] != checkpoint["colour"]:
-            others = "own" if args.colour == "one" else "one"
-            utils.log_line(run, f"{args.init} learned with --colour {others}, this run does not")
-        if not args.resume:
-            sampler.epoch = progress["epoch"]
-            utils.log_augmented(writer, [train_set[key] for key in islice(sampler, SHEET_PATCHES)])
-
-    losses = [torch.tensor(loss, device=device) for loss in progress["losses"]]  # not yet logged
-    seen = [()] * len(losses)  # the patches behind each of them
-    started = time.monotonic() - progress["seconds"]
-
-    def save_last():
-        utils.check_finite(losses, seen, train_set.files)
-        now = {"losses": [loss.item() for loss in losses], "seconds": time.monotonic() - started}
-        training = {name: part.state_dict() for name, part in parts.items()}
-        training |= {"progress": progress | now, "patch_set": patch_set}
-        training["random"] = torch.get_rng_state()
-        writer.flush()  # the curves reach at least as far as what is saved
-        weights = {"model": ema.module.state_dict(), "training": training}
-        utils.save_checkpoint(run / "last.pt", checkpoint | weights)
-
-    # --- loop ---
-    if args.compile:
-        model.compile()
-    network = DistributedDataParallel(model) if processes > 1 else model
-    saved = time.monotonic()
-    try:
-        while not progress["finished"]:
-            epoch = sampler.epoch = progress["epoch"]
-            sampler.start = first = progress["batch"]
-            epoch_started = time.monotonic()
-            model.train()
-            for images, masks, indices in tqdm(
-                train_loader, f"epoch {epoch}", batches, initial=first,
-                leave=False, disable=None if rank == 0 else True,
-            ):  # fmt: skip
-                images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-                masks = masks.to(device, non_blocking=True)
-                losses.append(
-                    train_step(network, images, masks, loss_of, optimizer, scaler, autocast)
-                )
-                schedule.step()
-                if schedule.last_epoch % EMA_EVERY == 1:  # from the first step on
-                    ema.update_parameters(model)
-                seen.append(indices)
-                progress["batch"] += 1
-                log_point = progress["batch"] % LOG_EVERY == 0 or progress["batch"] == batches
-                if log_point:
-                    utils.check_finite(losses, seen, train_set.files)
-                    mean_loss = torch.stack(losses).mean() / processes
-                    utils.add_up([mean_loss], processes)
-                    loss = mean_loss.item()  # here the device is waited for
-                    progress["epoch_loss"] += loss * len(losses) / batches
-                    losses, seen = [], []
-                    if rank == 0:
-                        point = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
-                        utils.log_scalars(writer, "train", point, schedule.last_epoch)
-                        if time.monotonic() - saved > SAVE_EVERY:
-                            save_last()
-                            saved = time.monotonic()
-                stop.check(processes, log_point)
-            seconds = time.monotonic() - epoch_started
-            speed = (progress["batch"] - first) * args.batch_size / seconds
-
-            val_loss, counts = validate(ema.module, val_loader, device, autocast, processes, stop)
-            dice = utils.dice(counts)
-            is_best = dice > progress["best_dice"]
-            if is_best:
-                progress |= {"best_dice": dice, "best_epoch": epoch}
-            waited = epoch - progress["best_epoch"]
-            row = {
-                "epoch": epoch,
-                "train_loss": progress["epoch_loss"],
-                "val_loss": val_loss,
-                "val_accuracy": utils.accuracy(counts),
-                "val_dice": dice,
-                "learning_rate": schedule.get_last_lr()[0],
-                "patches_per_second": speed,
-                "seconds": time.monotonic() - started,
-            }
-            progress["metrics"].append(row)
-            progress |= {"epoch": epoch + 1, "batch": 0, "epoch_loss": 0.0}
-            progress["finished"] = epoch == args.epoch or 0 < args.patience <= waited
-            if rank == 0:
-                step = schedule.last_epoch
-                utils.log_scalars(writer, "train", {"patches_per_second": speed}, step)
-                val = {"loss": val_loss, "accuracy": row["val_accuracy"], "dice_score": dice}
-                utils.log_scalars(writer, "val", val, step)
-                with torch.inference_mode(), autocast:
-                    logits = ema.module(grid_images.to(device))
-                utils.log_images(writer, grid_images, logits.float().sigmoid(), grid_masks, step)
-                checkpoint |= {"epoch": epoch, "best_dice": progress["best_dice"]}
-                if is_best:
-                    best = {"model": ema.module.state_dict()}
-                    utils.save_checkpoint(run / "best.pt", checkpoint | best)
-                save_last()
-                utils.write_table(run / "metrics.csv", progress["metrics"])
-                utils.log_line(run, utils.epoch_line(row, args.epoch, progress["best_dice"]))
-    except utils.Stopped as stopped:
-        if rank == 0:
-            save_last()
-            utils.log_line(run, f"stopped by {stopped.name}; go on with: train.py --resume {run}")
-        raise
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        utils.explain_killed_loader(error)
-        raise
-    finally:
-        utils.end_processes()
-
-    # --- how to split touching nuclei, and clean up ---
-    if rank == 0:
-        best = utils.load_checkpoint(run / "best.pt")
-        best["split"], found = choose_split(args.root, manifest, best, device)
-        utils.save_checkpoint(run / "best.pt", best)
-        utils.log_line(run, found)
-        utils.log_hyperparameters(writer, settings, progress)
-        writer.close()
-        utils.log_line(run, f"best validation Dice {progress['best_dice']:.4f}: {run / 'best.pt'}")
 
 
-def choose_split(root, manifest, checkpoint, device) -> tuple[dict, str]:
-    """Parameters of nuclei.Split with the smallest count error on the training images that have a
-    label map, the defaults where none has, and a line that says which and why.
-    """
-    label_maps = label_folder(root)
-    model = utils.build_model(checkpoint, "best.pt")
-    predict = utils.predictor(model, checkpoint, device)
-    settings = utils.prediction_settings(model, checkpoint)
-    masks, counts, sizes = [], [], []
-    for entry in manifest["images"]:
-        path = Path(root) / entry["image"]
-        if entry["split"] != "train" or entry["name"] not in label_maps or not path.is_file():
-            continue
-        image = open_image(path)
-        if image.is_big:
-            continue
-        labels = read_label_map(label_maps[entry["name"]])
-        masks.append(predict_image(image, predict, **settings) >= checkpoint["threshold"])
-        counts.append(0 if labels is None else int(nuclei.reference_labels(labels).max()))
-        sizes.append(entry["pixel_size_um"])
-    split, error = nuclei.choose_split(masks, counts, sizes)
-    if not masks:
-        return split._asdict(), f"split {split} (no training image has a label map to choose on)"
-    found = f"on {len(masks)} training images with label maps, count error {error:.1%}"
-    return split._asdict(), f"split {split}, chosen {found}"
+# --- the loop -----------------------------------------------------------------------------------
+
+
+def is_over(progress: dict, args) -> bool:
+    """Whether all epochs are done, or too many in a row were no better."""
+    waited = progress["epoch"] - 1 - progress["best_epoch"]
+    return progress["epoch"] > args.epoch or 0 < args.patience <= waited
+
+
+def train_one_epoch(state: State, network, loader, loss_of, autocast, after_step) -> None:
+    """Learn from the batches that are left of an epoch; `after_step()` is called after each."""
+    progress = state.progress
+    started = time.monotonic() - progress["timed_seconds"]
+    device = next(state.model.parameters()).device
+    state.model.train()
+    for images, masks, indices in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        masks = masks.to(device, non_blocking=True)
+        loss = train_step(network, images, masks, loss_of, state.optimizer, state.scaler, autocast)
+        state.schedule.step()
+        if state.step % EMA_EVERY == 1:  # from the first step on
+            state.ema.update_parameters(state.model)
+        state.losses.append(loss)
+        state.seen.append(indices)
+        progress["batch"] += 1
+        progress["timed_steps"] += 1
+        progress["timed_seconds"] = time.monotonic() - started
+        after_step()
+
+
+def end_losses(state: State, batches: int, processes: int) -> float:
+    """The mean loss of the steps since the last call, over all processes; waits for the device."""
+    mean_loss = torch.stack(state.losses).mean() / processes
+    utils.add_up([mean_loss], processes)
+    loss = mean_loss.item()
+    state.progress["epoch_loss"] += loss * len(state.losses) / batches
+    state.losses, state.seen = [], []
+    return loss
+
+
+def end_epoch(state: State, val_loss: float, counts, batch_size: int, seconds: float) -> bool:
+    """Take an epoch's scores into the state's progress, and return whether they are the best."""
+    progress, dice = state.progress, utils.dice(counts)
+    is_best = dice > progress["best_dice"]
+    if is_best:
+        progress |= {"best_dice": dice, "best_epoch": progress["epoch"]}
+    patches, timed = progress["timed_steps"] * batch_size, progress["timed_seconds"]
+    row = {
+        "epoch": progress["epoch"],
+        "train_loss": progress["epoch_loss"],
+        "val_loss": val_loss,
+        "val_accuracy": utils.accuracy(counts),
+        "val_dice": dice,
+        "learning_rate": state.schedule.get_last_lr()[0],
+        "patches_per_second": patches / timed if timed else 0.0,
+        "seconds": seconds,
+    }
+    progress["metrics"].append(row)
+    progress |= {"epoch": progress["epoch"] + 1, "batch": 0, "epoch_loss": 0.0}
+    progress |= {"timed_steps": 0, "timed_seconds": 0.0}
+    return is_best
+
+
+@torch.inference_mode()
+def log_epoch(writer: SummaryWriter, state: State, grid: list, autocast) -> None:
+    """Put an epoch's scores into tensorboard, and what the network makes of the patches `grid`."""
+    row = state.progress["metrics"][-1]
+    speed = {"patches_per_second": row["patches_per_second"]}
+    utils.log_scalars(writer, "train", speed, state.step)
+    val = {"loss": row["val_loss"], "accuracy": row["val_accuracy"], "dice_score": row["val_dice"]}
+    utils.log_scalars(writer, "val", val, state.step)
+    images, references = (torch.stack(part) for part in zip(*grid, strict=True))
+    with autocast:
+        logits = state.ema.module(images.to(next(state.model.parameters()).device))
+    utils.log_images(writer, images, logits.float().sigmoid(), references, state.step)
 
 
 def train_step(network, images, masks, loss_of, optimizer, scaler, autocast) -> torch.Tensor:
@@ -403,7 +534,8 @@ def validate(network, loader, device, autocast, processes, stop) -> tuple[float,
     network.eval()
     loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of patches
     counts = torch.zeros(4, dtype=torch.int64, device=device)
-    for images, masks, _ in loader:
+    meetings = len(loader.dataset) // processes // loader.batch_size  # batches that all have
+    for batch, (images, masks, _) in enumerate(loader):
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(device, non_blocking=True)
         with autocast:
@@ -411,9 +543,87 @@ def validate(network, loader, device, autocast, processes, stop) -> tuple[float,
         batch_loss = binary_cross_entropy_with_logits(logits, masks)
         loss += torch.stack([batch_loss * len(masks), torch.tensor(len(masks), device=device)])
         counts += utils.pixel_counts(logits > 0, masks > 0)  # logit 0 is probability 0.5
-        stop.check(processes, False)
+        stop.check(meeting=batch < meetings)
     utils.add_up([loss, counts], processes)
     return (loss[0] / loss[1]).item(), counts.cpu()
+
+
+# --- how to split touching nuclei ---------------------------------------------------------------
+
+
+def counted_images(root: str, manifest: dict) -> list[tuple[dict, float, int]]:
+    """The training images by which `choose_split` chooses: those that have a label map, and are
+    small enough for the memory.
+
+    Of each its entry in the manifest, how many of its pixels make one of the network's, and its
+    number of nuclei (0 where its labels are a mask). Raises InputError with all faults of the maps.
+    """
+    label_maps = label_folder(root)
+    wanted = utils.typical_pixel_size(manifest)
+    counted, faults = [], []
+    for entry in manifest["images"]:
+        path, label_map = Path(root) / entry["image"], label_maps.get(entry["name"])
+        if entry["split"] != "train" or label_map is None or not path.is_file():
+            continue
+        try:
+            image = open_image(path)
+            if image.is_big:
+                continue
+            scale = scale_of(entry["pixel_size_um"], wanted, path)
+            mask = read_labels(label_map)
+            if mask.foreground.shape != (image.height, image.width):
+                found = " x ".join(map(str, mask.foreground.shape))
+                raise InputError(
+                    f"{label_map}: found labels of {found} pixels (height x width), expected "
+                    f"{image.height} x {image.width} as in {path}; replace or remove it"
+                )
+            labels = mask.labels
+            count = 0 if labels is None else int(nuclei.reference_labels(labels).max(initial=0))
+            counted.append((entry, scale, count))
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("; ".join(faults))
+    return counted
+
+
+def choose_split(best: Path, root: str, counted: list, device) -> str:
+    """Put into best.pt the parameters of nuclei.Split with the smallest count error on the images
+    of `counted_images`, and return a line that says which and why.
+
+    Whatever fails, best.pt keeps the defaults: a training is not lost by it.
+    """
+    checkpoint = utils.load_checkpoint(best)
+    default = f"split {nuclei.PREDICTION_SPLIT}, the default"
+    if not counted:
+        return f"{default} (no training image has a label map to choose on)"
+    try:
+        split, error = best_split(checkpoint, root, counted, device)
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
+        return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})"
+    if math.isnan(error):
+        return f"{default} (no label map of a training image has nuclei to choose on)"
+    utils.save_checkpoint(best, checkpoint | {"split": split._asdict()})
+    return (
+        f"split {split}, chosen on {len(counted)} training images with label maps, count error "
+        f"{error:.1%}"
+    )
+
+
+def best_split(checkpoint: dict, root: str, counted: list, device) -> tuple[nuclei.Split, float]:
+    """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
+    model = utils.build_model(checkpoint, "best.pt")
+    predict = utils.predictor(model, checkpoint, device)
+    settings = utils.prediction_settings(model, checkpoint)
+    found, counts, sizes = [], [], []
+    for entry, scale, count in counted:
+        image = open_image(Path(root) / entry["image"])
+        probability = predict_image(image, predict, scale=scale, **settings)
+        image.close()
+        found.append(probability >= checkpoint["threshold"])
+        counts.append(count)
+        sizes.append(entry["pixel_size_um"] or checkpoint["pixel_size_um"])
+    return nuclei.choose_split(found, counts, sizes)
 
 
 if __name__ == "__main__":

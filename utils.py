@@ -6,14 +6,13 @@ import csv
 import ctypes
 import functools
 import json
+import math
 import multiprocessing
 import os
-import pickle
 import random
 import signal
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -34,15 +33,17 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.models import ResNet34_Weights
 from torchvision.utils import make_grid
 
-from model import NETWORKS
+from checkpoints import CHECKPOINT_VERSION as CHECKPOINT_VERSION
+from checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint, load_tensors, misfit
+from checkpoints import build_model as build_model
+from checkpoints import save_checkpoint as save_checkpoint
 from tissue.colour import ONE, Colour
 from tissue.files import InputError, replacing
 from tissue.tiling import SIZES
 
 VERSION = "0.1.0"
-CHECKPOINT_VERSION = 1
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+WARM_UP = 0.1  # fraction of all steps in which the learning rate rises
+MEET_EVERY, MOST_CALLS = 1.0, 1000  # seconds from meeting to meeting of processes, and calls
 COLOURS = {"own": None, "one": ONE}  # by the names that --colour gives them
 
 
@@ -443,29 +444,72 @@ class Stopped(SystemExit):
 
 
 class StopSignal:
-    """Waits for SIGINT (Ctrl-C) and SIGTERM, and raises Stopped where the loop can be left."""
+    """Raises Stopped where SIGINT (Ctrl-C) or SIGTERM comes: at once, or, from `hold` to
+    `release`, at the next `check`, where a loop can be left.
+    """
 
     def __init__(self):
         self.received = 0
+        self.held = False
+        self.processes = 1
+        self.soon()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
     def _receive(self, number, frame):
         self.received = number
+        if not self.held:
+            raise Stopped(number)
 
-    def check(self, processes: int, meeting: bool) -> None:
-        """Raise Stopped if a signal came. Several processes agree on it at a `meeting` alone, a
-        point that all of them reach together.
-        """
-        if processes > 1:
-            if not meeting:
-                return
-            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            highest = torch.tensor(self.received, device=device)
-            dist.all_reduce(highest, dist.ReduceOp.MAX)
-            self.received = int(highest)
+    def hold(self, processes: int) -> None:
+        """Let signals wait for `check`, which so many processes call alike."""
+        self.held, self.processes = True, processes
+
+    def release(self) -> None:
+        """Signals are heard at once again, and so is one that has waited."""
+        self.held = False
         if self.received:
             raise Stopped(self.received)
+
+    def soon(self) -> None:
+        """Steps of another pace begin: processes meet at the first of them."""
+        self.calls, self.pause, self.met = 0, 1, time.monotonic()
+
+    def check(self, meeting: bool = True) -> None:
+        """Raise Stopped if a signal came. Several processes agree on it in a meeting about every
+        second, which all of them reach at one call; `meeting` is false for calls that not all of
+        them make.
+        """
+        if self.processes == 1:
+            if self.received:
+                raise Stopped(self.received)
+            return
+        self.calls += meeting
+        if not meeting or self.calls % self.pause:
+            return
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        pace = (time.monotonic() - self.met) / self.calls  # seconds a call
+        highest = torch.tensor([self.received, pace], dtype=torch.float64, device=device)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        self.received, pace = int(highest[0]), float(highest[1])
+        if self.received:
+            raise Stopped(self.received)
+        self.soon()
+        self.pause = max(1, min(MOST_CALLS, round(MEET_EVERY / max(pace, 1e-6))))
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """The learning rate of a step, 0 to `steps` - 1, as a share of the highest.
+
+    From 1/25 it rises in the first tenth of the steps and falls to 1/250,000 in the others, both by
+    a cosine: OneCycleLR of torch (Smith & Topin 2019, SPIE 11006), which divides by zero where its
+    rise takes no step. There, and in fewer steps, the highest rate comes first.
+    """
+    first, last = 1 / 25, 1 / 25e4
+    top = WARM_UP * steps - 1  # the step of the highest rate
+    if step <= top and top > 0:
+        return 1 + (first - 1) / 2 * (1 + math.cos(math.pi * step / top))
+    return last + (1 - last) / 2 * (1 + math.cos(math.pi * (step - top) / (steps - 1 - top)))
 
 
 def ignore_signals(worker: int) -> None:
@@ -486,11 +530,20 @@ def end_processes() -> None:
         dist.destroy_process_group()
 
 
-def explain_killed_loader(error: Exception) -> None:
-    """Raise InputError if the error says that a loader process was killed, else return.
+def explain(error: Exception) -> None:
+    """Raise InputError for an error in the training loop that is not the program's, else return:
+    a loader process was killed, or found a bad patch, or the memory is full.
 
-    Torch says so itself, unless a batch was just being handed over: then the connection breaks.
+    Torch tells of a killed one, unless a batch was just being handed over: then the connection
+    breaks.
     """
+    if isinstance(error, InputError | OSError) and "Original Traceback" in str(error):
+        raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        raise InputError(
+            "the memory is full, expected room for a step of the training; try a smaller "
+            "--batch_size or --dimensions"
+        ) from error
     if "DataLoader worker" in str(error) or isinstance(error, (ConnectionError, EOFError)):
         raise InputError(
             "a process that reads patches was killed from outside (is the memory full?); last.pt "
@@ -543,27 +596,20 @@ def warm_ema(decay: float, updates: Callable[[], int]) -> Callable:
 # --- checkpoints --------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
-    """Write a checkpoint, a dict of plain types and tensors, in one move."""
-    with replacing(path) as beside:
-        try:
-            torch.save(checkpoint, beside)
-        except RuntimeError as error:  # torch's writer does not say OSError
-            raise OSError(
-                f"{path}: could not be written (is the disk full?); the last whole one is kept"
-            ) from error
-
-
 def start_from(model: nn.Module, path: Path | str) -> dict:
     """Give a network the weights of a checkpoint, and return that; InputError if it is of another
     kind or width.
     """
     checkpoint = load_checkpoint(path)
-    if checkpoint["config"] != model.config or checkpoint["channel_order"] != "rgb":
+    if checkpoint["channel_order"] != "rgb":
         raise InputError(
-            f"--init {path}: found {checkpoint['config']} for {checkpoint['channel_order']}, "
-            f"expected {model.config} for rgb; change --arch and --dimensions, or choose another "
-            f"file"
+            f"--init {path}: found weights of the first version, for blue, green, red (bgr), "
+            f"expected weights for red, green, blue; choose a checkpoint by this train.py"
+        )
+    if checkpoint["config"] != model.config:
+        raise InputError(
+            f"--init {path}: found {checkpoint['config']}, expected {model.config}; change --arch "
+            f"and --dimensions, or choose another file"
         )
     model.load_state_dict(checkpoint["model"])
     return checkpoint
@@ -591,15 +637,14 @@ def start_from_imagenet(model: nn.Module, source: str) -> None:
             ) from error
     else:
         state = load_tensors(source)
-    try:
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-        model.encoder.load_state_dict(state)
-    except (RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    if isinstance(state, dict):
+        state = {key: value for key, value in state.items() if not str(key).startswith("fc.")}
+    if reason := misfit(state, model.encoder.state_dict()):
         raise InputError(
-            f"--pretrained {source}: found no ResNet-34 ({reason:.200}), expected a state dict as "
+            f"--pretrained {source}: found no ResNet-34 ({reason}), expected a state dict as "
             f"torchvision's {weights.url}; choose another file"
-        ) from error
+        )
+    model.encoder.load_state_dict(state)
 
 
 def mean_of_weights(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -614,96 +659,6 @@ def mean_of_weights(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Te
         else value
         for key, value in models[0].items()
     }
-
-
-def load_training(path: Path | str, patch_set: str) -> dict:
-    """What last.pt keeps beside the weights, to go on with; InputError if it is finished or of
-    another patch set (`patches.set_hash`).
-    """
-    training = load_checkpoint(path).get("training")
-    if training is None:
-        raise InputError(f"{path}: found no state of training, expected a last.pt by train.py")
-    if training["patch_set"] != patch_set:
-        raise InputError(
-            f"{path}: found a run on another patch set than the one in --root, expected the same; "
-            f"cut it again as it was, or start a new run with --init {path}"
-        )
-    if training["progress"]["finished"]:
-        raise InputError(
-            f"{path}: found a finished run, expected one that was stopped; to train further, "
-            f"start a new run with --init {path}"
-        )
-    return training
-
-
-def load_checkpoint(path: Path | str) -> dict:
-    """A checkpoint with its tensors on the CPU; nothing in the file is executed.
-
-    A bare U-Net state dict, as the pipeline's first version wrote, gets the keys that inference
-    needs: its width is read from the tensors, and its channel order is "bgr", because that version
-    trained on patches with swapped colours. Raises FileNotFoundError, and InputError for a file
-    that is damaged, no checkpoint, or would execute code.
-    """
-    checkpoint = load_tensors(path)
-    if isinstance(checkpoint, dict) and "format_version" in checkpoint:
-        if checkpoint["format_version"] != CHECKPOINT_VERSION:
-            raise InputError(
-                f"{path}: found checkpoint format {checkpoint['format_version']}, expected "
-                f"{CHECKPOINT_VERSION}; use the version of this project that wrote it"
-            )
-        return {"colour": None} | checkpoint  # which earlier versions did not write
-    if not isinstance(checkpoint, dict) or "conv1.conv.0.weight" not in checkpoint:
-        raise InputError(
-            f"{path}: found a file without a U-Net's weights, expected a checkpoint by train.py; "
-            f"choose another file"
-        )
-    return {
-        "format_version": CHECKPOINT_VERSION,
-        "model": checkpoint,
-        "config": {"arch": "unet", "dimensions": len(checkpoint["conv1.conv.0.weight"])},
-        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "channel_order": "bgr",
-        "colour": None,
-        "threshold": 0.5,
-    }
-
-
-def load_tensors(path: Path | str):
-    """What torch saved in a file, on the CPU, if it is of plain types and tensors alone.
-
-    Raises FileNotFoundError, and InputError for a file that is damaged or would execute code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found, expected a checkpoint; see --ckpt")
-    advice = "expected a checkpoint by train.py; choose another file"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; the errors say more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
-            raise InputError(
-                f"{path}: found objects that would execute code when loaded (refused), {advice}"
-            ) from error
-        raise InputError(f"{path}: found no checkpoint or a damaged one, {advice}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: found no checkpoint or a damaged one, {advice}") from error
-
-
-def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
-    """The network of a checkpoint, with its weights; `path` names it in the error (InputError)."""
-    config = dict(checkpoint["config"])
-    try:
-        model = NETWORKS[config.pop("arch")](**config)
-        model.load_state_dict(checkpoint["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: found weights that do not fit the network they name ({reason:.200}), "
-            f"expected a checkpoint by this project's train.py; choose another file"
-        ) from error
-    return model
 
 
 def prediction_settings(model: nn.Module, checkpoint: dict, tta: bool = False) -> dict:
@@ -743,7 +698,7 @@ def predictor(
     def predict(tiles: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
-        total = torch.zeros((), device=device)
+        total, finite = torch.zeros((), device=device), torch.ones((), device=device, dtype=bool)
         ways = [(turns, flip) for turns in range(4) for flip in (False, True)]
         ways = ways if flips_and_turns else ways[:1]
         for turns, flip in ways:
@@ -753,10 +708,17 @@ def predictor(
             mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
             with mixed, freed_memory_kept():
                 logits = model(laid)
+            finite &= logits.isfinite().all()
             probability = logits.float().sigmoid()
             probability = probability.flip(3) if flip else probability
             total = total + probability.rot90(-turns, (2, 3))
-        return (total / len(ways))[:, 0].cpu().numpy()
+        probability = (total / len(ways))[:, 0].cpu().numpy()
+        if not finite:
+            raise InputError(
+                "found predictions that are not finite, expected numbers: the checkpoint's weights "
+                "are too large to multiply; choose another"
+            )
+        return probability
 
     return halving(predict)
 
@@ -933,47 +895,18 @@ def versions() -> dict[str, str]:
 
 
 def typical_pixel_size(manifest: dict) -> float | None:
-    """Median pixel size of a patch set's training images, micrometres; None where none is known."""
+    """The one pixel size of a patch set, micrometres; None where no image told one.
+
+    Sets of earlier versions were cut as their images were: the median of those for training.
+    """
+    if "pixel_size_um" in manifest:
+        return manifest["pixel_size_um"]
     sizes = [image["pixel_size_um"] for image in manifest["images"] if image["split"] == "train"]
     known = [size for size in sizes if size is not None]
     return statistics.median(known) if known else None
 
 
 # --- logging ------------------------------------------------------------------------------------
-
-
-def make_run_folder(log: Path | str, name: str) -> Path:
-    """Make and return `<log>/<YYYYmmddHHMMSS>[-<name>]`; waits for a free second."""
-    while True:
-        run = Path(log) / (time.strftime("%Y%m%d%H%M%S") + (f"-{name}" if name else ""))
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            time.sleep(0.1)
-
-
-def find_run(log: Path | str, run: str) -> Path:
-    """The run folder that `--resume` means: its path, or "newest" for the last one in `log`."""
-    if run == "newest":
-        runs = sorted(path.parent for path in Path(log).glob("*/last.pt"))
-        if not runs:
-            raise FileNotFoundError(f"{log}: found no run with a last.pt, expected one to resume")
-        return runs[-1]
-    for name in ("args.json", "last.pt"):
-        if not (Path(run) / name).is_file():
-            raise FileNotFoundError(f"{Path(run) / name}: not found, expected a run to resume")
-    return Path(run)
-
-
-def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
-    """Raise InputError for the flags whose value is not the one a run was started with."""
-    for flag in flags:
-        if getattr(args, flag) != saved[flag]:
-            raise InputError(
-                f"--{flag}: found {getattr(args, flag)}, expected {saved[flag]} as the run was "
-                f"started; leave the flag out, or start a new run"
-            )
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -5,11 +5,11 @@
 Weights of several runs are averaged (Wortsman et al. 2022, ICML, "Model soups"): that works for
 runs which began at the same trained weights (`train.py --init`), and with these weights beside
 them, which may be a file of this script. Keeps what inference needs, in half precision, and leaves
-out what tells of the machine. All but the weights is the first run's.
+out what tells of the machine. All but the weights is the first run's. The pixel size is that of
+all of them; where they do not know it, or differ, --pixel_size must tell.
 Prints what docs/model_card.md says of the file.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,26 +19,32 @@ import numpy as np
 import torch
 
 import utils
+from checkpoints import PIXEL_SIZES
 from inference import SHIPPED
-from tissue.files import InputError, file_hash, run_script
+from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.nuclei import PREDICTION_SPLIT
+from tissue.pixel_size import SAME
 from tissue.synthetic import draw_tissue
 
 KEPT = ("format_version", "config", "normalisation", "channel_order", "colour", "patch_dim")
-KEPT += ("pixel_size_um", "epoch", "versions")
+KEPT += ("bits", "epoch", "versions")
 SETTINGS = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size")
 SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("ckpt", nargs="+", help="best.pt or last.pt of a run, or a mean of some")
     parser.add_argument("--threshold", type=float, default=0.5, help="as cross-validation found it")
+    parser.add_argument(
+        "--pixel_size", type=float, help="micrometres that it learned from; without it the runs'"
+    )
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     return parser.parse_args(argv)
 
 
 def main(args):
+    check_numbers(args, {"threshold": (0.01, 0.99), "pixel_size": PIXEL_SIZES})
     checkpoints = [utils.load_checkpoint(path) for path in args.ckpt]
     for path, checkpoint in zip(args.ckpt, checkpoints, strict=True):
         for key in ("config", "normalisation", "channel_order"):
@@ -48,7 +54,8 @@ def main(args):
                     f"of {args.ckpt[0]}; average runs of one network"
                 )
     weights = utils.mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
-    shipped = {key: checkpoints[0][key] for key in KEPT} | {
+    shipped = {key: checkpoints[0][key] for key in KEPT if key in checkpoints[0]} | {
+        "pixel_size_um": args.pixel_size or common_pixel_size(args.ckpt, checkpoints),
         "args": [run for checkpoint in checkpoints for run in runs_of(checkpoint)],
         "threshold": args.threshold,
         "split": PREDICTION_SPLIT._asdict(),
@@ -68,9 +75,23 @@ def main(args):
     print(f"half precision moves probabilities by at most {np.abs(before - after).max():.1e}")
 
 
+def common_pixel_size(paths: list[str], checkpoints: list[dict]) -> float:
+    """The mean pixel size of checkpoints, micrometres; InputError where one has none, or they
+    differ: without it no image would be resampled.
+    """
+    sizes = [checkpoint["pixel_size_um"] for checkpoint in checkpoints]
+    for path, size in zip(paths, sizes, strict=True):
+        if size is None or abs(size / (sizes[0] or size) - 1) > SAME:
+            raise InputError(
+                f"{path}: found a pixel size of {size} um, expected one that is known and within "
+                f"{SAME:.0%} of that of {paths[0]}; give --pixel_size"
+            )
+    return sum(sizes) / len(sizes)
+
+
 def runs_of(checkpoint: dict) -> list[dict]:
     """The settings of the run, or runs, whose weights a checkpoint has."""
-    args = checkpoint["args"]
+    args = checkpoint.get("args", {})
     return args if isinstance(args, list) else [{key: args.get(key) for key in SETTINGS}]
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import inference
+import utils
 from docs import ship_weights
+from model import UNet
 from tests.scripts import cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.synthetic import write_demo
@@ -30,9 +32,22 @@ def test_the_model_card_is_of_the_file_that_ships():
     assert hashlib.sha256(weights).hexdigest() in CARD.read_text()
 
 
-def ship(out, *runs):
+def test_the_file_that_ships_says_what_inference_needs():
+    shipped = torch.load(inference.SHIPPED, weights_only=True)
+    assert shipped["pixel_size_um"] == pytest.approx(0.25, rel=0.05)
+    assert shipped["threshold"] == 0.45
+    assert shipped["split"] == {"sigma": 0.5, "h": 0.05, "hole": 2.5, "smallest": 2.5}
+    assert shipped["colour"] == {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)}
+    assert shipped["config"] == {"arch": "unet", "dimensions": 32}
+    read = utils.load_checkpoint(inference.SHIPPED)
+    assert {key: read[key] for key in shipped if key != "model"} == {
+        key: value for key, value in shipped.items() if key != "model"
+    }
+
+
+def ship(out, *runs, flags=("--pixel_size", 0.25)):
     files = (run if run.suffix else run / "last.pt" for run in runs)
-    arguments = [*files, "--threshold", 0.4, "--out", out]
+    arguments = [*files, "--threshold", 0.4, "--out", out, *flags]
     ship_weights.main(ship_weights.parse_args([str(a) for a in arguments]))
 
 
@@ -68,3 +83,52 @@ def test_networks_of_other_widths_are_not_averaged(root, tmp_path):
     with pytest.raises(InputError, match="average runs of one network"):
         ship(tmp_path / "shipped.pt", *runs)
     assert not (tmp_path / "shipped.pt").exists()
+
+
+def finished_run(folder, pixel_size, seed=0):
+    """A last.pt as one that learned from pixels of such a size, with weights of its own."""
+    torch.manual_seed(seed)
+    model = UNet(4)
+    checkpoint = {
+        "format_version": 1,
+        "config": model.config,
+        "normalisation": {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
+        "channel_order": "rgb",
+        "threshold": 0.5,
+        "pixel_size_um": pixel_size,
+        "model": model.state_dict(),
+    }
+    path = folder / f"{seed}.pt"
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_weights_ship_with_the_pixel_size_of_their_runs_and_not_without(tmp_path):
+    out = tmp_path / "shipped.pt"
+    known = [finished_run(tmp_path, size, seed) for seed, size in enumerate((0.24, 0.26))]
+    ship(out, *known, flags=())
+    assert torch.load(out, weights_only=True)["pixel_size_um"] == pytest.approx(0.25)
+    out.unlink()
+    other, unknown = finished_run(tmp_path, 0.5, 2), finished_run(tmp_path, None, 3)
+    for files in ((unknown,), (unknown, known[0]), (known[0], unknown), (known[0], other)):
+        with pytest.raises(InputError, match=r"found a pixel size of .*give --pixel_size"):
+            ship(out, *files, flags=())
+        assert not out.exists()
+    ship(out, unknown, flags=("--pixel_size", 0.5))
+    assert torch.load(out, weights_only=True)["pixel_size_um"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "flags", [("--pixel_size", size) for size in ("nan", "inf", -0.25, 0, 250)]
+)
+def test_no_pixel_size_that_cannot_be_ships(tmp_path, flags):
+    with pytest.raises(InputError, match="--pixel_size: found"):
+        ship(tmp_path / "shipped.pt", finished_run(tmp_path, 0.25), flags=flags)
+    assert not (tmp_path / "shipped.pt").exists()
+
+
+def test_equal_weights_ship_as_equal_bytes(tmp_path):
+    run = finished_run(tmp_path, 0.25)
+    for name in ("one.pt", "two.pt"):
+        ship(tmp_path / name, run, flags=())
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()

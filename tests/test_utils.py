@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.models import resnet34
 
+import runs
 import utils
 from model import NETWORKS, ResNetUNet, UNet
 from tissue.files import InputError
@@ -256,11 +257,11 @@ def test_the_gain_of_bfloat16_is_measured():
 )
 def test_a_killed_loader_is_told_however_it_shows(error):
     with pytest.raises(InputError, match="killed from outside"):
-        utils.explain_killed_loader(error)
+        utils.explain(error)
 
 
 def test_other_errors_are_left_as_they_are():
-    utils.explain_killed_loader(RuntimeError("shapes do not fit"))
+    utils.explain(RuntimeError("shapes do not fit"))
 
 
 # --- averaged weights
@@ -433,6 +434,6 @@ def test_durations_for_people(seconds, text):
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path):
-    folders = {utils.make_run_folder(tmp_path, "same") for _ in range(2)}
+    folders = {runs.make_run_folder(tmp_path, "same") for _ in range(2)}
     assert len(folders) == 2
     assert all(folder.name.endswith("-same") for folder in folders)

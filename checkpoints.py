@@ -1,0 +1,266 @@
+"""Checkpoints: nothing in the file is executed, and all that is used of it is checked first."""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, Strict, TypeAdapter, with_config
+from torch import nn
+from typing_extensions import NotRequired, TypedDict
+
+from model import NETWORKS
+from tissue.files import InputError, replacing
+from tissue.nuclei import PREDICTION_SPLIT
+from tissue.schema import CLOSED, OPEN, Count, Finite, check_content
+
+CHECKPOINT_VERSION = 1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DIMENSIONS = (1, 512)  # the least and the most
+PIXEL_SIZES = (0.01, 20.0)  # micrometres, likewise
+ADVICE = "expected a checkpoint by train.py; choose another file"
+ZIP = b"PK\x03\x04"  # how a file begins that torch has saved since 1.6
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+# --- what a checkpoint holds --------------------------------------------------------------------
+
+
+def triple_of(least: float, most: float) -> type:
+    """Three numbers, one a channel."""
+    number = Annotated[Finite, Field(ge=least, le=most)]
+    return Annotated[tuple[number, number, number], Strict(False)]  # JSON has lists alone
+
+
+@with_config(CLOSED)
+class Config(TypedDict):
+    arch: Literal[tuple(NETWORKS)]
+    dimensions: Annotated[int, Field(ge=DIMENSIONS[0], le=DIMENSIONS[1])]
+
+
+@with_config(CLOSED)
+class Normalisation(TypedDict):
+    mean: triple_of(-100, 100)
+    std: triple_of(1e-3, 100)
+
+
+@with_config(CLOSED)
+class ColourValues(TypedDict):
+    mean: triple_of(-128, 128)
+    spread: triple_of(1e-3, 128)
+
+
+@with_config(CLOSED)
+class SplitValues(TypedDict):
+    sigma: Annotated[Finite, Field(ge=0, le=10)]
+    h: Annotated[Finite, Field(ge=0, le=1)]
+    hole: Annotated[Finite, Field(ge=0, le=1e4)]
+    smallest: Annotated[Finite, Field(ge=0, le=1e4)]
+
+
+PixelSize = Annotated[Finite, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])]
+
+
+@with_config(OPEN)
+class Checkpoint(TypedDict):
+    format_version: Literal[CHECKPOINT_VERSION]
+    model: dict[str, Any]  # tensors, see `check_weights`
+    config: Config
+    normalisation: Normalisation
+    channel_order: Literal["rgb", "bgr"]
+    threshold: Annotated[Finite, Field(gt=0, lt=1)]
+    colour: NotRequired[ColourValues | None]
+    pixel_size_um: NotRequired[
+        Annotated[Finite, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])] | None
+    ]
+    bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images
+    split: NotRequired[SplitValues]
+    patch_dim: NotRequired[Annotated[int, Field(ge=1, le=2**16)]]
+    epoch: NotRequired[Count]
+    best_dice: NotRequired[Finite]
+    versions: NotRequired[dict[str, str]]
+    args: NotRequired[dict[str, Any] | list[dict[str, Any]]]
+    training: NotRequired[dict[str, Any]]  # see `runs.load_training`
+
+
+CHECKPOINT, CONFIG = TypeAdapter(Checkpoint), TypeAdapter(Config)
+# What earlier versions did not write.
+EARLIER = {"colour": None, "pixel_size_um": None, "bits": None}
+EARLIER |= {"split": PREDICTION_SPLIT._asdict()}
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: Path | str) -> dict:
+    """A checkpoint with its tensors on the CPU; nothing in the file is executed.
+
+    Keys, types, ranges and the weights' names, shapes and values are as `build_model` and inference
+    need them; keys that earlier versions did not write have the values that were meant. A bare
+    U-Net state dict, as the pipeline's first version wrote, becomes such a checkpoint
+    (`of_first_version`). Raises FileNotFoundError, and InputError for a file that is damaged, no
+    checkpoint, or would execute code.
+    """
+    content = load_tensors(path)
+    if isinstance(content, dict) and "format_version" in content:
+        version = content["format_version"]
+        if type(version) is not int or version != CHECKPOINT_VERSION:
+            found = " ".join(repr(version).split())
+            raise InputError(
+                f"{path}: found checkpoint format {found:.40}, expected {CHECKPOINT_VERSION}; "
+                f"use the version of this project that wrote it"
+            )
+        if not begins_as_zip(path):
+            raise InputError(f"{path}: found a checkpoint without checksums, {ADVICE}")
+        content = check_content(CHECKPOINT, content, path, "choose another file")
+        check_weights(content["model"], weights_of(content["config"]), path)
+        return EARLIER | content
+    if isinstance(content, dict) and "conv1.conv.0.weight" in content:
+        return EARLIER | of_first_version(content, path)
+    raise InputError(f"{path}: found a file without a U-Net's weights, {ADVICE}")
+
+
+def of_first_version(state: dict, path: Path | str) -> dict:
+    """The checkpoint of a bare U-Net state dict, as the pipeline's first version wrote.
+
+    Its width is read from the tensors, and its channel order is "bgr", because that version trained
+    on patches with swapped colours. Its decoder concatenated (upscaled, skip), ours concatenates
+    (skip, upscaled): the halves of the input channels of each `up*.conv.conv.0.weight` change
+    places.
+    """
+    first = state["conv1.conv.0.weight"]
+    width = len(first) if isinstance(first, torch.Tensor) and first.ndim else 0
+    config = {"arch": "unet", "dimensions": width}
+    config = check_content(CONFIG, config, path, "choose another file")
+    check_weights(state, weights_of(config), path)
+    swapped = {f"up{stage}.conv.conv.0.weight" for stage in (1, 2, 3, 4)}
+    return {
+        "format_version": CHECKPOINT_VERSION,
+        "model": {
+            key: torch.cat(value.chunk(2, dim=1)[::-1], dim=1) if key in swapped else value
+            for key, value in state.items()
+        },
+        "config": config,
+        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "channel_order": "bgr",
+        "threshold": 0.5,
+    }
+
+
+def weights_of(config: dict) -> dict[str, torch.Tensor]:
+    """The state dict of a network without its values: names, shapes and types, but no memory."""
+    with torch.device("meta"):
+        return NETWORKS[config["arch"]](config["dimensions"]).state_dict()
+
+
+def check_weights(state: Any, wanted: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Raise InputError, which names `path`, if `misfit` finds anything."""
+    if reason := misfit(state, wanted):
+        raise InputError(
+            f"{path}: found weights that do not fit the network they name ({reason}), {ADVICE}"
+        )
+
+
+def misfit(state: Any, wanted: Mapping[str, torch.Tensor]) -> str:
+    """In what a state dict differs from the one that is `wanted`; empty where it fits.
+
+    It has tensors of the same names and shapes, of any floating type where such are wanted, all
+    finite, variances 0 or more. Batch norm's counters may be missing: torch before 0.4.1, and with
+    it torchvision's files, had none.
+    """
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__} instead of a state dict"
+    for key in (*wanted, *state):
+        if key not in wanted:
+            return f"{key!r:.80} is too much"
+        if key not in state and not key.endswith("num_batches_tracked"):
+            return f"{key} is missing"
+    for key, value in state.items():  # before any is looked into, which takes time and memory
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+            return f"{key} is no tensor but {type(value).__name__}"
+        if value.shape != wanted[key].shape:
+            return f"{key}: {tuple(value.shape)} instead of {tuple(wanted[key].shape)}"
+        own = wanted[key].dtype
+        if value.dtype not in (FLOATS if own.is_floating_point else (own,)):
+            return f"{key}: {value.dtype} instead of {own}"
+        if value.untyped_storage().nbytes() < value.nbytes:
+            return f"{key}: one number stands for many"
+    for key, value in state.items():
+        if not value.isfinite().all():
+            return f"{key}: numbers that are not finite"
+        if key.endswith(("running_var", "num_batches_tracked")) and (value < 0).any():
+            return f"{key}: numbers below 0"
+    return ""
+
+
+def load_tensors(path: Path | str) -> Any:
+    """What torch saved in a file, on the CPU, if it is of plain types and tensors alone.
+
+    Raises FileNotFoundError, and InputError for a file that is damaged (a zip's checksums tell, the
+    format before had none) or would execute code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, expected a checkpoint; see --ckpt")
+    is_zip = begins_as_zip(path)  # an OSError is the file's, those below are its content's
+    try:
+        if is_zip:
+            check_zip(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; the errors say more
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle's bytes are a program, which can fail in any way
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper():
+            raise InputError(
+                f"{path}: found objects that would execute code when loaded (refused), {ADVICE}"
+            ) from error
+        raise InputError(f"{path}: found no checkpoint or a damaged one, {ADVICE}") from error
+
+
+def begins_as_zip(path: Path | str) -> bool:
+    """Whether a file is what torch writes since 1.6, a zip."""
+    with open(path, "rb") as file:
+        return file.read(len(ZIP)) == ZIP
+
+
+def check_zip(path: Path) -> None:
+    """Raise BadZipFile unless a zip is as torch writes it, and its checksums hold."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        fits = sum(entry.file_size for entry in entries) <= path.stat().st_size
+        if not stored or not fits or len({entry.filename for entry in entries}) < len(entries):
+            raise zipfile.BadZipFile("compressed, overlapping or double entries")
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
+
+
+def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
+    """The network of a checkpoint, with its weights; `path` names it in the error (InputError)."""
+    config = check_content(CONFIG, checkpoint["config"], path, "choose another file")
+    check_weights(checkpoint["model"], weights_of(config), path)
+    model = NETWORKS[config["arch"]](config["dimensions"])
+    model.load_state_dict(checkpoint["model"])
+    return model
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
+    """Write a checkpoint, a dict of plain types and tensors, in one move.
+
+    Equal content gives equal bytes, whatever the file's name.
+    """
+    with replacing(path) as beside:
+        try:
+            with beside.open("wb") as file:  # given a name, torch writes that into the file too
+                torch.save(checkpoint, file)
+        except (RuntimeError, OSError) as error:  # torch's writer does not say OSError
+            raise OSError(
+                f"{path}: could not be written (is the disk full?); the last whole one is kept"
+            ) from error

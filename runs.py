@@ -1,0 +1,302 @@
+"""A run's folder, and going on with a run: what its files say is checked before it is used."""
+
+import json
+import time
+import unicodedata
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, TypeAdapter, with_config
+from torch import nn
+from typing_extensions import NotRequired, TypedDict
+
+from checkpoints import DIMENSIONS, check_weights, load_checkpoint, load_tensors, misfit
+from model import NETWORKS
+from tissue.files import InputError, check_numbers
+from tissue.schema import CLOSED, OPEN, Count, Finite, Positive, check_content
+
+# The least and the most of each number that train.py takes.
+RANGES = {
+    "dimensions": DIMENSIONS,
+    "lr": (0.0, 10),
+    "batch_size": (1, 100_000),
+    "epoch": (1, 1_000_000),
+    "seed": (0, 2**32 - 1),  # what numpy takes
+    "patience": (0, 1_000_000),
+    "gpu_id": (-1, 1023),
+    "workers": (0, 256),
+}
+LONGEST = 200  # bytes of --name; file systems take 255 with the time before it
+ANEW = "start a new run"
+
+
+# --- what the files hold ------------------------------------------------------------------------
+
+
+@with_config(OPEN)
+class Settings(TypedDict):
+    """args.json. What is not required, the first versions did not write."""
+
+    root: str
+    log: str
+    name: str
+    dimensions: int
+    lr: float
+    batch_size: int
+    epoch: int
+    seed: int
+    gpu_id: int
+    amp: bool
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")]
+    precision: Literal["float32", "bfloat16", "float16"]
+    arch: NotRequired[Literal[tuple(NETWORKS)]]
+    loss: NotRequired[Literal["bce", "bce_dice"]]
+    colour: NotRequired[Literal["one", "own"]]
+    augment: NotRequired[Literal["basic", "moderate", "strong"]]
+    sampler: NotRequired[Literal["uniform", "balanced"]]
+    init: NotRequired[str | None]
+    pretrained: NotRequired[str | None]
+    patience: NotRequired[int]
+    workers: NotRequired[int | None]
+    compile: NotRequired[bool]
+
+
+@with_config(CLOSED)
+class Row(TypedDict):
+    """An epoch's row of metrics.csv."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    train_loss: Finite
+    val_loss: Finite
+    val_accuracy: Annotated[Finite, Field(ge=0, le=1)]
+    val_dice: Annotated[Finite, Field(ge=0, le=1)]
+    learning_rate: Annotated[Finite, Field(ge=0)]
+    patches_per_second: Annotated[Finite, Field(ge=0)]
+    seconds: Annotated[Finite, Field(ge=0)]
+
+
+@with_config(CLOSED)
+class Progress(TypedDict):
+    """How far a run has come: the epoch that is under way, and its steps that are done."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    batch: Count
+    losses: list[Finite]  # of the last steps, which no curve shows yet
+    epoch_loss: Finite
+    seconds: Annotated[Finite, Field(ge=0)]  # of the whole run
+    best_dice: Annotated[Finite, Field(ge=-1, le=1)]
+    best_epoch: Count
+    metrics: list[Row]
+    finished: bool
+    # Steps of this epoch and their seconds, for patches a second; earlier versions had none.
+    timed_steps: NotRequired[Count]
+    timed_seconds: NotRequired[Annotated[Finite, Field(ge=0)]]
+
+
+@with_config(CLOSED)
+class Scaler(TypedDict, total=False):
+    """torch.amp.GradScaler's state; empty where it is not used."""
+
+    scale: Positive
+    growth_factor: Annotated[Finite, Field(gt=1)]
+    backoff_factor: Annotated[Finite, Field(gt=0, lt=1)]
+    growth_interval: Annotated[int, Field(ge=1)]
+    _growth_tracker: Count
+
+
+@with_config(OPEN)
+class Schedule(TypedDict):
+    last_epoch: Count  # torch's name for the number of steps
+
+
+@with_config(OPEN)
+class Optimizer(TypedDict):
+    state: dict[int, dict[str, Any]]
+
+
+@with_config(OPEN)
+class Training(TypedDict):
+    """What last.pt keeps beside a checkpoint's own."""
+
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    optimizer: Optimizer
+    schedule: Schedule
+    scaler: Scaler
+    progress: Progress
+    patch_set: str
+    random: Any  # uint8, torch's generator
+
+
+SETTINGS, TRAINING = TypeAdapter(Settings), TypeAdapter(Training)
+
+
+# --- the folder ---------------------------------------------------------------------------------
+
+
+def check_flags(args: Namespace) -> None:
+    """Raise InputError for flags of train.py that have no such value."""
+    check_numbers(args, RANGES)
+    for flag in ("name", "root", "log", "init", "pretrained"):
+        text = str(getattr(args, flag) or "")
+        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text):
+            raise InputError(f"--{flag}: found {text!r:.80}, expected text that can be printed")
+    name = args.name
+    if set(name) & set("/\\") or name in (".", "..") or len(name.encode()) > LONGEST:
+        raise InputError(
+            f"--name: found {name!r:.80}, expected the end of a folder's name, without slashes, of "
+            f"at most {LONGEST} bytes"
+        )
+
+
+def make_run_folder(log: Path | str, name: str) -> Path:
+    """Make and return `<log>/<YYYYmmddHHMMSS>[-<name>]`; waits for a free second."""
+    while True:
+        run = Path(log) / (time.strftime("%Y%m%d%H%M%S") + (f"-{name}" if name else ""))
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            time.sleep(0.1)
+
+
+def find_run(log: Path | str, run: str) -> Path:
+    """The run folder that `--resume` means: its path, or "newest" for the last one in `log`."""
+    if run == "newest":
+        runs = sorted(path.parent for path in Path(log).glob("*/last.pt"))
+        if not runs:
+            raise FileNotFoundError(f"{log}: found no run with a last.pt, expected one to resume")
+        return runs[-1]
+    for name in ("args.json", "last.pt"):
+        if not (Path(run) / name).is_file():
+            raise FileNotFoundError(f"{Path(run) / name}: not found, expected a run to resume")
+    return Path(run)
+
+
+def read_settings(run: Path) -> dict:
+    """A run's args.json; InputError where it is damaged or says what no flag can."""
+    path = run / "args.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: found no readable JSON ({error!s:.80}), expected what train.py wrote; {ANEW}"
+        ) from error
+    settings = check_content(SETTINGS, content, path, ANEW)
+    try:
+        check_numbers(Namespace(**dict.fromkeys(RANGES) | settings), RANGES)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return settings
+
+
+def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
+    """Raise InputError for the flags whose value is not the one a run was started with."""
+    for flag in flags:
+        if getattr(args, flag) != saved[flag]:
+            raise InputError(
+                f"--{flag}: found {getattr(args, flag)}, expected {saved[flag]} as the run was "
+                f"started; leave the flag out, or start a new run"
+            )
+
+
+# --- going on -----------------------------------------------------------------------------------
+
+
+def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, steps: int) -> dict:
+    """What a run's last.pt keeps beside the weights, to go on with, as `Training` has it.
+
+    `patch_set` is the `patches.set_hash`, `settings` the flags that cannot change, `model` a new
+    network of the run's kind, `steps` those of an epoch. Raises InputError for a run that is
+    finished, is of another patch set or other settings, or whose state contradicts itself.
+    """
+    path = run / "last.pt"
+    checkpoint = load_checkpoint(path)
+    if "training" not in checkpoint:
+        raise InputError(f"{path}: found no state of training, expected a last.pt by train.py")
+    training = check_content(TRAINING, checkpoint["training"], path, ANEW)
+    if training["patch_set"] != patch_set:
+        raise InputError(
+            f"{path}: found a run on another patch set than the one in --root, expected the same; "
+            f"cut it again as it was, or start a new run with --init {path}"
+        )
+    if checkpoint["config"] != model.config:
+        raise InputError(
+            f"{path}: found {checkpoint['config']}, expected {model.config} as in args.json; {ANEW}"
+        )
+    began = checkpoint.get("args")
+    for flag, value in settings.items():
+        if isinstance(began, dict) and began.get(flag, value) != value:
+            raise InputError(
+                f"{path}: found a run with --{flag} {began[flag]!r:.80}, expected {value!r:.80} as "
+                f"in args.json; {ANEW}"
+            )
+    best = run / "best.pt"
+    if training["progress"]["best_epoch"]:
+        load_checkpoint(best)  # later epochs may not be better
+    # An earlier version said so before it had chosen the split.
+    if training["progress"]["finished"] and "split" in load_tensors(best):
+        raise InputError(
+            f"{path}: found a finished run, expected one that was stopped; to train further, "
+            f"start a new run with --init {path}"
+        )
+    check_state(training, model, path)
+    check_progress(training, settings["epoch"], steps, path)
+    return training
+
+
+def check_state(training: Mapping, model: nn.Module, path: Path) -> None:
+    """Raise InputError unless weights, averaged weights and the optimiser's moments fit."""
+    own, step = model.state_dict(), training["schedule"]["last_epoch"]
+    check_weights(training["model"], own, path)
+    averaged = {f"module.{key}": value for key, value in own.items()}
+    averaged["n_averaged"] = torch.tensor(0)
+    check_weights(training["ema"], averaged, path)
+    if (training["ema"]["n_averaged"] == 0) != (step == 0):  # the first update copies
+        raise contradiction(path, f"{training['ema']['n_averaged']} averages at step {step}")
+    state = training["optimizer"]["state"]
+    learned = {i: p for i, p in enumerate(model.parameters()) if p.requires_grad}
+    wanted = {i: {"exp_avg": p, "exp_avg_sq": p} for i, p in learned.items()}
+    for i in wanted:
+        wanted[i] |= {"step": torch.tensor(0.0)}
+    may_be_empty = step == 0 or training["scaler"]  # float16 may skip the first steps
+    if state.keys() != wanted.keys() and (state or not may_be_empty):
+        raise contradiction(path, "the optimiser knows other parameters than the network has")
+    for i, moments in state.items():
+        if reason := misfit(moments, wanted[i]):
+            raise contradiction(path, f"the optimiser's parameter {i}: {reason}")
+        done = moments["step"].item()
+        late = done != step if not training["scaler"] else not 0 <= done <= step
+        if late or (moments["exp_avg_sq"] < 0).any():
+            raise contradiction(path, f"the optimiser's parameter {i} at step {done:g} of {step}")
+    if len(training["scaler"]) not in (0, len(Scaler.__annotations__)):
+        raise contradiction(path, f"a loss scale with {', '.join(training['scaler'])} alone")
+    try:
+        torch.Generator().set_state(training["random"])
+    except (RuntimeError, TypeError) as error:
+        raise contradiction(path, "no state of torch's random numbers") from error
+
+
+def check_progress(training: Mapping, epochs: int, steps: int, path: Path) -> None:
+    """Raise InputError unless epochs, steps and rows of metrics.csv agree with each other."""
+    progress, step = training["progress"], training["schedule"]["last_epoch"]
+    epoch, batch, rows = progress["epoch"], progress["batch"], progress["metrics"]
+    if not (epoch <= epochs + 1 and batch <= (steps if epoch <= epochs else 0)):
+        raise contradiction(path, f"step {batch} of epoch {epoch}, of {steps} and {epochs}")
+    if step != (epoch - 1) * steps + batch:
+        raise contradiction(path, f"step {step} in step {batch} of epoch {epoch}")
+    if [row["epoch"] for row in rows] != list(range(1, epoch)):
+        raise contradiction(path, f"{len(rows)} rows of metrics in epoch {epoch}")
+    if len(progress["losses"]) > batch or progress.get("timed_steps", 0) > batch:
+        raise contradiction(path, f"more steps than the {batch} of this epoch")
+    best = max(rows, key=lambda row: row["val_dice"], default={"val_dice": -1.0, "epoch": 0})
+    if (progress["best_dice"], progress["best_epoch"]) != (best["val_dice"], best["epoch"]):
+        raise contradiction(path, f"a best epoch {progress['best_epoch']}, which is not the best")
+
+
+def contradiction(path: Path, what: str) -> InputError:
+    """The error for a state of training that cannot be."""
+    return InputError(f"{path}: found {what}, expected the state of a run by train.py; {ANEW}")
