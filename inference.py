@@ -31,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 import utils
+from learning import checkpoints
 from tissue import (
     agreement,
     exports,
@@ -199,8 +200,8 @@ class Network(NamedTuple):
 def load_network(args, device) -> Network:
     """The network that the flags name, and their settings; InputError where they do not fit it."""
     path = find_checkpoint(args.ckpt)
-    checkpoint = utils.load_checkpoint(path)
-    model = utils.build_model(checkpoint, path)
+    checkpoint = checkpoints.load_checkpoint(path)
+    model = checkpoints.build_model(checkpoint, path)
     halo = model.halo if args.overlap is None else args.overlap
     for flag, pixels, least in (("tile", args.tile, halo), ("overlap", halo, 0)):
         if pixels % model.grid or pixels < least:

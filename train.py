@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import runs
 import utils
+from learning import checkpoints, runs
 from model import NETWORKS
 from tissue import nuclei
 from tissue.files import InputError, Parser, locked, run_script
@@ -219,7 +219,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         progress["seconds"] = time.monotonic() - started
         writer.flush()  # the curves reach at least as far as what is saved
         weights = {"model": state.ema.module.state_dict(), "training": state.to_save(patch_set)}
-        utils.save_checkpoint(run / "last.pt", checkpoint | weights)
+        checkpoints.save_checkpoint(run / "last.pt", checkpoint | weights)
         saved = time.monotonic()
 
     def after_step():
@@ -259,7 +259,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
                 # epoch's best.pt is written again, and metrics.csv from what last.pt has.
                 if is_best:
                     best = {"model": state.ema.module.state_dict()}
-                    utils.save_checkpoint(run / "best.pt", checkpoint | best)
+                    checkpoints.save_checkpoint(run / "best.pt", checkpoint | best)
                 save_last()
                 utils.write_table(run / "metrics.csv", progress["metrics"])
                 utils.log_line(run, utils.epoch_line(row, args.epoch, progress["best_dice"]))
@@ -419,7 +419,7 @@ def describe(model: nn.Module, manifest: dict, settings: dict) -> dict:
     """What best.pt and last.pt say all through a run."""
     colour = utils.COLOURS[settings["colour"]]
     return {
-        "format_version": utils.CHECKPOINT_VERSION,
+        "format_version": checkpoints.CHECKPOINT_VERSION,
         "config": model.config,
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
         "channel_order": "rgb",
@@ -593,7 +593,7 @@ def choose_split(best: Path, root: str, counted: list, device) -> str:
 
     Whatever fails, best.pt keeps the defaults: a training is not lost by it.
     """
-    checkpoint = utils.load_checkpoint(best)
+    checkpoint = checkpoints.load_checkpoint(best)
     default = f"split {nuclei.PREDICTION_SPLIT}, the default"
     if not counted:
         return f"{default} (no training image has a label map to choose on)"
@@ -603,7 +603,7 @@ def choose_split(best: Path, root: str, counted: list, device) -> str:
         return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})"
     if math.isnan(error):
         return f"{default} (no label map of a training image has nuclei to choose on)"
-    utils.save_checkpoint(best, checkpoint | {"split": split._asdict()})
+    checkpoints.save_checkpoint(best, checkpoint | {"split": split._asdict()})
     return (
         f"split {split}, chosen on {len(counted)} training images with label maps, count error "
         f"{error:.1%}"
@@ -612,7 +612,7 @@ def choose_split(best: Path, root: str, counted: list, device) -> str:
 
 def best_split(checkpoint: dict, root: str, counted: list, device) -> tuple[nuclei.Split, float]:
     """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
-    model = utils.build_model(checkpoint, "best.pt")
+    model = checkpoints.build_model(checkpoint, "best.pt")
     predict = utils.predictor(model, checkpoint, device)
     settings = utils.prediction_settings(model, checkpoint)
     found, counts, sizes = [], [], []

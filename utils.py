@@ -33,10 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.models import ResNet34_Weights
 from torchvision.utils import make_grid
 
-from checkpoints import CHECKPOINT_VERSION as CHECKPOINT_VERSION
-from checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint, load_tensors, misfit
-from checkpoints import build_model as build_model
-from checkpoints import save_checkpoint as save_checkpoint
+from learning.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint, load_tensors, misfit
 from tissue.colour import ONE, Colour
 from tissue.files import InputError, replacing
 from tissue.tiling import SIZES

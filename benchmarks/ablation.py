@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 
 import utils
 from benchmarks import data, results
+from learning import checkpoints
 from tissue import nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
 from tissue.manifest import write_manifest
@@ -222,7 +223,7 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
 
     The last weights are scored and not those of the best epoch, which would be chosen by looking.
     """
-    checkpoint = utils.load_checkpoint(path)
+    checkpoint = checkpoints.load_checkpoint(path)
     for ema, tta in (("no", "no"), ("yes", "no"), ("yes", "yes")):
         weights = checkpoint["model"] if ema == "yes" else checkpoint["training"]["model"]
         how = {"weights": weights, "tta": tta == "yes"}
@@ -242,8 +243,8 @@ def score_checkpoint(
     tta: bool = False,
 ) -> dict[str, float]:
     """`score` of a checkpoint file, or of other weights for its network."""
-    checkpoint = utils.load_checkpoint(path)
-    model = utils.build_model(checkpoint | ({"model": weights} if weights else {}), path)
+    checkpoint = checkpoints.load_checkpoint(path)
+    model = checkpoints.build_model(checkpoint | ({"model": weights} if weights else {}), path)
     predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta)
     return score(predict, utils.prediction_settings(model, checkpoint, tta), pairs)
 

@@ -14,6 +14,7 @@ import numpy as np
 import inference
 import utils
 from benchmarks import results
+from learning import checkpoints
 from tissue import agreement, nuclei, tiling, windows
 from tissue.files import InputError, run_script
 from tissue.masks import read_label_map
@@ -88,8 +89,8 @@ def main(args):
 def predictions(args, files) -> list[np.ndarray]:
     """The masks of a network, bool (H, W) each."""
     path = inference.find_checkpoint(args.ckpt)
-    checkpoint = utils.load_checkpoint(path)
-    model = utils.build_model(checkpoint, path)
+    checkpoint = checkpoints.load_checkpoint(path)
+    model = checkpoints.build_model(checkpoint, path)
     predict = utils.predictor(model, checkpoint, utils.choose_device(args.gpu_id), args.tta)
     settings = utils.prediction_settings(model, checkpoint, args.tta)
     return [

@@ -17,6 +17,7 @@ import torch
 import inference
 import utils
 from benchmarks import results
+from learning import checkpoints
 from tissue import tiling
 from tissue.files import InputError, Parser, run_script
 from tissue.images import read_image
@@ -41,8 +42,8 @@ def parse_args(argv=None):
 
 def main(args):
     path = inference.find_checkpoint(args.ckpt)
-    checkpoint = utils.load_checkpoint(path)
-    model = utils.build_model(checkpoint, path)
+    checkpoint = checkpoints.load_checkpoint(path)
+    model = checkpoints.build_model(checkpoint, path)
     network = utils.predictor(model, checkpoint, torch.device("cpu"))
     settings = utils.prediction_settings(model, checkpoint)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import utils
 from benchmarks import ablation, data, results
+from learning import checkpoints
 from tissue.files import check_positive, run_script
 from tissue.pairs import find_pairs
 
@@ -57,7 +58,7 @@ def main(args):
                 ways |= {f"{START}, then {end}": [path], f"{end}: mean of both": [start, path]}
             for way, paths in ways.items():
                 mean = utils.mean_of_weights(
-                    [utils.load_checkpoint(path)["model"] for path in paths]
+                    [checkpoints.load_checkpoint(path)["model"] for path in paths]
                 )
                 scores = [
                     ablation.score_checkpoint(paths[0], part, device, mean)

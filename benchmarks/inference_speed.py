@@ -32,6 +32,7 @@ import inference
 import utils
 from benchmarks.data import draw_giant
 from benchmarks.results import moment, table, write_section
+from learning import checkpoints
 from model import UNet
 from tissue import images, masks, mosaic, nuclei, pairs, stitching, tiling, windows
 from tissue.files import run_script
@@ -218,7 +219,7 @@ def giants(args):
         model = a_network(dimensions)
         checkpoint = {"format_version": 1, "model": model.state_dict(), "config": model.config}
         checkpoint |= {"normalisation": NORMALISATION, "channel_order": "rgb", "threshold": 0.5}
-        utils.save_checkpoint(folder / "net.pt", checkpoint)
+        checkpoints.save_checkpoint(folder / "net.pt", checkpoint)
         for side in args.sides or GIANT_SIDES:
             path = draw_giant(folder / f"drawn_{side}.tif", side)
             command = [
@@ -260,8 +261,8 @@ def giants(args):
 def seams(args):
     """Tiled against untiled on the user's images: pixels and contours that differ."""
     path = inference.find_checkpoint(args.ckpt)
-    checkpoint = utils.load_checkpoint(path)
-    model = utils.build_model(checkpoint, path).eval()
+    checkpoint = checkpoints.load_checkpoint(path)
+    model = checkpoints.build_model(checkpoint, path).eval()
     device = utils.choose_device(args.gpu_id)
     predict = utils.predictor(model, checkpoint, device)
     network = utils.fuse(model, device)

@@ -15,6 +15,7 @@ from pathlib import Path
 import inference
 import utils
 from benchmarks import ablation, data, results
+from learning import checkpoints
 from tissue.files import InputError, check_positive, run_script
 from tissue.pairs import find_pairs
 
@@ -38,7 +39,7 @@ def main(args):
     check_positive(args, ("draws", "budget", "lr"))
     device = utils.choose_device(args.gpu_id)
     start = Path(args.init).resolve()
-    flags = {**utils.load_checkpoint(start)["config"], "lr": args.lr, "augment": "strong"}
+    flags = {**checkpoints.load_checkpoint(start)["config"], "lr": args.lr, "augment": "strong"}
     flags["gpu_id"] = args.gpu_id
     lines, margins = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 import utils
-from checkpoints import PIXEL_SIZES
 from inference import SHIPPED
+from learning.checkpoints import build_model, load_checkpoint, save_checkpoint
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.nuclei import PREDICTION_SPLIT
-from tissue.pixel_size import SAME
+from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
 
 KEPT = ("format_version", "config", "normalisation", "channel_order", "colour", "patch_dim")
@@ -44,8 +44,8 @@ def parse_args(argv=None):
 
 
 def main(args):
-    check_numbers(args, {"threshold": (0.01, 0.99), "pixel_size": PIXEL_SIZES})
-    checkpoints = [utils.load_checkpoint(path) for path in args.ckpt]
+    check_numbers(args, {"threshold": (0.01, 0.99), "pixel_size": MICROSCOPE_UM})
+    checkpoints = [load_checkpoint(path) for path in args.ckpt]
     for path, checkpoint in zip(args.ckpt, checkpoints, strict=True):
         for key in ("config", "normalisation", "channel_order"):
             if checkpoint[key] != checkpoints[0][key]:
@@ -62,13 +62,13 @@ def main(args):
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    utils.save_checkpoint(args.out, shipped)
+    save_checkpoint(args.out, shipped)
 
     image = draw_tissue(512, 512, seed=0).image[None]
     device = torch.device("cpu")
     before, after = (
-        utils.predictor(utils.build_model(checkpoint, args.out), checkpoint, device)(image)
-        for checkpoint in (shipped | {"model": weights}, utils.load_checkpoint(args.out))
+        utils.predictor(build_model(checkpoint, args.out), checkpoint, device)(image)
+        for checkpoint in (shipped | {"model": weights}, load_checkpoint(args.out))
     )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(f"SHA-256 {file_hash(args.out)}")

@@ -14,6 +14,7 @@ import torch
 from torchvision.models import resnet34
 
 import utils
+from learning import checkpoints
 from model import NETWORKS, ResNetUNet, UNet
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places, with_entry
 from tissue.files import InputError
@@ -55,7 +56,7 @@ def tile(generator):
 def is_usable(path, tile):
     """Whether a file is refused in one line; else it must be fit for inference."""
     try:
-        checkpoint = utils.load_checkpoint(path)
+        checkpoint = checkpoints.load_checkpoint(path)
     except InputError as error:
         assert str(path) in str(error) and len(str(error).splitlines()) == 1
         assert len(str(error)) < 600
@@ -71,7 +72,7 @@ def is_usable(path, tile):
     if colour := checkpoint["colour"]:
         assert all(map(math.isfinite, (*colour["mean"], *colour["spread"])))
         assert min(colour["spread"]) > 0
-    network = utils.build_model(checkpoint, path)
+    network = checkpoints.build_model(checkpoint, path)
     probability = utils.predictor(network, checkpoint, torch.device("cpu"))(tile)
     assert probability.shape == (1, 32, 32) and probability.min() >= 0 and probability.max() <= 1
     return True
@@ -116,7 +117,7 @@ def test_a_value_that_cannot_be_is_named(tmp_path, model, place, value):
     checkpoint = whole_checkpoint(model)
     torch.save(changed(checkpoint, place, value), tmp_path / "best.pt")
     with pytest.raises(InputError, match=rf"best\.pt: found .*{place[0].split('_')[0]}"):
-        utils.load_checkpoint(tmp_path / "best.pt")
+        checkpoints.load_checkpoint(tmp_path / "best.pt")
 
 
 def test_what_earlier_versions_did_not_write_has_the_value_that_was_meant(tmp_path, model):
@@ -124,7 +125,7 @@ def test_what_earlier_versions_did_not_write_has_the_value_that_was_meant(tmp_pa
     for key in ("colour", "pixel_size_um", "bits", "split", "versions", "args", "epoch"):
         del checkpoint[key]
     torch.save(checkpoint, tmp_path / "old.pt")
-    loaded = utils.load_checkpoint(tmp_path / "old.pt")
+    loaded = checkpoints.load_checkpoint(tmp_path / "old.pt")
     unknown = {"colour": None, "pixel_size_um": None, "bits": None}
     assert {key: loaded[key] for key in unknown} == unknown
     assert loaded["split"] == PREDICTION_SPLIT._asdict()
@@ -156,7 +157,7 @@ def test_weights_that_cannot_be_are_named(tmp_path, arch, change):
     checkpoint["model"][key] = WEIGHTS[change](checkpoint["model"][key])
     torch.save(checkpoint, tmp_path / "best.pt")
     with pytest.raises(InputError, match=rf"best\.pt: found weights that do not fit.*{key}"):
-        utils.load_checkpoint(tmp_path / "best.pt")
+        checkpoints.load_checkpoint(tmp_path / "best.pt")
 
 
 def test_names_of_weights_must_be_those_of_the_network(tmp_path, model):
@@ -165,12 +166,12 @@ def test_names_of_weights_must_be_those_of_the_network(tmp_path, model):
         checkpoint["model"] |= change
         torch.save(checkpoint, tmp_path / "best.pt")
         with pytest.raises(InputError, match=r"best\.pt: found"):
-            utils.load_checkpoint(tmp_path / "best.pt")
+            checkpoints.load_checkpoint(tmp_path / "best.pt")
     checkpoint = whole_checkpoint(model)
     del checkpoint["model"]["last_conv.bias"]
     torch.save(checkpoint, tmp_path / "best.pt")
     with pytest.raises(InputError, match=r"last_conv\.bias is missing"):
-        utils.load_checkpoint(tmp_path / "best.pt")
+        checkpoints.load_checkpoint(tmp_path / "best.pt")
 
 
 def test_a_negative_variance_is_named(tmp_path, model):
@@ -178,7 +179,7 @@ def test_a_negative_variance_is_named(tmp_path, model):
     checkpoint["model"]["conv1.conv.1.running_var"][0] = -1.0
     torch.save(checkpoint, tmp_path / "best.pt")
     with pytest.raises(InputError, match="running_var"):
-        utils.load_checkpoint(tmp_path / "best.pt")
+        checkpoints.load_checkpoint(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -193,7 +194,7 @@ def test_a_network_that_is_said_to_be_wide_takes_no_memory(tmp_path, model):
     checkpoint["config"] = {"arch": "attention", "dimensions": 512}  # 8 GB
     torch.save(checkpoint, tmp_path / "best.pt")
     with pytest.raises(InputError, match="do not fit"):
-        utils.load_checkpoint(tmp_path / "best.pt")
+        checkpoints.load_checkpoint(tmp_path / "best.pt")
 
 
 def test_weights_too_large_to_multiply_are_named_when_they_predict(tmp_path, model, tile):
@@ -201,8 +202,8 @@ def test_weights_too_large_to_multiply_are_named_when_they_predict(tmp_path, mod
     for key in ("up4.conv.conv.4.bias", "last_conv.weight"):
         checkpoint["model"][key].fill_(1e30)
     torch.save(checkpoint, tmp_path / "best.pt")
-    loaded = utils.load_checkpoint(tmp_path / "best.pt")
-    predict = utils.predictor(utils.build_model(loaded, "x"), loaded, torch.device("cpu"))
+    loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
+    predict = utils.predictor(checkpoints.build_model(loaded, "x"), loaded, torch.device("cpu"))
     with pytest.raises(InputError, match="not finite"):
         predict(tile)
 
@@ -234,18 +235,18 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, model):
         flipped[place] ^= 1 << generator.randrange(8)
         path.write_bytes(flipped)
         with pytest.raises(InputError, match=r"best\.pt.*damaged"):
-            utils.load_checkpoint(path)
+            checkpoints.load_checkpoint(path)
 
 
 def test_damaged_bytes_are_refused_or_change_nothing(tmp_path, model):
     path = tmp_path / "best.pt"
     torch.save(whole_checkpoint(model), path)
-    content, wanted = path.read_bytes(), utils.load_checkpoint(path)
+    content, wanted = path.read_bytes(), checkpoints.load_checkpoint(path)
     refused = 0
     for seed in range(300):
         path.write_bytes(damaged(content, seed))
         try:
-            assert same(utils.load_checkpoint(path), wanted)
+            assert same(checkpoints.load_checkpoint(path), wanted)
         except InputError as error:
             assert str(path) in str(error) and len(str(error).splitlines()) == 1
             refused += 1
@@ -283,7 +284,7 @@ def test_no_code_runs_wherever_it_is_hidden(tmp_path, model, place):
     torch.save(checkpoint, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for file in ("best.pt", "old.pt"):
         with pytest.raises(InputError, match="execute code"):
-            utils.load_checkpoint(tmp_path / file)
+            checkpoints.load_checkpoint(tmp_path / file)
     assert not victim.exists()
 
 
@@ -310,10 +311,10 @@ def test_a_pickle_that_fails_in_any_way_is_one_line(tmp_path, model, program):
     torch.save(whole_checkpoint(model), path)
     with_entry(path, "data.pkl", lambda _: program)
     with pytest.raises(InputError, match=r"best\.pt"):
-        utils.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
     (tmp_path / "plain.pt").write_bytes(program)
     with pytest.raises(InputError, match=r"plain\.pt"):
-        utils.load_checkpoint(tmp_path / "plain.pt")
+        checkpoints.load_checkpoint(tmp_path / "plain.pt")
 
 
 def test_zips_that_torch_does_not_write_are_refused(tmp_path, model):
@@ -330,17 +331,17 @@ def test_zips_that_torch_does_not_write_are_refused(tmp_path, model):
                 archive.writestr(name, content)
     for file in ("packed.pt", "double.pt"):
         with pytest.raises(InputError, match=file):
-            utils.load_checkpoint(tmp_path / file)
+            checkpoints.load_checkpoint(tmp_path / file)
 
 
 def test_the_format_before_zips_is_read_for_bare_state_dicts_alone(tmp_path, model):
     old = {"_use_new_zipfile_serialization": False}
     torch.save(model.state_dict(), tmp_path / "original.pth", **old)
-    loaded = utils.load_checkpoint(tmp_path / "original.pth")
+    loaded = checkpoints.load_checkpoint(tmp_path / "original.pth")
     assert loaded["config"] == {"arch": "unet", "dimensions": 2}
     torch.save(whole_checkpoint(model), tmp_path / "best.pt", **old)
     with pytest.raises(InputError, match="without checksums"):
-        utils.load_checkpoint(tmp_path / "best.pt")
+        checkpoints.load_checkpoint(tmp_path / "best.pt")
 
 
 def test_bare_state_dicts_are_checked_as_whole_checkpoints_are(tmp_path, model):
@@ -354,12 +355,12 @@ def test_bare_state_dicts_are_checked_as_whole_checkpoints_are(tmp_path, model):
         path = tmp_path / f"{number}.pth"
         torch.save(content, path)
         with pytest.raises(InputError, match=rf"{number}\.pth"):
-            utils.load_checkpoint(path)
+            checkpoints.load_checkpoint(path)
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path, model):
     for name in ("best.pt", "last.pt"):
-        utils.save_checkpoint(tmp_path / name, whole_checkpoint(model))
+        checkpoints.save_checkpoint(tmp_path / name, whole_checkpoint(model))
     assert (tmp_path / "best.pt").read_bytes() == (tmp_path / "last.pt").read_bytes()
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import utils
+from learning import checkpoints
 from model import UNet
 from tests.scripts import cut, infer, learn, table_of
 from tissue import images, masks, pairs, patches, tiling
@@ -129,9 +130,9 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
     write_image(tmp_path / "restained.png", restained)
     for colour in ("one", "own"):
         run = learn(root, tmp_path / "log", "--colour", colour)
-        last = utils.load_checkpoint(run / "last.pt")
+        last = checkpoints.load_checkpoint(run / "last.pt")
         assert last["colour"] == (ONE._asdict() if colour == "one" else None)
-        model = utils.build_model(last, run)
+        model = checkpoints.build_model(last, run)
         predict = utils.predictor(model, last, torch.device("cpu"))
         seen = to_colour(restained, own(restained), ONE) if colour == "one" else restained
         settings = {"halo": model.halo, "grid": model.grid}
@@ -152,10 +153,10 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
 
 def test_a_checkpoint_without_a_colour_leaves_images_alone(tmp_path):
     def settings_of(checkpoint):
-        utils.save_checkpoint(tmp_path / "net.pt", checkpoint)
-        return utils.prediction_settings(UNet(4), utils.load_checkpoint(tmp_path / "net.pt"))
+        checkpoints.save_checkpoint(tmp_path / "net.pt", checkpoint)
+        return utils.prediction_settings(UNet(4), checkpoints.load_checkpoint(tmp_path / "net.pt"))
 
-    older = {"format_version": utils.CHECKPOINT_VERSION, "channel_order": "rgb"}
+    older = {"format_version": checkpoints.CHECKPOINT_VERSION, "channel_order": "rgb"}
     assert settings_of(older)["colour"] is None
     assert settings_of(UNet(4).state_dict())["colour"] is None
     newer = older | {"colour": {"mean": [50.0, 20.0, -20.0], "spread": [15.0, 8.0, 8.0]}}

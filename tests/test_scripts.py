@@ -16,6 +16,7 @@ import inference
 import preprocess
 import train
 import utils
+from learning import checkpoints
 from model import UNet
 from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
 from tissue import images, masks, report
@@ -389,8 +390,8 @@ def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     """best.pt, loaded again, gives the Dice that was logged when it was saved."""
     cut(root)
     run = learn(root, root / "log", "--colour", "own")  # as the patches are
-    checkpoint = utils.load_checkpoint(run / "best.pt")
-    model = utils.build_model(checkpoint, run)
+    checkpoint = checkpoints.load_checkpoint(run / "best.pt")
+    model = checkpoints.build_model(checkpoint, run)
     predict = utils.predictor(model, checkpoint, torch.device("cpu"))
     counts = torch.zeros(4, dtype=torch.int64)
     for path in sorted((root / "patches_rgb_val").iterdir()):

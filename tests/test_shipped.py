@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import inference
-import utils
 from docs import ship_weights
+from learning import checkpoints
 from model import UNet
 from tests.scripts import cut, infer, learn, table_of
 from tissue.files import InputError
@@ -39,7 +39,7 @@ def test_the_file_that_ships_says_what_inference_needs():
     assert shipped["split"] == {"sigma": 0.5, "h": 0.05, "hole": 2.5, "smallest": 2.5}
     assert shipped["colour"] == {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)}
     assert shipped["config"] == {"arch": "unet", "dimensions": 32}
-    read = utils.load_checkpoint(inference.SHIPPED)
+    read = checkpoints.load_checkpoint(inference.SHIPPED)
     assert {key: read[key] for key in shipped if key != "model"} == {
         key: value for key, value in shipped.items() if key != "model"
     }

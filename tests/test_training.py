@@ -18,6 +18,7 @@ from torchvision.models import resnet34
 
 import train
 import utils
+from learning import checkpoints
 from model import NETWORKS, UNet
 from tests.scripts import REPOSITORY, call, cut, infer, learn, table_of
 from tissue.files import InputError
@@ -212,12 +213,12 @@ def test_resume_without_a_run_is_named(tmp_path):
 
 def test_a_full_disk_keeps_the_old_checkpoint_whole(tmp_path):
     path = tmp_path / "last.pt"
-    utils.save_checkpoint(path, {"weights": torch.zeros(10)})
+    checkpoints.save_checkpoint(path, {"weights": torch.zeros(10)})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         with pytest.raises(OSError, match=r"last\.pt: could not be written"):
-            utils.save_checkpoint(path, {"weights": torch.zeros(100_000)})
+            checkpoints.save_checkpoint(path, {"weights": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(torch.load(path, weights_only=True)["weights"]) == 10
@@ -236,7 +237,7 @@ def test_a_killed_loader_process_is_one_line(root, tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert len(err.splitlines()) == 1 and "killed from outside" in err
-    utils.load_checkpoint(next(log.glob("*/last.pt")))
+    checkpoints.load_checkpoint(next(log.glob("*/last.pt")))
 
 
 # --- what a good run needs
@@ -309,8 +310,8 @@ def test_settings_and_the_choice_of_precision_are_recorded(root, tmp_path):
 def test_a_compiled_run_saves_clean_keys(root, tmp_path):
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1, "--compile")
-    checkpoint = utils.load_checkpoint(run / "best.pt")
-    utils.build_model(checkpoint, run)
+    checkpoint = checkpoints.load_checkpoint(run / "best.pt")
+    checkpoints.build_model(checkpoint, run)
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
@@ -319,7 +320,7 @@ def test_every_network_learns_is_recorded_and_infers(root, tmp_path, arch):
     run = learn(root, tmp_path / "log", "--arch", arch, "--loss", "bce", "--epoch", 3)
     losses = [float(row["train_loss"]) for row in table_of(run / "metrics.csv")]
     assert losses[2] < losses[0]
-    assert utils.load_checkpoint(run / "best.pt")["config"] == {"arch": arch, "dimensions": 4}
+    assert checkpoints.load_checkpoint(run / "best.pt")["config"] == {"arch": arch, "dimensions": 4}
     settings = json.loads((run / "args.json").read_text())
     recorded = [settings[flag] for flag in ("arch", "loss", "augment", "sampler")]
     assert recorded == [arch, "bce", "basic", "uniform"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.models import resnet34
 
-import runs
 import utils
+from learning import checkpoints, runs
 from model import NETWORKS, ResNetUNet, UNet
 from tissue.files import InputError
 
@@ -285,7 +285,7 @@ def test_counters_are_copied_not_averaged():
 
 def checkpoint_of(model):
     return {
-        "format_version": utils.CHECKPOINT_VERSION,
+        "format_version": checkpoints.CHECKPOINT_VERSION,
         "model": model.state_dict(),
         "config": model.config,
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
@@ -297,9 +297,9 @@ def checkpoint_of(model):
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_a_checkpoint_comes_back_as_it_was(tmp_path, arch):
     model = NETWORKS[arch](4)
-    utils.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
-    loaded = utils.load_checkpoint(tmp_path / "best.pt")
-    again = utils.build_model(loaded, "best.pt")
+    checkpoints.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
+    loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
+    again = checkpoints.build_model(loaded, "best.pt")
     assert again.config == model.config
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
@@ -308,10 +308,10 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, arch):
 
 def test_a_bare_state_dict_loads_with_its_width_and_swapped_colours(tmp_path):
     torch.save(UNet(8).state_dict(), tmp_path / "original.pth")
-    loaded = utils.load_checkpoint(tmp_path / "original.pth")
+    loaded = checkpoints.load_checkpoint(tmp_path / "original.pth")
     assert loaded["config"] == {"arch": "unet", "dimensions": 8}
     assert loaded["channel_order"] == "bgr"
-    utils.build_model(loaded, "original.pth")
+    checkpoints.build_model(loaded, "original.pth")
 
 
 def test_swapped_colours_are_fed_swapped(generator):
@@ -347,17 +347,17 @@ def test_a_checkpoint_that_would_execute_code_is_refused_and_executes_nothing(tm
     victim = tmp_path / "written_by_the_checkpoint"
     torch.save({"format_version": 1, "model": Malice(victim)}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match=r"evil\.pt.*execute code.*refused"):
-        utils.load_checkpoint(tmp_path / "evil.pt")
+        checkpoints.load_checkpoint(tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malice(victim)))
     with pytest.raises(InputError, match=r"plain\.pt"):
-        utils.load_checkpoint(tmp_path / "plain.pt")
+        checkpoints.load_checkpoint(tmp_path / "plain.pt")
     assert not victim.exists()
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path):
     torch.save(UNet(4), tmp_path / "whole.pt")
     with pytest.raises(InputError, match="execute code"):
-        utils.load_checkpoint(tmp_path / "whole.pt")
+        checkpoints.load_checkpoint(tmp_path / "whole.pt")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, -100])
@@ -366,28 +366,28 @@ def test_a_truncated_checkpoint_is_named(tmp_path, keep):
     path = tmp_path / "cut.pt"
     path.write_bytes((tmp_path / "whole.pt").read_bytes()[:keep])
     with pytest.raises(InputError, match=r"cut\.pt.*damaged"):
-        utils.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.zeros(3)])
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other\.pt.*without a U-Net"):
-        utils.load_checkpoint(tmp_path / "other.pt")
+        checkpoints.load_checkpoint(tmp_path / "other.pt")
 
 
 def test_an_image_given_as_checkpoint_is_named(tmp_path):
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     with pytest.raises(InputError, match=r"image\.png"):
-        utils.load_checkpoint(tmp_path / "image.png")
+        checkpoints.load_checkpoint(tmp_path / "image.png")
 
 
 def test_weights_that_do_not_fit_their_config_are_named():
     checkpoint = checkpoint_of(UNet(4)) | {"config": {"arch": "unet", "dimensions": 8}}
     with pytest.raises(InputError, match=r"best\.pt"):
-        utils.build_model(checkpoint, "best.pt")
+        checkpoints.build_model(checkpoint, "best.pt")
     with pytest.raises(InputError, match="another"):
-        utils.build_model(checkpoint | {"config": {"arch": "another"}}, "best.pt")
+        checkpoints.build_model(checkpoint | {"config": {"arch": "another"}}, "best.pt")
 
 
 # --- weights from elsewhere

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, with_config
 from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
-from checkpoints import DIMENSIONS, check_weights, load_checkpoint, load_tensors, misfit
+from learning.checkpoints import DIMENSIONS, check_weights, load_checkpoint, load_tensors, misfit
 from model import NETWORKS
 from tissue.files import InputError, check_numbers
 from tissue.schema import CLOSED, OPEN, Count, Finite, Positive, check_content

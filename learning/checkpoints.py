@@ -15,13 +15,13 @@ from typing_extensions import NotRequired, TypedDict
 from model import NETWORKS
 from tissue.files import InputError, replacing
 from tissue.nuclei import PREDICTION_SPLIT
+from tissue.pixel_size import MICROSCOPE_UM
 from tissue.schema import CLOSED, OPEN, Count, Finite, check_content
 
 CHECKPOINT_VERSION = 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DIMENSIONS = (1, 512)  # the least and the most
-PIXEL_SIZES = (0.01, 20.0)  # micrometres, likewise
 ADVICE = "expected a checkpoint by train.py; choose another file"
 ZIP = b"PK\x03\x04"  # how a file begins that torch has saved since 1.6
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -62,7 +62,7 @@ class SplitValues(TypedDict):
     smallest: Annotated[Finite, Field(ge=0, le=1e4)]
 
 
-PixelSize = Annotated[Finite, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])]
+PixelSize = Annotated[Finite, Field(ge=MICROSCOPE_UM[0], le=MICROSCOPE_UM[1])]
 
 
 @with_config(OPEN)
@@ -74,9 +74,7 @@ class Checkpoint(TypedDict):
     channel_order: Literal["rgb", "bgr"]
     threshold: Annotated[Finite, Field(gt=0, lt=1)]
     colour: NotRequired[ColourValues | None]
-    pixel_size_um: NotRequired[
-        Annotated[Finite, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])] | None
-    ]
+    pixel_size_um: NotRequired[PixelSize | None]
     bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images
     split: NotRequired[SplitValues]
     patch_dim: NotRequired[Annotated[int, Field(ge=1, le=2**16)]]
