@@ -156,7 +156,14 @@ def test_a_checkpoint_without_a_colour_leaves_images_alone(tmp_path):
         checkpoints.save_checkpoint(tmp_path / "net.pt", checkpoint)
         return utils.prediction_settings(UNet(4), checkpoints.load_checkpoint(tmp_path / "net.pt"))
 
-    older = {"format_version": checkpoints.CHECKPOINT_VERSION, "channel_order": "rgb"}
+    older = {
+        "format_version": checkpoints.CHECKPOINT_VERSION,
+        "model": UNet(4).state_dict(),
+        "config": {"arch": "unet", "dimensions": 4},
+        "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
+        "channel_order": "rgb",
+        "threshold": 0.5,
+    }
     assert settings_of(older)["colour"] is None
     assert settings_of(UNet(4).state_dict())["colour"] is None
     newer = older | {"colour": {"mean": [50.0, 20.0, -20.0], "spread": [15.0, 8.0, 8.0]}}

@@ -78,7 +78,8 @@ def predict_tiles(
     # The levels of a pyramid end at different places, and no scanner adds such margins.
     frame = whole if len(image.levels) > 1 else Tile(*frame_of(image))
     inner = image if frame == whole else Part(image, frame)
-    own = colour_of(inner if scale == 1 else Scaled(inner, scale)) if frame.height else None
+    source = Scaled(inner, scale) if frame.height and scale != 1 else inner
+    own = colour_of(source) if frame.height else None
     shown = partial(for_network, source=own, target=colour)
     tiles = list(tiles)
     parts = [_within(tile, frame) for tile in tiles]
@@ -93,8 +94,8 @@ def predict_tiles(
         tile, part, outcome = item
         seen = [probability for probability in outcome if probability is not None]
         if not seen:
-            return Predicted(tile, None, _tissue_of(inner, part).mean() if part else 0.0)
-        tissue = _tissue_of(inner, part)
+            return Predicted(tile, None, _tissue_of(inner, source, part).mean() if part else 0.0)
+        tissue = _tissue_of(inner, source, part)
         probability = np.zeros((tile.height, tile.width), np.float32)
         y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
         inside = probability[y : y + part.height, x : x + part.width]
@@ -122,11 +123,23 @@ def _with_context(starts, lengths, ends):
     return *first, *(b - a for a, b in zip(first, last, strict=True))
 
 
-def _tissue_of(image, part):
-    """Where a part of an image is not `background`, bool (h, w)."""
-    y, x, height, width = _with_context(part[:2], part[2:], (image.height, image.width))
-    found = ~background(image.read(y, x, height, width))
-    return found[part.y - y :, part.x - x :][: part.height, : part.width]
+def _tissue_of(image, source, part):
+    """Where a part of an image is not `background`, bool (h, w).
+
+    `source` is the image at the network's pixel size, at which background is what it is in
+    training, whatever the image's own.
+    """
+    ends, places = (source.height, source.width), []
+    for start, length, end, whole in zip(
+        part[:2], part[2:], ends, (image.height, image.width), strict=True
+    ):
+        places.append((np.arange(start, start + length) * end + end // 2) // whole)
+    places = [place.clip(0, end - 1) for place, end in zip(places, ends, strict=True)]
+    starts = [int(place[0]) for place in places]
+    lengths = [int(place[-1]) + 1 - start for place, start in zip(places, starts, strict=True)]
+    y, x, height, width = _with_context(starts, lengths, ends)
+    found = ~background(source.read(y, x, height, width))
+    return found[places[0] - y][:, places[1] - x]
 
 
 def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=GRID, batch_size=1):
