@@ -51,7 +51,8 @@ def check_numbers(args: argparse.Namespace, ranges: Mapping[str, tuple[float, fl
         fits = lowest <= value <= highest and value != math.inf
         if not fits or (open_end and value == 0):
             least = "more than 0" if open_end else f"{lowest:g} or more"
-            most = "" if highest == math.inf else f" and at most {highest:g}"
+            shown = f"{highest:,}" if isinstance(highest, int) else f"{highest:g}"
+            most = "" if highest == math.inf else f" and at most {shown}"
             raise InputError(f"--{flag}: found {value}, expected {least}{most}")
 
 
