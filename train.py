@@ -1,6 +1,7 @@
 """Train a network on the patches of preprocess.py.
 
-    python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64
+    python3 train.py --gpu_id 0
+    python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64      (as the first version was called)
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
     python3 train.py --augment strong --sampler balanced --loss bce
     python3 train.py --resume
