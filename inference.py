@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import utils
 from learning import checkpoints
+from model import sees_all
 from tissue import (
     agreement,
     exports,
@@ -128,7 +129,8 @@ def main(args):
         return
     where = f"{device} x {processes}" if processes > 1 else f"{device}"
     say(f"{network} | {where} | " + how_many(len(tasks), "image"))
-    for note in [*said_of_colours(network), *said_of_sizes(tasks, network), *notes]:
+    said = [*said_of_colours(network), *said_of_tiles(network), *said_of_sizes(tasks, network)]
+    for note in [*said, *notes]:
         say(note)
     predict = utils.predictor(network.model, network.checkpoint, device, args.tta)
     if args.check_seams:
@@ -395,6 +397,16 @@ def said_of_colours(network: Network) -> list[str]:
     return [
         f"{network.path} is a bare state dict of the first version, which learned from swapped "
         f"colours: it is fed blue, green, red."
+    ]
+
+
+def said_of_tiles(network: Network) -> list[str]:
+    """That tiles are not what the whole image would be, if so."""
+    if not sees_all(network.model):
+        return []
+    return [
+        f"{network.model.config['arch']} sees all that it is shown: --tile changes the masks a "
+        f"little, whatever --overlap."
     ]
 
 

@@ -1,15 +1,26 @@
 """The networks, and nothing else: RGB in, one logit a pixel out.
 
-Each has a `config` that rebuilds it, and tells how it is to be tiled, in pixels: `halo` is the
-context around a tile within which its logits are those of the whole image, and tiles start at
-multiples of `grid`. The U-Net's layout is that of Ronneberger et al. 2015 (MICCAI, LNCS 9351:234),
-with batch norm and padded convolutions, so that the output has the input's height and width.
+Each has a `config` that rebuilds it (`build`), and tells how it is to be tiled, in pixels: `halo`
+is the context around a tile within which its logits are those of the whole image, or nearly, and
+tiles start at multiples of `grid`. The U-Net's layout is that of Ronneberger et al. 2015 (MICCAI,
+LNCS 9351:234), with batch norm and padded convolutions, so that the output has the input's height
+and width.
 """
 
+import difflib
+import functools
+import logging
+import warnings
+
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet34
+
+from tissue.files import InputError
+
+UNET = "unet"  # what `arch` is of the UNet; of others it is timm's name of the encoder
+LADDERS = ([1, 2, 4, 8, 16, 32], [2, 4, 8, 16, 32], [4, 8, 16, 32])  # how an encoder may shrink
 
 
 class DoubleConv(nn.Module):
@@ -91,7 +102,7 @@ class UNet(nn.Module):
 
     def __init__(self, dimensions: int = 64):
         super().__init__()
-        self.config = {"arch": "unet", "dimensions": dimensions}  # what rebuilds this network
+        self.config = {"arch": UNET, "dimensions": dimensions}  # what rebuilds this network
         self.conv1 = DoubleConv(3, dimensions)
         self.down1 = Down(dimensions, dimensions * 2)
         self.down2 = Down(dimensions * 2, dimensions * 4)
@@ -102,14 +113,13 @@ class UNet(nn.Module):
         self.up3 = Up(dimensions * 4, dimensions * 2)
         self.up4 = Up(dimensions * 2, dimensions)
         self.last_conv = nn.Conv2d(dimensions, 1, 1)
-        self.bottleneck = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         skip1 = self.conv1(x)  # (N, D, H, W)
         skip2 = self.down1(skip1)  # (N, 2D, H/2, W/2)
         skip3 = self.down2(skip2)
         skip4 = self.down3(skip3)
-        x = self.bottleneck(self.down4(skip4))  # (N, 16D, H/16, W/16)
+        x = self.down4(skip4)  # (N, 16D, H/16, W/16)
         x = self.up1(x, skip4)
         x = self.up2(x, skip3)
         x = self.up3(x, skip2)
@@ -117,120 +127,133 @@ class UNet(nn.Module):
         return self.last_conv(x)
 
 
-class WindowAttention(nn.Module):
-    """Self-attention within windows of 8 x 8 pixels of the bottleneck: (N, C, h, w), same out.
+class EncoderUNet(nn.Module):
+    """A U-Net decoder on the features of any network of timm: in and out as the UNet.
 
-    Windows keep the memory linear in the image's size (Liu et al. 2021, ICCV, Swin). They lie at
-    multiples of their side, so a tile that starts there has the windows of the whole image; windows
-    beyond the edge have their outer part masked. A head sees where pixels lie to each other by
-    rotary embedding, half of it for rows and half for columns (Su et al. 2021, arXiv:2104.09864).
+    `arch` is timm's name of the encoder, whose features come at 1/2 or 1/4 to 1/32 of the image's
+    height and width. A stem of two convolutions sees the image at full resolution, for outlines.
+    `dimensions` is the number of channels of the stem and of the decoder's last stage; each of the
+    four before it has twice as many. Any size will do: it is padded to multiples of 32 by its last
+    row and column. Raises InputError as `features_of`.
+
+    A logit depends on pixels far away (477 of them in each direction for tf_efficientnet_lite0),
+    but hardly: what the halo leaves out is measured in docs/lab_notes.md.
     """
 
-    side = 8  # the bottleneck of a training patch of 128 pixels is one window
-    heads = 4
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.query_key_value = nn.Linear(channels, 3 * channels)
-        self.project = nn.Linear(channels, channels)
-        pairs = channels // self.heads // 4  # of channels that turn together, for each direction
-        speed = self.side ** -(torch.arange(pairs) / pairs)  # radians a pixel, 1 to about 1/side
-        place = torch.cartesian_prod(*[torch.arange(self.side)] * 2)  # (64, 2): row and column
-        angle = (place[:, :, None] * speed).flatten(1)  # (64, half of a head)
-        self.register_buffer("cosine", angle.cos(), persistent=False)
-        self.register_buffer("sine", angle.sin(), persistent=False)
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Turn each pair of channels by its angle at each place: (..., 64, head), same out."""
-        first, second = x.chunk(2, dim=-1)
-        cosine, sine = self.cosine.to(x.dtype), self.sine.to(x.dtype)
-        return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
-
-    def windows(self, x: Tensor) -> Tensor:
-        """(N, C, rows * 8, columns * 8) -> (N * rows * columns, 64, C)."""
-        x = x.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        padding = (0, -width % self.side, 0, -height % self.side)
-        padded = F.pad(x, padding)
-        inside = F.pad(x.new_ones(1, 1, height, width, dtype=torch.bool), padding)
-        inside = self.windows(inside).transpose(1, 2)[:, None]  # (windows of one image, 1, 1, 64)
-        tokens = self.windows(padded)  # (windows, 64, C)
-        query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (windows, heads, 64, head)
-            for part in self.query_key_value(self.norm(tokens)).chunk(3, dim=2)
-        )
-        mask = inside.repeat(x.shape[0], 1, 1, 1)
-        attended = F.scaled_dot_product_attention(self.turn(query), self.turn(key), value, mask)
-        attended = self.project(attended.transpose(1, 2).flatten(2))
-        rows, columns = padded.shape[2] // self.side, padded.shape[3] // self.side
-        attended = attended.reshape(x.shape[0], rows, columns, self.side, self.side, -1)
-        attended = attended.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-        return x + attended[:, :, :height, :width]
-
-
-class AttentionUNet(UNet):
-    """The U-Net with self-attention at its bottleneck, within windows of 128 x 128 pixels.
-
-    Its tiles give the untiled prediction where they start at multiples of such a window and have
-    the windows around them whole, hence the wide halo.
-    """
-
-    halo = 256  # in whole windows; logits of a window depend on 190 pixels around it
-    grid = 16 * WindowAttention.side
-
-    def __init__(self, dimensions: int = 64):
-        super().__init__(dimensions)
-        self.config = {"arch": "attention", "dimensions": dimensions}
-        self.bottleneck = WindowAttention(dimensions * 16)
-
-
-class ResNetUNet(nn.Module):
-    """A U-Net whose encoder is torchvision's ResNet-34 (He et al. 2016, CVPR): same in and out.
-
-    `dimensions` is the number of channels of the decoder's last stage; each of the four before it
-    has twice as many. The encoder has 21.3 M parameters whatever it is. Any size will do: it is
-    padded to multiples of 32 by its last row and column.
-
-    A logit depends on up to 513 pixels around its cell of the grid, but hardly: pixels beyond 256
-    hold 5e-5 of its gradient and change probabilities by less than 1e-5 (measured), which is below
-    the rounding of bfloat16.
-    """
-
-    halo = 256
+    halo = 128
     grid = 32  # five halvings
 
-    def __init__(self, dimensions: int = 16):
+    def __init__(self, arch: str, dimensions: int = 16):
         super().__init__()
-        self.config = {"arch": "resnet34", "dimensions": dimensions}
-        self.encoder = resnet34()  # random weights; utils.start_from_imagenet gives it others
-        self.encoder.fc = nn.Identity()
-        skips = (256, 128, 64, 64, 0)  # channels of the encoder at 1/16, 1/8, 1/4, 1/2 and 1
-        widths = [512] + [dimensions * 2**stage for stage in (4, 3, 2, 1, 0)]
+        self.config = {"arch": arch, "dimensions": dimensions}
+        width, *skips = reversed(features_of(arch))  # channels, from 1/32 up
+        skips += [0] * (4 - len(skips)) + [dimensions]  # of 1/16, ... 1/2 and 1
+        self.encoder = create_encoder(arch)
+        self.stem = DoubleConv(3, dimensions)
         self.scales, self.convs = nn.ModuleList(), nn.ModuleList()
-        for channels, out, skip in zip(widths, widths[1:], skips, strict=False):
-            self.scales.append(nn.ConvTranspose2d(channels, out, 2, stride=2))
+        for stage, skip in zip((4, 3, 2, 1, 0), skips, strict=True):
+            out = dimensions * 2**stage
+            self.scales.append(nn.ConvTranspose2d(width, out, 2, stride=2))
             self.convs.append(DoubleConv(out + skip, out))
+            width = out
         self.last_conv = nn.Conv2d(dimensions, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
-        encoder = self.encoder
-        skip1 = encoder.relu(encoder.bn1(encoder.conv1(x)))  # (N, 64, H/2, W/2)
-        skip2 = encoder.layer1(encoder.maxpool(skip1))  # (N, 64, H/4, W/4)
-        skip3 = encoder.layer2(skip2)  # (N, 128, H/8, W/8)
-        skip4 = encoder.layer3(skip3)  # (N, 256, H/16, W/16)
-        x = encoder.layer4(skip4)  # (N, 512, H/32, W/32)
-        for scale, conv, skip in zip(
-            self.scales, self.convs, (skip4, skip3, skip2, skip1, None), strict=True
-        ):
-            x = scale(x)
-            x = conv(x if skip is None else torch.cat([skip, x], dim=1))
-        return self.last_conv(x)[:, :, :height, :width]
+        *skips, y = usable(self.encoder, x)
+        skips = [self.stem(x), *[None] * (4 - len(skips)), *skips]  # of 1, 1/2, ... 1/16
+        for scale, conv in zip(self.scales, self.convs, strict=True):
+            y, skip = scale(y), skips.pop()
+            y = conv(y if skip is None else torch.cat([skip, y], dim=1))
+        return self.last_conv(y)[:, :, :height, :width]
 
 
-NETWORKS = {"unet": UNet, "attention": AttentionUNet, "resnet34": ResNetUNet}
+def create_encoder(arch: str, **settings) -> nn.Module:
+    """timm's network of that name, which gives its features; random weights unless `settings`,
+    those of timm.create_model, say otherwise.
+    """
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it tells of each tensor that it leaves out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of timm's own names and layers
+        return timm.create_model(arch, features_only=True, **settings)
+
+
+def usable(encoder: nn.Module, x: Tensor) -> list[Tensor]:
+    """An encoder's features (N, C, h, w) of 1/2 of the image's height and width and less."""
+    features = encoder(x)
+    if getattr(encoder, "output_fmt", "NCHW") == "NHWC":
+        features = [feature.permute(0, 3, 1, 2) for feature in features]
+    return features[-5:]  # some begin at full resolution, which is the stem's
+
+
+@functools.cache
+def features_of(arch: str) -> tuple[int, ...]:
+    """The channels of an encoder's features, from 1/2 or 1/4 of the image's size to 1/32.
+
+    Raises InputError for an encoder with other features, or with other sizes of images than any.
+    """
+    height, width = 64, 96
+    try:
+        with torch.device("meta"):  # shapes alone
+            encoder = create_encoder(arch)
+            ladder, channels = encoder.feature_info.reduction(), encoder.feature_info.channels()
+            found = [tuple(f.shape) for f in usable(encoder, torch.empty(2, 3, height, width))]
+        reason = f"its features are 1/{', 1/'.join(map(str, ladder))} of the image's size"
+    except Exception as error:  # timm refuses in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+    else:
+        steps = list(zip(channels, ladder, strict=True))[-5:]
+        if ladder in LADDERS and found == [(2, c, height // s, width // s) for c, s in steps]:
+            return tuple(channel for channel, _ in steps)
+    raise InputError(
+        f"found {arch}, expected an encoder that takes images of any size and has features of 1/2 "
+        f"or 1/4 to 1/32 of it ({reason:.200}); choose another, as tf_efficientnet_lite0, resnet34 "
+        f"or convnext_nano"
+    )
+
+
+def build(config: dict) -> nn.Module:
+    """The network of a `config`, with random weights; InputError as `check_arch`."""
+    arch, dimensions = config["arch"], config["dimensions"]
+    check_arch(arch)
+    return UNet(dimensions) if arch == UNET else EncoderUNet(arch, dimensions)
+
+
+def usual_dimensions(arch: str) -> int:
+    """The `dimensions` of a network for which none are given."""
+    return 64 if arch == UNET else 16
+
+
+def check_arch(arch: str) -> None:
+    """Raise InputError unless `arch` is "unet", or timm's name of an encoder that `features_of`
+    can use.
+    """
+    if arch == UNET:
+        return
+    names = timm.list_models()
+    if arch not in names:
+        close = difflib.get_close_matches(arch[:80], [UNET, *names], 5)
+        raise InputError(
+            f"found {arch!r:.80}, expected {UNET} or the name of a network of timm, "
+            + (f"as {', '.join(close)}" if close else "as timm.list_models() has them")
+        )
+    features_of(arch)
+
+
+@torch.no_grad()
+def sees_all(network: nn.Module) -> bool:
+    """Whether a network's logits depend on the whole image, however large it is: by attention over
+    all of it, say, or squeeze-and-excitation.
+
+    What is no number makes no number of all that depends on it, whatever the weights: so it is put
+    into one end of a strip of 64 x 4096 pixels, and looked for at the other.
+    """
+    if isinstance(network, UNet):
+        return False
+    strip = torch.zeros(1, 3, 64, 4096, device=network.last_conv.weight.device)
+    strip[..., :1] = torch.nan
+    learns = network.training
+    logits = network.eval()(strip)
+    network.train(learns)
+    return bool(logits[..., -1].isnan().any())

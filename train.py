@@ -37,8 +37,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import utils
-from learning import checkpoints, runs
-from model import NETWORKS
+from learning import checkpoints, pretrained, runs
+from model import UNET, build, sees_all, usual_dimensions
 from tissue import nuclei
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.masks import read as read_labels
@@ -74,16 +74,16 @@ def parse_args(argv=None):
     files.add_argument("--init", metavar="CKPT", help="checkpoint whose weights to start from")
     learning = parser.add_argument_group("network and learning")
     learning.add_argument(
-        "--arch", choices=NETWORKS, default="unet",
-        help="U-Net; U-Net with self-attention at its bottleneck; U-Net on a ResNet-34",
+        "--arch", metavar="NAME",
+        help="unet, or timm's name of an encoder for it; without it unet, or that of --init",
     )  # fmt: skip
     learning.add_argument(
-        "--dimensions", type=int, default=64,
-        help="channels of the first stage (of the last one, for resnet34)",
+        "--dimensions", type=int,
+        help="channels at full resolution; without it 64, with an encoder 16, or those of --init",
     )  # fmt: skip
     learning.add_argument(
-        "--pretrained", nargs="?", const="imagenet", metavar="FILE",
-        help="start resnet34 from torchvision's ImageNet weights, fetched or in a file",
+        "--pretrained", nargs="?", const=pretrained.FETCHED, metavar="FILE",
+        help="start the encoder from ImageNet's weights, fetched by timm or in a file",
     )  # fmt: skip
     learning.add_argument(
         "--loss", choices=LOSSES, default="bce_dice",
@@ -133,7 +133,8 @@ def parse_args(argv=None):
     if args.resume:
         args.resume = runs.find_run(args.log, args.resume)
         saved = runs.read_settings(args.resume)
-        older = {"loss": "bce", "colour": "own"}  # an earlier version's run lacks newer flags
+        # An earlier version's run lacks newer flags.
+        older = {"arch": UNET, "loss": "bce", "colour": "own"}
         saved = vars(args) | older | saved
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
@@ -156,7 +157,8 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
     autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
 
-    # --- data, looked at before anything is written ---
+    # --- network and data, looked at before anything is written ---
+    origin = None if args.resume else choose_network(args)
     manifest, patch_set = read_manifest(args.root), set_hash(args.root)
     check_patches(args, manifest["patch_dim"])
     counted = counted_images(args.root, manifest) if rank == 0 else []
@@ -167,12 +169,12 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
 
     # --- network ---
     utils.seed_everything(args.seed)
-    model = NETWORKS[args.arch](args.dimensions).to(device, memory_format=torch.channels_last)
-    origin = None
+    model = build({"arch": args.arch, "dimensions": args.dimensions})
     if not args.resume and args.pretrained:
-        utils.start_from_imagenet(model, args.pretrained)
-    if not args.resume and args.init:
-        origin = utils.start_from(model, args.init)
+        pretrained.start_pretrained(model, args.pretrained)
+    if origin:
+        model.load_state_dict(origin["model"])
+    model = model.to(device, memory_format=torch.channels_last)
     if processes > 1:
         utils.share_batch_norm(model)
 
@@ -205,6 +207,8 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
             f"{len(train_set)} training and {len(val_set)} validation patches"
             + (f" | goes on after step {state.step}" if args.resume else ""),
         )
+        if sees_all(model):
+            utils.log_line(run, f"{args.arch} sees all of an image: tiles will not be exact")
         if origin and origin["colour"] != checkpoint["colour"]:
             others = "own" if args.colour == "one" else "one"
             utils.log_line(run, f"{args.init} learned with --colour {others}, this run does not")
@@ -300,6 +304,25 @@ def choose_precision(args, device) -> torch.dtype:
     return utils.choose_precision(device) if args.amp else torch.float32
 
 
+def choose_network(args) -> dict | None:
+    """Settle `args.arch` and `args.dimensions`, and return the checkpoint of --init if it is given.
+
+    What the flags leave open is the checkpoint's, or else the usual. Raises InputError for flags
+    that contradict it.
+    """
+    origin = utils.load_origin(args.init) if args.init else None
+    config = origin["config"] if origin else {}
+    args.arch = args.arch or config.get("arch", UNET)
+    args.dimensions = args.dimensions or config.get("dimensions", usual_dimensions(args.arch))
+    asked = {"arch": args.arch, "dimensions": args.dimensions}
+    if origin and asked != config:
+        raise InputError(
+            f"--init {args.init}: found {config}, expected {asked} as asked for; leave --arch and "
+            f"--dimensions out, or choose another file"
+        )
+    return origin
+
+
 def check_patches(args, dim: int) -> None:
     """Raise InputError unless the network can learn from patches of `dim` x `dim` pixels."""
     if dim < SMALLEST_PATCH:
@@ -308,7 +331,7 @@ def check_patches(args, dim: int) -> None:
             f"more a side; run preprocess.py with a larger --patch_dim"
         )
     with torch.device("meta"):  # shapes alone
-        network = NETWORKS[args.arch](args.dimensions)
+        network = build({"arch": args.arch, "dimensions": args.dimensions})
         try:
             network(torch.empty(args.batch_size, 3, dim, dim))
         except ValueError as error:  # of batch norm, whose variance of one value is none

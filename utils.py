@@ -13,6 +13,7 @@ import random
 import signal
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,18 +23,19 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks t
 import albumentations as A
 import cv2
 import numpy as np
+import timm
 import torch
 import torch.distributed as dist
 import torchvision
 from albumentations.pytorch import ToTensorV2
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.models import ResNet34_Weights
 from torchvision.utils import make_grid
 
-from learning.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint, load_tensors, misfit
+from learning.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint
 from tissue.colour import ONE, Colour
 from tissue.files import InputError, replacing
 from tissue.tiling import SIZES
@@ -405,8 +407,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
+        x = self.normalised(x) if self.training else super().forward(x)
+        return self.act(self.drop(x)) if hasattr(self, "act") else x  # timm's BatchNormAct2d
+
+    def normalised(self, x: torch.Tensor) -> torch.Tensor:
+        """The batch norm alone, which takes its statistics over all processes and keeps them."""
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         # Of equal shares, the mean is the mean of means, and the mean square that of mean squares.
         # In float64, because squares of means are taken from each other.
@@ -593,55 +598,15 @@ def warm_ema(decay: float, updates: Callable[[], int]) -> Callable:
 # --- checkpoints --------------------------------------------------------------------------------
 
 
-def start_from(model: nn.Module, path: Path | str) -> dict:
-    """Give a network the weights of a checkpoint, and return that; InputError if it is of another
-    kind or width.
-    """
+def load_origin(path: Path | str) -> dict:
+    """The checkpoint that --init names; InputError for one that no training can start from."""
     checkpoint = load_checkpoint(path)
     if checkpoint["channel_order"] != "rgb":
         raise InputError(
             f"--init {path}: found weights of the first version, for blue, green, red (bgr), "
             f"expected weights for red, green, blue; choose a checkpoint by this train.py"
         )
-    if checkpoint["config"] != model.config:
-        raise InputError(
-            f"--init {path}: found {checkpoint['config']}, expected {model.config}; change --arch "
-            f"and --dimensions, or choose another file"
-        )
-    model.load_state_dict(checkpoint["model"])
     return checkpoint
-
-
-def start_from_imagenet(model: nn.Module, source: str) -> None:
-    """Give the encoder of a ResNetUNet the weights of torchvision's ResNet-34.
-
-    `source` is "imagenet", which torchvision fetches once and keeps below $TORCH_HOME, or a file
-    with such a state dict. Raises InputError where they cannot be had or do not fit.
-    """
-    if model.config["arch"] != "resnet34":
-        raise InputError(
-            f"--pretrained: found it with --arch {model.config['arch']}, expected --arch resnet34; "
-            f"change --arch, or leave --pretrained out"
-        )
-    weights = ResNet34_Weights.IMAGENET1K_V1
-    if source == "imagenet":
-        try:
-            state = weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network; a damaged download
-            raise InputError(
-                f"--pretrained: {weights.url} could not be fetched ({error}); fetch it on another "
-                f"machine and give --pretrained FILE, or leave --pretrained out"
-            ) from error
-    else:
-        state = load_tensors(source)
-    if isinstance(state, dict):
-        state = {key: value for key, value in state.items() if not str(key).startswith("fc.")}
-    if reason := misfit(state, model.encoder.state_dict()):
-        raise InputError(
-            f"--pretrained {source}: found no ResNet-34 ({reason}), expected a state dict as "
-            f"torchvision's {weights.url}; choose another file"
-        )
-    model.encoder.load_state_dict(state)
 
 
 def mean_of_weights(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -748,7 +713,7 @@ def halving(predict: Callable) -> Callable:
 
 
 class FusedConvReLU(nn.Module):
-    """A convolution and its ReLU in one pass over the memory, as oneDNN offers it on a CPU.
+    """A convolution and its ReLU or ReLU6 in one pass over the memory, as oneDNN has it on a CPU.
 
     The operator is the one that torch.compile's CPU code calls; it is half as fast again as
     convolution and ReLU one after the other.
@@ -757,34 +722,89 @@ class FusedConvReLU(nn.Module):
     operator = None
     if torch.backends.mkldnn.is_available():
         operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    kinds = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}  # noqa: RUF012
 
-    def __init__(self, convolution: nn.Conv2d, precision: torch.dtype):
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module, precision: torch.dtype):
         super().__init__()
         self.register_buffer("weight", convolution.weight.detach().to(precision))
         self.register_buffer("bias", convolution.bias.detach().to(precision))
         self.geometry = convolution.padding, convolution.stride, convolution.dilation
+        self.kind = self.kinds[type(activation)]
+
+    @classmethod
+    def can(cls, convolution: nn.Conv2d, activation: nn.Module) -> bool:
+        """Whether there is such a pass for these two, on a CPU, that is faster."""
+        plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
+        plain &= convolution.groups == 1 and not isinstance(convolution.padding, str)
+        return cls.operator is not None and plain and type(activation) in cls.kinds
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self.weight.dtype)
-        return self.operator(x, self.weight, self.bias, *self.geometry, 1, "relu", [], "")
+        return self.operator(x, self.weight, self.bias, *self.geometry, 1, *self.kind, "")
 
 
 def fuse(model: nn.Module, device: torch.device) -> nn.Module:
     """Take batch norm into the convolution before it, and on a CPU the ReLU after it, in place.
 
-    For inference alone. Works on each nn.Sequential's runs of convolution, batch norm, ReLU.
+    For inference alone.
     """
     precision = choose_precision(device)
-    for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for i in range(len(block) - 2):
-            convolution, norm, relu = block[i : i + 3]
-            if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
-                continue
-            block[i], block[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
-            on_cpu = device.type == "cpu" and FusedConvReLU.operator is not None
-            if on_cpu and isinstance(relu, nn.ReLU) and convolution.groups == 1:
-                block[i], block[i + 2] = FusedConvReLU(block[i], precision), nn.Identity()
+    for convolution_name, norm_name, relu_name in fusable(model):
+        norm = model.get_submodule(norm_name)
+        convolution = fuse_conv_bn_eval(model.get_submodule(convolution_name), norm)
+        model.set_submodule(norm_name, own_activation(norm))
+        relu = model.get_submodule(relu_name)
+        if device.type == "cpu" and FusedConvReLU.can(convolution, relu):
+            convolution = FusedConvReLU(convolution, relu, precision)
+            model.set_submodule(relu_name, nn.Identity())
+        model.set_submodule(convolution_name, convolution)
     return model
+
+
+def own_activation(norm: nn.BatchNorm2d) -> nn.Module:
+    """The activation that timm's BatchNormAct2d has within; of others an nn.Identity."""
+    return getattr(norm, "act", nn.Identity())
+
+
+def fusable(model: nn.Module) -> list[tuple[str, str, str]]:
+    """The names of each convolution, of the batch norm that alone takes what it makes, and of the
+    ReLU that alone takes what that makes (the batch norm's again where it has one or none).
+
+    A small image shows who takes what: its gradient's graph has each value's makers and takers.
+    """
+    kinds = (nn.Conv2d, Conv2dSame, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.ReLU6)
+    names = {module: name for name, module in model.named_modules() if type(module) in kinds}
+    taken, made, hooks = defaultdict(list), defaultdict(list), []
+    for module in names:
+        hooks += [
+            module.register_forward_pre_hook(lambda m, inputs: taken[m].append(inputs[0].grad_fn)),
+            module.register_forward_hook(lambda m, _, output: made[m].append(output.grad_fn)),
+        ]
+    with torch.inference_mode(False), torch.enable_grad():
+        parameter = next(model.parameters())
+        todo = [model(torch.zeros(1, 3, 64, 64).to(parameter)).grad_fn]
+    for hook in hooks:
+        hook.remove()
+    takers, seen = Counter(), set(todo)
+    while todo:
+        makers = [node for node, _ in todo.pop().next_functions if node is not None]
+        takers.update(makers)
+        todo += set(makers) - seen
+        seen.update(makers)
+    maker = {nodes[0]: module for module, nodes in made.items() if len(nodes) == 1}
+    after = {
+        maker[nodes[0]]: module
+        for module, nodes in taken.items()
+        if len(nodes) == 1 and nodes[0] in maker and takers[nodes[0]] == 1
+    }
+    found = []
+    for module, name in names.items():
+        norm = after.get(module)
+        if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            relu = after.get(norm)
+            is_alone = isinstance(own_activation(norm), nn.Identity) and type(relu) in kinds[-2:]
+            found.append((name, names[norm], names[relu if is_alone else norm]))
+    return found
 
 
 class WithColours(nn.Module):
@@ -887,7 +907,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Versions that a run's files and checkpoints record."""
-    modules = {"torch": torch, "torchvision": torchvision}
+    modules = {"torch": torch, "torchvision": torchvision, "timm": timm}
     return {"project": VERSION} | {name: str(m.__version__) for name, m in modules.items()}
 
 

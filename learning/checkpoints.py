@@ -12,7 +12,7 @@ from pydantic import Field, Strict, TypeAdapter, with_config
 from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
-from model import NETWORKS
+from model import build
 from tissue.files import InputError, replacing
 from tissue.nuclei import PREDICTION_SPLIT
 from tissue.pixel_size import MICROSCOPE_UM
@@ -38,7 +38,7 @@ def triple_of(least: float, most: float) -> type:
 
 @with_config(CLOSED)
 class Config(TypedDict):
-    arch: Literal[tuple(NETWORKS)]
+    arch: str
     dimensions: Annotated[int, Field(ge=DIMENSIONS[0], le=DIMENSIONS[1])]
 
 
@@ -115,11 +115,11 @@ def load_checkpoint(path: Path | str) -> dict:
         if not begins_as_zip(path):
             raise InputError(f"{path}: found a checkpoint without checksums, {ADVICE}")
         content = check_content(CHECKPOINT, content, path, "choose another file")
-        check_weights(content["model"], weights_of(content["config"]), path)
+        check_weights(content["model"], weights_of(content["config"], path), path)
         return EARLIER | content
     if isinstance(content, dict) and "conv1.conv.0.weight" in content:
         return EARLIER | of_first_version(content, path)
-    raise InputError(f"{path}: found a file without a U-Net's weights, {ADVICE}")
+    raise InputError(f"{path}: found a file without a network's weights, {ADVICE}")
 
 
 def of_first_version(state: dict, path: Path | str) -> dict:
@@ -134,7 +134,7 @@ def of_first_version(state: dict, path: Path | str) -> dict:
     width = len(first) if isinstance(first, torch.Tensor) and first.ndim else 0
     config = {"arch": "unet", "dimensions": width}
     config = check_content(CONFIG, config, path, "choose another file")
-    check_weights(state, weights_of(config), path)
+    check_weights(state, weights_of(config, path), path)
     swapped = {f"up{stage}.conv.conv.0.weight" for stage in (1, 2, 3, 4)}
     return {
         "format_version": CHECKPOINT_VERSION,
@@ -149,10 +149,16 @@ def of_first_version(state: dict, path: Path | str) -> dict:
     }
 
 
-def weights_of(config: dict) -> dict[str, torch.Tensor]:
-    """The state dict of a network without its values: names, shapes and types, but no memory."""
-    with torch.device("meta"):
-        return NETWORKS[config["arch"]](config["dimensions"]).state_dict()
+def weights_of(config: dict, path: Path | str) -> dict[str, torch.Tensor]:
+    """The state dict of a network without its values: names, shapes and types, but no memory.
+
+    Raises InputError, which names `path`, where `config` names no network.
+    """
+    try:
+        with torch.device("meta"):
+            return build(config).state_dict()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def check_weights(state: Any, wanted: Mapping[str, torch.Tensor], path: Path | str) -> None:
@@ -240,8 +246,8 @@ def check_zip(path: Path) -> None:
 def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
     """The network of a checkpoint, with its weights; `path` names it in the error (InputError)."""
     config = check_content(CONFIG, checkpoint["config"], path, "choose another file")
-    check_weights(checkpoint["model"], weights_of(config), path)
-    model = NETWORKS[config["arch"]](config["dimensions"])
+    check_weights(checkpoint["model"], weights_of(config, path), path)
+    model = build(config)
     model.load_state_dict(checkpoint["model"])
     return model
 

@@ -14,7 +14,7 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from learning.checkpoints import DIMENSIONS, check_weights, load_checkpoint, load_tensors, misfit
-from model import NETWORKS
+from model import UNET, check_arch
 from tissue.files import InputError, check_numbers
 from tissue.schema import CLOSED, OPEN, Count, Finite, Positive, check_content
 
@@ -52,7 +52,7 @@ class Settings(TypedDict):
     amp: bool
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")]
     precision: Literal["float32", "bfloat16", "float16"]
-    arch: NotRequired[Literal[tuple(NETWORKS)]]
+    arch: NotRequired[str]
     loss: NotRequired[Literal["bce", "bce_dice"]]
     colour: NotRequired[Literal["one", "own"]]
     augment: NotRequired[Literal["basic", "moderate", "strong"]]
@@ -140,6 +140,11 @@ SETTINGS, TRAINING = TypeAdapter(Settings), TypeAdapter(Training)
 def check_flags(args: Namespace) -> None:
     """Raise InputError for flags of train.py that have no such value."""
     check_numbers(args, RANGES)
+    if args.arch is not None:
+        try:
+            check_arch(args.arch)
+        except InputError as error:
+            raise InputError(f"--arch: {error}") from error
     for flag in ("name", "root", "log", "init", "pretrained"):
         text = str(getattr(args, flag) or "")
         if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text):
@@ -188,6 +193,7 @@ def read_settings(run: Path) -> dict:
     settings = check_content(SETTINGS, content, path, ANEW)
     try:
         check_numbers(Namespace(**dict.fromkeys(RANGES) | settings), RANGES)
+        check_arch(settings.get("arch", UNET))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return settings

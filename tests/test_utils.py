@@ -7,11 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet34
 
 import utils
 from learning import checkpoints, runs
-from model import NETWORKS, ResNetUNet, UNet
+from model import UNet
 from tissue.files import InputError
 
 # --- transforms
@@ -294,9 +293,8 @@ def checkpoint_of(model):
     }
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
-def test_a_checkpoint_comes_back_as_it_was(tmp_path, arch):
-    model = NETWORKS[arch](4)
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    model = UNet(4)
     checkpoints.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
     loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
     again = checkpoints.build_model(loaded, "best.pt")
@@ -372,7 +370,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, keep):
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.zeros(3)])
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(InputError, match=r"other\.pt.*without a U-Net"):
+    with pytest.raises(InputError, match=r"other\.pt.*without a network"):
         checkpoints.load_checkpoint(tmp_path / "other.pt")
 
 
@@ -388,39 +386,6 @@ def test_weights_that_do_not_fit_their_config_are_named():
         checkpoints.build_model(checkpoint, "best.pt")
     with pytest.raises(InputError, match="another"):
         checkpoints.build_model(checkpoint | {"config": {"arch": "another"}}, "best.pt")
-
-
-# --- weights from elsewhere
-
-
-def test_pretrained_weights_that_cannot_be_fetched_say_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-    with pytest.raises(InputError, match=r"resnet34.*could not be fetched.*--pretrained FILE"):
-        utils.start_from_imagenet(ResNetUNet(4), "imagenet")
-
-
-def test_pretrained_weights_in_a_file_become_the_encoder(tmp_path):
-    theirs, model = resnet34(), ResNetUNet(4)
-    torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
-    utils.start_from_imagenet(model, tmp_path / "resnet34.pth")
-    for name in ("conv1", "layer4"):
-        wanted = getattr(theirs, name).state_dict()
-        for key, value in getattr(model.encoder, name).state_dict().items():
-            assert torch.equal(value, wanted[key])
-
-
-@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(3)}, UNet(4).state_dict(), [1]])
-def test_a_file_without_a_resnet_is_named(tmp_path, content):
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"other\.pth: found no ResNet-34"):
-        utils.start_from_imagenet(ResNetUNet(4), tmp_path / "other.pth")
-
-
-@pytest.mark.parametrize("arch", ["unet", "attention"])
-def test_pretrained_weights_are_for_the_resnet_alone(arch):
-    with pytest.raises(InputError, match=f"--arch {arch}, expected --arch resnet34"):
-        utils.start_from_imagenet(NETWORKS[arch](4), "imagenet")
 
 
 # --- logging
