@@ -44,8 +44,7 @@ RUNS = {  # in what each differs from the plain recipe: one factor at a time, th
     "balanced": {"sampler": "balanced"},
     "moderate": {"augment": "moderate"},
     "strong": {"augment": "strong"},
-    "attention": {"arch": "attention"},
-    "resnet34": {"arch": "resnet34"},
+    "lite0": {"arch": "tf_efficientnet_lite0"},
     "bce_dice": {"loss": "bce_dice"},
     "one colour": {"colour": "one"},
     "balanced, bce_dice": {"sampler": "balanced", "loss": "bce_dice"},
@@ -59,9 +58,10 @@ RUNS = {  # in what each differs from the plain recipe: one factor at a time, th
     "strong, balanced, bce_dice": {
         "augment": "strong", "sampler": "balanced", "loss": "bce_dice",
     },
-    "strong, attention": {"augment": "strong", "arch": "attention"},
-    "strong, resnet34": {"augment": "strong", "arch": "resnet34"},
-    "strong, pretrained": {"augment": "strong", "arch": "resnet34", "pretrained": "imagenet"},
+    "strong, lite0": {"augment": "strong", "arch": "tf_efficientnet_lite0"},
+    "strong, pretrained": {
+        "augment": "strong", "arch": "tf_efficientnet_lite0", "pretrained": "imagenet",
+    },
 }  # fmt: skip
 CONFIRM = "validation"  # in place of a fold's number
 VALIDATED = 6  # patches that train.py itself validates on; the study scores whole images instead
