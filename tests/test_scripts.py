@@ -331,14 +331,14 @@ def test_images_with_masks_are_scored(root, checkpoint):
 
 
 def test_threshold_decides_what_a_nucleus_is(root, checkpoint):
-    masks = []
+    found = []
     for threshold in (0.01, 0.99):
         infer(
             root / "out", "--ckpt", checkpoint, "--threshold", threshold, "--images",
             root / "tissue_images" / "Drawn_01.tif",
         )  # fmt: skip
-        masks.append(masks.read_mask(root / "out" / "Drawn_01_prediction.png"))
-    assert masks[0].sum() > masks[1].sum()
+        found.append(masks.read_mask(root / "out" / "Drawn_01_prediction.png"))
+    assert found[0].sum() > found[1].sum()
 
 
 @pytest.mark.parametrize(
