@@ -1,5 +1,6 @@
 """Makes errors of what image decoders only warn of, or fill up in silence."""
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -56,6 +57,23 @@ def check_png(path: Path) -> None:
         place += 12 + length
     if not inflate.eof or found != expected:
         raise ValueError(f"its pixels have {found} bytes, {expected} were expected")
+
+
+def check_pieces(tif, plane) -> None:
+    """Raise ValueError unless a TIFF has all strips or tiles of an image, and all their bytes.
+
+    Decoders fill up in silence what is missing.
+    """
+    size, page = tif.filehandle.size, plane.keyframe
+    for stored in plane.pages:
+        ends = [a + b for a, b in zip(stored.dataoffsets, stored.databytecounts, strict=True)]
+        if max(ends, default=0) > size:
+            raise ValueError("the file ends before its pixels do")
+        plain = page.compression == 1 and page.dtype.itemsize * 8 == page.bitspersample
+        if len(ends) < math.prod(page.chunked) and not page.is_contiguous:
+            raise ValueError("the file lists fewer strips or tiles than its size needs")
+        if plain and sum(stored.databytecounts) < page.nbytes:
+            raise ValueError("the file has fewer bytes of pixels than its size needs")
 
 
 def make_strict(page) -> None:
