@@ -105,6 +105,14 @@ def test_one_number_in_one_place_is_a_label_map_and_a_line_says_so(tmp_path, nam
     assert str(tmp_path / name) in note and "label map" in note and "\n" not in note
 
 
+def test_a_label_map_may_use_the_largest_number_of_its_type(tmp_path):
+    for largest, dtype in ((255, np.uint8), (65535, np.uint16)):
+        numbers = np.zeros((60, 60), dtype)
+        numbers[50:58, 40:50], numbers[3, 2], numbers[9:11, 5:7] = largest, 7, largest // 2
+        tiff(numbers)(tmp_path / "a.tif")
+        np.testing.assert_array_equal(masks.read(tmp_path / "a.tif").labels, numbers)
+
+
 def test_two_nuclei_that_touch_at_a_corner_are_two_and_a_bent_one_is_one(tmp_path):
     numbers = np.zeros((60, 60), np.uint8)
     numbers[:30, :30], numbers[30:, 30:] = 1, 2

@@ -275,11 +275,11 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
     They are thin. Classes form flat areas, pictures and probabilities are grey in the wide.
     """
     white = 0.97 * full
-    is_grey, is_between = (values >= full / 4) & (values < full * 3 / 4), values < white
-    grey, between = pixels[is_grey].sum(), pixels[is_between & (values > 0)].sum()
+    grey = pixels[(values >= full / 4) & (values < full * 3 / 4)].sum()
+    between = pixels[(values > 0) & (values < white)].sum()
     if grey >= pixels[values >= full * 3 / 4].sum():
         return False
-    flat, thick = 0, 0
+    flat, alone, thick = 0, 0, 0
     tail = None  # the last rows of the band above: every block of pixels is looked at once
     for band in bands:
         band = _comparable(Path(), band).astype(np.float32)
@@ -290,9 +290,13 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
         thick += np.count_nonzero(cv2.erode(grey_here, np.ones((5, 5)))[2:-2, 2:-2])
         band = band[-new - 2 :]
         # No darker neighbour, and not the background: inside of a class, or walled in by a border.
-        lowest = (cv2.erode(band, np.ones((3, 3))) == band) & (band > 0) & (band < white)
+        is_between = (band > 0) & (band < white)
+        lowest = is_between & (cv2.erode(band, np.ones((3, 3))) == band)
         flat += np.count_nonzero(lowest[1:-1, 1:-1])
-    return flat <= 0.15 * between and thick <= 0.05 * grey
+        # No brighter neighbour: not the edge of anything.
+        highest = is_between & (cv2.dilate(band, np.ones((3, 3))) == band)
+        alone += np.count_nonzero(highest[1:-1, 1:-1])
+    return flat <= 0.15 * between and alone <= 0.5 * between and thick <= 0.05 * grey
 
 
 def _pieces(bands: Iterable, marked: np.ndarray) -> np.ndarray:
