@@ -48,10 +48,10 @@ def check_numbers(args: argparse.Namespace, ranges: Mapping[str, tuple[float, fl
         if value is None:
             continue
         open_end = isinstance(lowest, float) and lowest == 0
-        fits = math.isfinite(value) and lowest <= value <= highest
+        fits = lowest <= value <= highest and value != math.inf
         if not fits or (open_end and value == 0):
             least = "more than 0" if open_end else f"{lowest:g} or more"
-            most = "" if highest == math.inf else f" and at most {highest:g}"
+            most = "" if highest == math.inf else f" and at most {highest:.10g}"
             raise InputError(f"--{flag}: found {value}, expected {least}{most}")
 
 
