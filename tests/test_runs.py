@@ -73,7 +73,7 @@ def test_rates_are_those_of_one_cycle_for_every_length_and_no_length_fails():
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_training_of_ten_steps_ends(root, tmp_path, epochs):
-    cut(root, "--patch_stride", 24)
+    cut(root, "--patch_stride", "24")
     patches = read_manifest(root)["patches"]["train"]
     batch = patches // 9 if epochs == 1 else patches // 3
     run = learn(root, tmp_path / "log", "--epoch", epochs, "--batch_size", batch)
@@ -304,7 +304,7 @@ def test_a_run_killed_after_its_last_epoch_is_completed(root, tmp_path):
 @pytest.fixture
 def begun(root, tmp_path, monkeypatch):
     """A run of two epochs that was stopped in the validation of the second, and its end."""
-    cut(root, "--patch_stride", 24)
+    cut(root, "--patch_stride", "24")
     flags = ("--epoch", 2, "--batch_size", 9, "--no-amp")
     undisturbed = learn(root, tmp_path / "undisturbed", *flags)
     with monkeypatch.context() as patch:
@@ -347,7 +347,7 @@ def test_a_set_that_is_cut_anew_under_a_training_is_one_line_and_last_pt_stays(
 
     def cut_anew(*args):
         if len(before) == 1:
-            cut(root, "--patch_stride", 31)
+            cut(root, "--patch_stride", "31")
         (run,) = tmp_path.glob("log/*")
         before.append((run / "last.pt").read_bytes() if (run / "last.pt").exists() else b"")
         return validate(*args)
