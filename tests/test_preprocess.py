@@ -270,6 +270,22 @@ def test_smaller_than_a_patch_counts_resampled_pixels(tmp_path):
     assert {row["name"] for row in read_table(tmp_path, "train")} == {"a_01", "a_02", "b_01"}
 
 
+def test_16_bit_images_of_a_set_are_of_one_brightness(tmp_path):
+    for number, largest in ((1, 4000), (2, 900), (3, 60_000)):  # of 12, 10 and 16 bits
+        put(tmp_path, f"a_{number:02}", seed=number)
+        path = tmp_path / "tissue_images" / f"a_{number:02}.tif"
+        pixels = (read_image(path) / 255 * largest).astype(np.uint16)
+        pixels[0, 0] = 1000
+        tifffile.imwrite(path, pixels, photometric="rgb")
+    run(tmp_path)
+    assert read_manifest(tmp_path)["bits"] == 16
+    for split in ("train", "val"):
+        for row in read_table(tmp_path, split):
+            if row["y"] == row["x"] == 0:
+                patch, _ = patches.read_patch(tmp_path, split, row["file"])
+                assert patch[0, 0].tolist() == [1000 >> 8] * 3
+
+
 # --- files of all kinds
 
 

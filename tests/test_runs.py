@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import train
 import utils
+from learning import checkpoints
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places
 from tests.scripts import REPOSITORY, cut, fingerprint, learn, table_of
 from tissue import report
@@ -188,12 +189,12 @@ def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
     counted = train.counted_images(str(root), read_manifest(root))
     assert len(counted) == 2
     best = saved(run, "best.pt") | {"split": DEFAULT}
-    utils.save_checkpoint(run / "best.pt", best)
+    checkpoints.save_checkpoint(run / "best.pt", best)
     (root / "tissue_images" / "Drawn_02.tif").write_bytes(b"II*\0 and no more")
     line = train.choose_split(run / "best.pt", str(root), counted, torch.device("cpu"))
     assert "could not be chosen" in line and "Drawn_02.tif" in line
     assert saved(run, "best.pt")["split"] == DEFAULT
-    utils.load_checkpoint(run / "best.pt")
+    checkpoints.load_checkpoint(run / "best.pt")
 
 
 def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):
@@ -283,8 +284,8 @@ def test_a_run_killed_after_its_last_epoch_is_completed(root, tmp_path):
 
     def as_killed(finished, split):
         last = changed(wanted["last.pt"], ("training", "progress", "finished"), finished)
-        utils.save_checkpoint(run / "last.pt", last)
-        utils.save_checkpoint(run / "best.pt", changed(wanted["best.pt"], ("split",), split))
+        checkpoints.save_checkpoint(run / "last.pt", last)
+        checkpoints.save_checkpoint(run / "best.pt", changed(wanted["best.pt"], ("split",), split))
         (run / "metrics.csv").write_text("".join((run / "metrics.csv").open().readlines()[:2]))
         for events in run.glob("events*"):
             events.unlink()
@@ -386,7 +387,7 @@ def test_two_processes_cannot_go_on_with_one_run(root, tmp_path):
     finally:
         process.kill()
         process.wait()
-    utils.load_checkpoint(run / "last.pt")
+    checkpoints.load_checkpoint(run / "last.pt")
 
 
 STOP_ONE_OF_TWO = """
