@@ -529,13 +529,18 @@ def end_processes() -> None:
 
 def explain(error: Exception) -> None:
     """Raise InputError for an error in the training loop that is not the program's, else return:
-    a loader process was killed, or found a bad patch, or the memory is full.
+    a loader process was killed, or found a bad patch, the memory is full, or nothing compiles here.
 
     Torch tells of a killed one, unless a batch was just being handed over: then the connection
     breaks.
     """
     if isinstance(error, InputError | OSError) and "Original Traceback" in str(error):
         raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        raise InputError(
+            f"--compile: found no way to compile the network ({str(error).splitlines()[0]:.200}), "
+            f"expected a C++ compiler; install one, or leave --compile out"
+        ) from error
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         raise InputError(
             "the memory is full, expected room for a step of the training; try a smaller "
