@@ -156,6 +156,15 @@ def test_groups_stay_together_and_hold_the_fraction(fraction, count, pattern):
     assert all((name[:2] in groups) == (part == "val") for name, part in split.items())
 
 
+def test_one_group_at_least_is_drawn_and_case_makes_no_other_group():
+    assert list(groups_of(1e-12, None, 0)[0].values()).count("val") == 1
+    names = ["P1_a", "p1_b", "P2_a", "p2_B", "caf\u00e9_1", "CAFE\u0301_2"]
+    for seed in range(10):
+        split, groups = splits.by_groups(names, 0.3, "^[^_]+", seed)
+        assert len(groups) == 1 and split[names[0]] == split[names[1]]
+        assert split[names[2]] == split[names[3]] and split[names[4]] == split[names[5]]
+
+
 def test_groups_are_drawn_by_seed_and_by_nothing_else():
     drawn = [groups_of(0.4, "^P.", seed)[1] for seed in range(20)]
     assert drawn == [groups_of(0.4, "^P.", seed)[1] for seed in range(20)]
