@@ -13,7 +13,8 @@ SMOOTH = 5  # pixels; side of the box that takes a camera's noise away
 GLASS, COLOURLESS = 200, 0.06  # glass is as bright as this, and of at most this saturation
 DARK, RIM = 64, 9  # beside black; pixels, twice a rim's width and one
 BLACK = 20  # a scanner leaves at most this where it did not scan
-BLURRED, NEAR = 8, 8  # lines beside a margin, a block of JPEG; levels, their mean difference to it
+BLURRED = 8  # lines beside a margin, a block of JPEG
+NEAR, NEAREST = 16, 80  # levels of their difference to the margin's colour: mean, and largest
 STRIP = 256  # pixels; of an image's margin that are read at once
 
 _LEAST_SPREAD = (np.arange(256) * COLOURLESS).astype(np.uint8)  # of coloured pixels, by brightness
@@ -44,10 +45,10 @@ def background_and_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frame_of(image) -> tuple[int, int, int, int]:
     """(y, x, height, width) of what is left of an image without its margins of one colour.
 
-    `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. A margin is
-    16 or more rows or columns at an edge whose pixels all have the colour of the image's corner
-    there, and up to 8 more that JPEG has blurred a little. Nothing is left, a height of 0, of an
-    image of one colour.
+    `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. A margin are
+    rows or columns at an edge, of 32 pixels or more, that all have the colour of the image's corner
+    there, and up to 8 more lines that JPEG has blurred a little. Nothing is left, a height of 0, of
+    an image of one colour.
     """
     height, width = image.height, image.width
     top = _margin(lambda at, n: image.read(at, 0, n, width), height)
@@ -65,25 +66,29 @@ def frame_of(image) -> tuple[int, int, int, int]:
 
 
 def _margin(read, length):
-    """How many lines from an edge on have one colour, 0 if fewer than SIDE; `read(at, n)` gives n
-    of the `length` lines from the `at`-th on, (n, other side, 3).
+    """How many lines from an edge on have one colour; `read(at, n)` gives n of the `length` lines
+    from the `at`-th on, (n, other side, 3).
     """
     done = 0
-    size = SIDE  # at first no more than what tells that there is no margin
+    size = 1  # at first no more than what tells that there is no margin
     while done < length:
         lines = read(done, min(size, length - done))
         if done == 0:
             colour = lines[0, 0]
+            if lines.shape[1] < EVEN:  # tissue can have so few pixels of one colour
+                return 0
         same = (lines == colour).all(axis=(1, 2))
         if not same.all():
             done += int(same.argmin())
             break
         done += len(lines)
         size = STRIP
-    if done < SIDE or done == length:
-        return done if done >= SIDE else 0
+    if done in (0, length):
+        return done
     lines = read(done, min(BLURRED, length - done)).astype(np.int16)
-    near = np.abs(lines - colour).mean(axis=(1, 2)) <= NEAR
+    distance = np.abs(lines - colour)
+    # A nucleus in a wide line hardly moves its mean.
+    near = (distance.mean(axis=(1, 2)) <= NEAR) & (distance.max(axis=(1, 2)) <= NEAREST)
     return done + (len(near) if near.all() else int(near.argmin()))
 
 
