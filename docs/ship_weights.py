@@ -49,7 +49,7 @@ def main(args):
         raise InputError(f"--out {args.out}: found a folder, expected a file to write")
     checkpoints = [load_checkpoint(path) for path in args.ckpt]
     for path, checkpoint in zip(args.ckpt, checkpoints, strict=True):
-        for key in ("config", "normalisation", "channel_order", "colour"):
+        for key in ("config", "normalisation", "channel_order"):
             if checkpoint[key] != checkpoints[0][key]:
                 raise InputError(
                     f"{path}: found {key} {checkpoint[key]}, expected {checkpoints[0][key]}, that "

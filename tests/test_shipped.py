@@ -85,7 +85,7 @@ def test_networks_of_other_widths_are_not_averaged(root, tmp_path):
     assert not (tmp_path / "shipped.pt").exists()
 
 
-def finished_run(folder, pixel_size, seed=0, colour=None, largest=1.0):
+def finished_run(folder, pixel_size, seed=0, largest=1.0):
     """A last.pt as one that learned from pixels of such a size, with weights of its own."""
     torch.manual_seed(seed)
     model = UNet(4)
@@ -97,7 +97,6 @@ def finished_run(folder, pixel_size, seed=0, colour=None, largest=1.0):
         "channel_order": "rgb",
         "threshold": 0.5,
         "pixel_size_um": pixel_size,
-        "colour": colour,
         "model": model.state_dict(),
     }
     path = folder / f"{seed}.pt"
@@ -136,14 +135,6 @@ def test_weights_that_half_precision_cannot_hold_do_not_ship(tmp_path):
     with pytest.raises(InputError, match=r"half precision.*not finite"):
         ship(out, finished_run(tmp_path, 0.25, largest=1e5))
     assert out.read_bytes() == before
-
-
-def test_runs_that_saw_other_colours_are_not_averaged(tmp_path):
-    colour = {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)}
-    runs = finished_run(tmp_path, 0.25), finished_run(tmp_path, 0.25, seed=1, colour=colour)
-    with pytest.raises(InputError, match=r"1\.pt: found colour"):
-        ship(tmp_path / "shipped.pt", *runs)
-    assert not (tmp_path / "shipped.pt").exists()
 
 
 def test_weights_do_not_ship_into_a_folder(tmp_path):
