@@ -14,7 +14,7 @@ GLASS, COLOURLESS = 200, 0.06  # glass is as bright as this, and of at most this
 DARK, RIM = 64, 9  # beside black; pixels, twice a rim's width and one
 BLACK = 20  # a scanner leaves at most this where it did not scan
 BLURRED = 8  # lines beside a margin, a block of JPEG
-NEAR, NEAREST = 16, 80  # levels of their difference to the margin's colour: mean, and largest
+NEAR, NEAREST = 8, 64  # levels of their difference to the margin's colour: mean, and largest
 STRIP = 256  # pixels; of an image's margin that are read at once
 
 _LEAST_SPREAD = (np.arange(256) * COLOURLESS).astype(np.uint8)  # of coloured pixels, by brightness
