@@ -133,6 +133,21 @@ def test_black_corners_keep_their_colour_and_the_network_sees_tissue_instead(tis
     np.testing.assert_allclose(own.mean, inside.mean, atol=3)
 
 
+@pytest.mark.parametrize("colour", MARGINS.values(), ids=MARGINS)
+@pytest.mark.parametrize("angle", [3, 8, 20, 45])
+def test_the_thin_ends_of_turned_corners_are_no_tissue(tissue, colour, angle):
+    def turned(image, outside):
+        turn = cv2.getRotationMatrix2D((120, 100), angle, 1)
+        return cv2.warpAffine(image, turn, (240, 200), flags=0, borderValue=outside)
+
+    colour = colour if isinstance(colour, tuple) else (colour,) * 3
+    image, outside = turned(tissue, colour), turned(np.zeros_like(tissue[..., 0]), 1)
+    found = background(image)
+    assert found[outside > 0].mean() > 0.95
+    inside = cv2.dilate(outside, np.ones((5, 5))) == 0
+    assert not found[inside & (image.max(axis=2) < 200)].any()
+
+
 def test_white_stays_white_however_the_tissue_is_stretched(generator):
     flat = noisy((150, 100, 140), (128, 200), generator)  # a spread that is stretched threefold
     flat[:, 128:] = 255

@@ -37,8 +37,8 @@ def background_and_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Both are bool (H, W).
     """
     glass, black = _glass_and_black(image)
-    constant = _constant(image)
-    padding = _grown(_opened(black), image) | (constant & ~glass)
+    constant = _with_wedges(_constant, image)
+    padding = _grown(_with_wedges(_opened, black), image) | (constant & ~glass)
     return (_opened(glass | black) | constant | padding).view(bool), padding.view(bool)
 
 
@@ -101,6 +101,18 @@ def _glass_and_black(image):
     return glass, cv2.threshold(high, BLACK, 1, cv2.THRESH_BINARY_INV)[1]
 
 
+def _with_wedges(find, image):
+    """What `find` finds in an image that goes on beyond its edges as it ends there.
+
+    The corners of an image that was turned run out in wedges, too thin for any square.
+    """
+    if min(image.shape[:2]) < EVEN:  # all of an edge is less than a square
+        return find(image)
+    rows = cv2.copyMakeBorder(image, EVEN, EVEN, 0, 0, cv2.BORDER_REPLICATE)
+    columns = cv2.copyMakeBorder(image, 0, 0, EVEN, EVEN, cv2.BORDER_REPLICATE)
+    return find(rows)[EVEN:-EVEN] | find(columns)[:, EVEN:-EVEN]
+
+
 def _opened(candidates):
     """Of candidates, uint8 of 0 and 1, those in squares of them, which may stick out."""
     return _squares(cv2.erode(candidates, np.ones((SIDE, SIDE), np.uint8)), SIDE)
@@ -108,11 +120,18 @@ def _opened(candidates):
 
 def _constant(image):
     """Pixels in squares of exactly one colour, uint8 (H, W) of 0 and 1."""
-    square = np.ones((EVEN, EVEN), np.uint8)
-    spread = cv2.subtract(cv2.dilate(image, square), cv2.erode(image, square))
-    first, second, third = cv2.split(spread)
-    even = cv2.threshold(first | second | third, 0, 1, cv2.THRESH_BINARY_INV)[1]
-    return _squares(even, EVEN)
+    height, width = image.shape[:2]
+    middles = np.ones((height, width), np.uint8)
+    for y, x in ((0, 1), (1, 0)):  # all in a square that have a neighbour there are equal to it
+        same = np.ones((height, width), np.uint8)
+        parts = image[: height - y, : width - x], image[y:, x:]
+        if parts[0].size:
+            first, second, third = cv2.split(cv2.absdiff(*parts))
+            differ = first | second | third
+            same[: height - y, : width - x] = cv2.threshold(differ, 0, 1, cv2.THRESH_BINARY_INV)[1]
+        kernel = np.ones((EVEN - y, EVEN - x), np.uint8)
+        middles &= cv2.erode(same, kernel, anchor=(EVEN // 2, EVEN // 2))
+    return _squares(middles, EVEN)
 
 
 def _grown(black, image):
