@@ -1,5 +1,6 @@
 """What tissue.images promises, on real files written by the libraries that users write with."""
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -198,6 +199,13 @@ def test_an_image_beyond_pillows_limit_is_read(tmp_path):
     Image.new("1", (14000, 13000)).save(path)  # twice the limit is 179 million pixels
     assert image_shape(path) == (13000, 14000)
     assert not read_mask(path).any()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_image, image_shape, bits_in_use, pixel_size_um, read_mask):
+        refusal(read, tmp_path / "a.png", "no regular file")
 
 
 def test_a_missing_file_is_reported_as_missing(tmp_path):

@@ -91,6 +91,12 @@ def test_files_that_are_no_images_are_said(tmp_path):
     assert passed_over(touch(tmp_path / "none", "a.png", ".DS_Store"), tmp_path / "missing") == []
 
 
+def test_a_file_given_twice_is_one(tmp_path):
+    folder = touch(tmp_path / "images", "a.png", "b.png")
+    images = find_images(folder / "a.png", folder, folder / ".." / "images" / "a.png")
+    assert list(images) == ["a", "b"]
+
+
 def test_a_second_folder_of_masks_is_said(tmp_path):
     for folder in ("masks", "mask binary"):
         assert unused_masks(tmp_path) == []

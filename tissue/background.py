@@ -38,7 +38,8 @@ def background_and_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     glass, black = _glass_and_black(image)
     constant = _with_wedges(_constant, image)
-    padding = _grown(_with_wedges(_opened, black), image) | (constant & ~glass)
+    dark = _with_wedges(_opened, black) if black.any() else black
+    padding = _grown(dark, image) | (constant & ~glass)
     return (_opened(glass | black) | constant | padding).view(bool), padding.view(bool)
 
 
@@ -108,9 +109,22 @@ def _with_wedges(find, image):
     """
     if min(image.shape[:2]) < EVEN:  # all of an edge is less than a square
         return find(image)
+    if not _may_be_even(image):  # as nearly always
+        return np.zeros(image.shape[:2], np.uint8)
     rows = cv2.copyMakeBorder(image, EVEN, EVEN, 0, 0, cv2.BORDER_REPLICATE)
     columns = cv2.copyMakeBorder(image, 0, 0, EVEN, EVEN, cv2.BORDER_REPLICATE)
     return find(rows)[EVEN:-EVEN] | find(columns)[:, EVEN:-EVEN]
+
+
+def _may_be_even(image):
+    """False where no square of EVEN pixels, sticking out or not, has one value: quickly."""
+    height, width = image.shape[:2]
+    step = SIDE // 2  # so that in any square, also one of SIDE, pixels looked at are neighbours
+    grid = image[np.ix_([*range(0, height, step), height - 1], [*range(0, width, step), width - 1])]
+    grid = grid.reshape(*grid.shape[:2], -1)
+    across, down = (grid[:, 1:] == grid[:, :-1]).all(2), (grid[1:] == grid[:-1]).all(2)
+    edges = across[0], across[-1], down[:, 0], down[:, -1]
+    return bool((across[1:] & down[:, 1:]).any() or any(edge.any() for edge in edges))
 
 
 def _opened(candidates):

@@ -148,6 +148,8 @@ def decoding(path):
 
 
 def signature_of(path):
+    if path.exists() and not path.is_file():  # from a pipe one would wait for ever
+        raise InputError(f"{path}: found no regular file, expected an image, replace it")
     with open(path, "rb") as file:
         return file.read(25)  # up to the bit depth in the header of a PNG
 

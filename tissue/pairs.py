@@ -119,6 +119,7 @@ def find_images(*places: str | Path) -> Files:
         if not found:
             faults.append(_no_image(place))
         paths += found
+    paths = list({(path.name, path.resolve()): path for path in paths}.values())  # given twice
     images, shared = _by_name(paths)
     if faults + shared:
         raise InputError("; ".join(faults + shared))
