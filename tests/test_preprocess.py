@@ -505,7 +505,7 @@ def test_a_manifest_cannot_lead_outside_though_it_is_sealed(sealed, tmp_path, ke
     (root / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
     change(lambda manifest: manifest["images"][3].update({key: value}))
     for read in (read_manifest, found_by_inference):
-        with pytest.raises(InputError, match=r"patches\.json: found .* for images\.3") as error:
+        with pytest.raises(InputError, match=r"patches\.json: found images\.3") as error:
             read(root)
         assert "\n" not in str(error.value)
 
