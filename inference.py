@@ -15,16 +15,12 @@ never held in memory.
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-# Threads that wait leave their core to other programs; it must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

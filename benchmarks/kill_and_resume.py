@@ -113,7 +113,11 @@ def main(args):
 def start(command: list) -> subprocess.Popen:
     """Start train.py in a process group of its own."""
     return subprocess.Popen(
-        list(map(str, command)), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+        list(map(str, command)),
+        cwd=REPOSITORY,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())},  # else it may change: bits too
     )
 
 
