@@ -12,7 +12,7 @@ import torch
 from tissue import report
 from tissue.synthetic import draw_tissue
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
