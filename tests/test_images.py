@@ -341,8 +341,9 @@ def test_find_images_takes_files_and_folders_together(tmp_path):
         (tmp_path / name).touch()
     found = find_images(tmp_path / "a.tif", tmp_path / "folder")
     assert found == {"a": tmp_path / "a.tif", "b": tmp_path / "folder" / "b.png"}
+    (tmp_path / "b.tif").touch()
     with pytest.raises(InputError, match="several files named b"):
-        find_images(tmp_path / "folder", tmp_path / "folder" / "b.png")
+        find_images(tmp_path / "folder", tmp_path / "b.tif")
 
 
 def test_find_images_of_a_folder_without_any_is_an_error(tmp_path):
