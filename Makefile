@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_CODE := $(wildcard tissue/*.py) model.py utils.py
+DEMO_CODE := $(wildcard tissue/*.py learning/*.py) model.py utils.py
 
 .PHONY: all demo test lint clean
 all: .venv/installed

@@ -15,16 +15,12 @@ never held in memory.
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-# Threads that wait leave their core to other programs; it must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
@@ -248,7 +244,7 @@ class Task(NamedTuple):
 
 def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
     """A Task for each image, what is assumed about the files, and all faults of what is given."""
-    todo, notes = find_images(args)
+    todo, told, notes = find_images(args)
     folder = Path(args.image_folder)
     label_maps = {} if args.images else pairs.label_folder(args.root)
     opened, bits, more, faults = open_images(todo, label_maps, network.checkpoint.get("bits"))
@@ -262,7 +258,7 @@ def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
         if pair.name not in opened:  # its fault is known
             continue
         image, label_map = opened[pair.name], label_maps.get(pair.name)
-        size = args.pixel_size or image.pixel_size_um
+        size = args.pixel_size or told.get(pair.name, image.pixel_size_um)
         try:
             scale = scale_of(size, trained_at, "--pixel_size" if args.pixel_size else pair.image)
         except InputError as error:
@@ -284,24 +280,22 @@ def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
     return tasks, notes, list(dict.fromkeys(faults))
 
 
-def find_images(args) -> tuple[list[pairs.Pair], list[str]]:
-    """The images to segment, sorted by name, each with the path of its reference mask or None; and
-    what was passed over.
+def find_images(args) -> tuple[list[pairs.Pair], dict, list[str]]:
+    """The images to segment, sorted by name, each with the path of its reference mask or None; the
+    pixel sizes, by name, that the patch set took them as; and what was passed over.
     """
     if not args.images:
         if args.masks:
             raise InputError("--masks: found it without --images, expected both; add --images")
         root = Path(args.root)
-        found = [
-            pairs.Pair(image["name"], root / image["image"], root / image["mask"])
-            for image in patches.read_manifest(root)["images"]
-            if image["split"] == "val"
-        ]
-        return found, []
+        held_out = [i for i in patches.read_manifest(root)["images"] if i["split"] == "val"]
+        told = {image["name"]: image["pixel_size_um"] for image in held_out}
+        found = [pairs.Pair(i["name"], root / i["image"], root / i["mask"]) for i in held_out]
+        return found, told, []
     images = pairs.find_images(*args.images)
     notes = pairs.passed_over(*args.images)
     if not args.masks:
-        return [pairs.Pair(name, path, None) for name, path in images.items()], notes
+        return [pairs.Pair(name, path, None) for name, path in images.items()], {}, notes
     references = pairs.find_images(args.masks)
     notes += pairs.passed_over(args.masks)
     lonely = ", ".join(str(path) for name, path in images.items() if name not in references)
@@ -310,7 +304,7 @@ def find_images(args) -> tuple[list[pairs.Pair], list[str]]:
     left = [path for name, path in references.items() if name not in images]
     if left:
         notes.append(f"{and_more(left)}: without an image of that name, passed over")
-    return [pairs.Pair(name, path, references[name]) for name, path in images.items()], notes
+    return [pairs.Pair(name, path, references[name]) for name, path in images.items()], {}, notes
 
 
 def open_images(todo, label_maps, learned_bits) -> tuple[dict, dict, list[str], list[str]]:

@@ -25,7 +25,14 @@ from tissue.colour import colour_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
 from tissue.images import bits_in_use, read_image
 from tissue.masks import read_mask
-from tissue.pairs import LABEL_FOLDER, check_pair, find_pairs, passed_over, unused_labels
+from tissue.pairs import (
+    LABEL_FOLDER,
+    check_pair,
+    find_pairs,
+    passed_over,
+    unused_labels,
+    unused_masks,
+)
 from tissue.pixel_size import MICROSCOPE_UM, pixel_size_um, resampling_lines, scale_of
 
 PREVIEW_PATCHES = 48
@@ -70,7 +77,7 @@ def main(args):
     patches.check_places(root)
     folders = pairs[0].image.parent, pairs[0].mask.parent, root / LABEL_FOLDER
     names = [pair.name for pair in pairs]
-    for line in passed_over(*folders) + unused_labels(root, names):
+    for line in passed_over(*folders) + unused_masks(root) + unused_labels(root, names):
         print(line)
     split_of, chosen_by = choose_split(args, pairs)
     settings = {"patch_dim": args.patch_dim, "patch_stride": args.patch_stride, **chosen_by}

@@ -14,16 +14,12 @@ best.pt (highest validation Dice) and last.pt, from which --resume goes on.
 
 import argparse
 import math
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-
-# Threads that wait leave their core to other programs; it must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import nn
@@ -227,7 +223,10 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         checkpoints.save_checkpoint(run / "last.pt", checkpoint | weights)
         saved = time.monotonic()
 
+    threads = utils.Threads(device)
+
     def after_step():
+        threads.adapt()
         if progress["batch"] % LOG_EVERY == 0 or progress["batch"] == batches:
             utils.check_finite(state.losses, state.seen, train_set.files)
             loss = end_losses(state, batches, processes)

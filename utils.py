@@ -323,6 +323,41 @@ def bfloat16_gain() -> float:
     return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
 
 
+class Threads:
+    """Leaves cores to other programs: of PyTorch's threads on the CPU only as many as are free.
+
+    Threads that wait for each other within an operation, as oneDNN's do, hold a core while they
+    wait; two trainings with all threads each are four times as slow as one after the other. Where
+    OMP_NUM_THREADS is set (torchrun sets it), and without Linux's /proc/stat, their number stays.
+    """
+
+    INTERVAL = 2.0  # seconds over which it is seen what others take
+
+    def __init__(self, device: torch.device):
+        self.most = torch.get_num_threads()
+        fixed = "OMP_NUM_THREADS" in os.environ or not Path("/proc/stat").is_file()
+        self.adapts = device.type == "cpu" and self.most > 1 and not fixed
+        self.before = self._moment() if self.adapts else None
+
+    def adapt(self) -> None:
+        """Look at what other programs take, if it is time to, and set the number of threads."""
+        if not self.adapts or time.monotonic() - self.before[0] < self.INTERVAL:
+            return
+        now = self._moment()
+        seconds, others = (after - before for after, before in zip(now, self.before, strict=True))
+        self.before = now
+        threads = min(self.most, max(1, round(self.most - others / seconds)))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    @staticmethod
+    def _moment() -> tuple[float, float]:
+        """The time, and the processor seconds of all programs but this one and its children."""
+        ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
+        own = sum(os.times()[:4])
+        return time.monotonic(), sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - own
+
+
 def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, int, int]:
     """This process's device, its rank and the number of processes: (device, 0, 1) when alone.
 
@@ -534,13 +569,18 @@ def end_processes() -> None:
 
 def explain(error: Exception) -> None:
     """Raise InputError for an error in the training loop that is not the program's, else return:
-    a loader process was killed, or found a bad patch, or the memory is full.
+    a loader process was killed, or found a bad patch, the memory is full, or nothing compiles here.
 
     Torch tells of a killed one, unless a batch was just being handed over: then the connection
     breaks.
     """
     if isinstance(error, InputError | OSError) and "Original Traceback" in str(error):
         raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        raise InputError(
+            f"--compile: found no way to compile the network ({str(error).splitlines()[0]:.200}), "
+            f"expected a C++ compiler; install one, or leave --compile out"
+        ) from error
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         raise InputError(
             "the memory is full, expected room for a step of the training; try a smaller "
@@ -650,6 +690,7 @@ def predictor(
     model = fuse(copy.deepcopy(model).eval(), device)
     model = model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(device)
+    threads = Threads(device)
     mean, std = (
         torch.tensor(checkpoint["normalisation"][key], device=device).view(3, 1, 1) * 255
         for key in ("mean", "std")
@@ -658,6 +699,7 @@ def predictor(
 
     @torch.inference_mode()
     def predict(tiles: np.ndarray) -> np.ndarray:
+        threads.adapt()
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
         total, finite = torch.zeros((), device=device), torch.ones((), device=device, dtype=bool)

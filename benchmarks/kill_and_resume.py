@@ -25,7 +25,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import data, results
-from tissue.files import run_script
+from tissue.files import PART, run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EPOCHS = 14  # more than the kills can let pass
@@ -78,7 +78,7 @@ def main(args):
                 code = kill(process)
             if code != -signal.SIGKILL:
                 raise RuntimeError(f"train.py ended with {code} before it was killed")
-            halves = len(list(log.glob("*/.*")))
+            halves = len(list(log.glob(f"*/.*{PART}*")))
             saved = max((len(metrics(run.parent)) for run in log.glob("*/metrics.csv")), default=0)
             lines.append((number, phase, f"{after:.2f}", saved, halves))
             print(
@@ -91,7 +91,7 @@ def main(args):
         faults = differences(run, wanted)
         if code:
             faults.append(f"the last train.py ended with exit code {code}")
-        halves = [path.name for path in run.glob(".*")]
+        halves = [path.name for path in run.glob(f".*{PART}*")]
 
     verdict = "**equal to the last bit**" if not faults else f"**different**: {'; '.join(faults)}"
     header = "kill", "aimed at", "seconds after its start", "epochs done", "unfinished files so far"
@@ -113,7 +113,11 @@ def main(args):
 def start(command: list) -> subprocess.Popen:
     """Start train.py in a process group of its own."""
     return subprocess.Popen(
-        list(map(str, command)), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+        list(map(str, command)),
+        cwd=REPOSITORY,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())},  # else it may change: bits too
     )
 
 

@@ -45,6 +45,8 @@ def parse_args(argv=None):
 
 def main(args):
     check_numbers(args, {"threshold": (0.01, 0.99), "pixel_size": MICROSCOPE_UM})
+    if args.out.is_dir():
+        raise InputError(f"--out {args.out}: found a folder, expected a file to write")
     checkpoints = [load_checkpoint(path) for path in args.ckpt]
     for path, checkpoint in zip(args.ckpt, checkpoints, strict=True):
         for key in ("config", "normalisation", "channel_order"):
@@ -61,6 +63,7 @@ def main(args):
         "split": PREDICTION_SPLIT._asdict(),
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
+    build_model(shipped, f"{args.out}, in half precision")  # what is too large for it is infinite
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(args.out, shipped)
 

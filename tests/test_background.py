@@ -63,7 +63,9 @@ def test_lumina_as_narrow_as_a_nucleus_are_tissue(generator):
 
 
 @pytest.mark.parametrize("colour", MARGINS.values(), ids=MARGINS)
-@pytest.mark.parametrize("sides", [(100, 120, 100, 120), (0, 0, 100, 0), (33, 0, 0, 70)])
+@pytest.mark.parametrize(
+    "sides", [(100, 120, 100, 120), (0, 0, 100, 0), (33, 0, 0, 70), (8, 1, 0, 3)]
+)
 def test_an_image_with_margins_is_predicted_as_it_is_without(tissue, colour, sides):
     page = with_margins(tissue, colour, *sides)
     top, left = sides[:2]
@@ -92,8 +94,20 @@ def test_a_picture_of_one_colour_has_nothing_to_predict():
 def test_no_line_is_cut_off_where_the_edge_is_tissue(tissue):
     assert frame_of(from_array(tissue)) == (0, 0, 200, 240)
     striped = tissue.copy()
-    striped[:12] = 255  # thinner than a margin
+    striped[:12] = 255
+    striped[0, 100] = 254
     assert frame_of(from_array(striped)) == (0, 0, 200, 240)
+    assert frame_of(from_array(tissue[:, :31])) == (0, 0, 200, 31)
+    even = tissue[:, :31].copy()
+    even[0] = 255  # shorter than what tissue cannot have
+    assert frame_of(from_array(even)) == (0, 0, 200, 31)
+
+
+def test_a_nucleus_beside_a_wide_margin_is_not_cut(generator):
+    page = np.full((200, 640, 3), 255, np.uint8)
+    page[100:] = noisy((200, 130, 170), (100, 640), generator)
+    cv2.circle(page, (300, 60), 9, (100, 60, 140), -1)
+    assert frame_of(from_array(page)) == (51, 0, 149, 640)
 
 
 @pytest.mark.parametrize("colour", [0, 255, 128])
@@ -117,6 +131,21 @@ def test_black_corners_keep_their_colour_and_the_network_sees_tissue_instead(tis
     np.testing.assert_array_equal(nothing, kept)
     inside = colour_of(from_array(tissue))  # black decides no stain
     np.testing.assert_allclose(own.mean, inside.mean, atol=3)
+
+
+@pytest.mark.parametrize("colour", MARGINS.values(), ids=MARGINS)
+@pytest.mark.parametrize("angle", [3, 8, 20, 45])
+def test_the_thin_ends_of_turned_corners_are_no_tissue(tissue, colour, angle):
+    def turned(image, outside):
+        turn = cv2.getRotationMatrix2D((120, 100), angle, 1)
+        return cv2.warpAffine(image, turn, (240, 200), flags=0, borderValue=outside)
+
+    colour = colour if isinstance(colour, tuple) else (colour,) * 3
+    image, outside = turned(tissue, colour), turned(np.zeros_like(tissue[..., 0]), 1)
+    found = background(image)
+    assert found[outside > 0].mean() > 0.95
+    inside = cv2.dilate(outside, np.ones((5, 5))) == 0
+    assert not found[inside & (image.max(axis=2) < 200)].any()
 
 
 def test_white_stays_white_however_the_tissue_is_stretched(generator):

@@ -6,6 +6,7 @@ from benchmarks import (
     ablation,
     counts,
     data,
+    elsewhere,
     finishing,
     preprocess_speed,
     results,
@@ -135,3 +136,12 @@ def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "BIG", 1)
     big = inference_speed.measure("ours", path, 96, 2, -1)
     assert small["contours"] == big["contours"] > 0
+
+
+def test_what_margins_and_pixel_sizes_cost_is_measured(tmp_path):
+    write_demo(tmp_path, 1, 128, seed=3)
+    folders = ["--images", tmp_path / "tissue_images", "--masks", tmp_path / "mask binary"]
+    path = tmp_path / "RESULTS.md"
+    elsewhere.main(elsewhere.parse_args([*map(str, folders), "--results", str(path)]))
+    rows = [line.split(" | ") for line in path.read_text().splitlines() if "margins |" in line]
+    assert [row[2:] for row in rows] == [["0.0000", "0 |"]] * 4  # white, black, two greys

@@ -235,6 +235,24 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, model):
             checkpoints.load_checkpoint(path)
 
 
+def test_an_entry_that_is_a_folder_to_torch_alone_changes_nothing(tmp_path, model):
+    """One bit of a zip's directory; torch then leaves a tensor of whatever lay in the memory."""
+    path = tmp_path / "best.pt"
+    torch.save(whole_checkpoint(model), path)
+    content, wanted = path.read_bytes(), checkpoints.load_checkpoint(path)
+    with zipfile.ZipFile(path) as archive:
+        place, entries = archive.start_dir, archive.infolist()
+    for entry in entries:
+        flipped = bytearray(content)
+        flipped[place + 38] ^= 0x10  # of the entry's attributes
+        path.write_bytes(flipped)
+        try:
+            assert same(checkpoints.load_checkpoint(path), wanted)
+        except InputError as error:
+            assert "damaged" in str(error)
+        place += 46 + len(entry.filename) + len(entry.extra) + len(entry.comment)
+
+
 def test_damaged_bytes_are_refused_or_change_nothing(tmp_path, model):
     path = tmp_path / "best.pt"
     torch.save(whole_checkpoint(model), path)

@@ -44,6 +44,27 @@ def test_bad_input_is_one_line_and_exit_code_2(error, capsys):
     assert capsys.readouterr().err.endswith(f": {error}\n")
 
 
+def test_a_name_of_several_lines_is_told_in_one(capsys):
+    def main(args):
+        raise InputError("a\nb.tif: found text")
+
+    with pytest.raises(SystemExit):
+        run_script(main, types.SimpleNamespace)
+    assert capsys.readouterr().err.endswith(": a b.tif: found text\n")
+
+
+@pytest.mark.parametrize("given", [["--init", ""], ["--init="], ["--images", "a.tif", ""]])
+def test_text_that_a_shell_left_empty_does_not_pass_for_a_flag_that_is_not_given(given, capsys):
+    parser = Parser("Train.")
+    parser.add_argument("--init")
+    parser.add_argument("--images", nargs="+")
+    parser.add_argument("--name", default="")
+    assert parser.parse_args(["--name", ""]).init is None
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(given)
+    assert stopped.value.code == 2 and "found empty text" in capsys.readouterr().err
+
+
 def test_a_defect_keeps_its_traceback():
     def main(args):
         raise ValueError("operands could not be broadcast")

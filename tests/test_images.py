@@ -1,5 +1,6 @@
 """What tissue.images promises, on real files written by the libraries that users write with."""
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -200,6 +201,13 @@ def test_an_image_beyond_pillows_limit_is_read(tmp_path):
     assert not read_mask(path).any()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_image, image_shape, bits_in_use, pixel_size_um, read_mask):
+        refusal(read, tmp_path / "a.png", "no regular file")
+
+
 def test_a_missing_file_is_reported_as_missing(tmp_path):
     for read in (read_image, read_mask, pixel_size_um, image_shape):
         with pytest.raises(FileNotFoundError):
@@ -333,8 +341,9 @@ def test_find_images_takes_files_and_folders_together(tmp_path):
         (tmp_path / name).touch()
     found = find_images(tmp_path / "a.tif", tmp_path / "folder")
     assert found == {"a": tmp_path / "a.tif", "b": tmp_path / "folder" / "b.png"}
+    (tmp_path / "b.tif").touch()
     with pytest.raises(InputError, match="several files named b"):
-        find_images(tmp_path / "folder", tmp_path / "folder" / "b.png")
+        find_images(tmp_path / "folder", tmp_path / "b.tif")
 
 
 def test_find_images_of_a_folder_without_any_is_an_error(tmp_path):

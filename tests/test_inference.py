@@ -750,3 +750,11 @@ def test_pixel_sizes_far_from_the_network_s_are_all_named(checkpoint, tmp_path):
     with pytest.raises(InputError, match="--pixel_size: found a pixel size of 5 um"):
         infer(tmp_path / "out", "--ckpt", checkpoint, "--images", *paths, "--pixel_size", 5)
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_images_have_the_pixel_size_that_their_patches_were_cut_at(
+    root, checkpoint, tmp_path, capsys
+):
+    cut(root, "--pixel_size", "0.5")  # whatever the files say
+    infer(tmp_path / "out", "--root", root, "--ckpt", checkpoint)
+    assert "Drawn_04: 0.5 um a pixel, enlarged 2 times to 0.25 um" in capsys.readouterr().out

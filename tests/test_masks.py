@@ -105,6 +105,14 @@ def test_one_number_in_one_place_is_a_label_map_and_a_line_says_so(tmp_path, nam
     assert str(tmp_path / name) in note and "label map" in note and "\n" not in note
 
 
+def test_a_label_map_may_use_the_largest_number_of_its_type(tmp_path):
+    for largest, dtype in ((255, np.uint8), (65535, np.uint16)):
+        numbers = np.zeros((60, 60), dtype)
+        numbers[50:58, 40:50], numbers[3, 2], numbers[9:11, 5:7] = largest, 7, largest // 2
+        tiff(numbers)(tmp_path / "a.tif")
+        np.testing.assert_array_equal(masks.read(tmp_path / "a.tif").labels, numbers)
+
+
 def test_two_nuclei_that_touch_at_a_corner_are_two_and_a_bent_one_is_one(tmp_path):
     numbers = np.zeros((60, 60), np.uint8)
     numbers[:30, :30], numbers[30:, 30:] = 1, 2
@@ -148,6 +156,10 @@ def test_a_mask_in_the_folder_of_label_maps_is_refused(tmp_path):
     assert masks.read(folder / "one.png").labels.max() == 255
     tiff(NUMBERS + np.float32(0.3))(folder / "a.tif")
     refusal(masks.read, folder / "a.tif", "fractions")
+    resized = cv2.resize(NUMBERS.astype(np.uint8), (512, 512), interpolation=cv2.INTER_LINEAR)
+    for pixels in (CLASSES, PHOTO, resized, blurred(1)):
+        pillow(pixels.astype(np.uint8))(folder / "b.png")
+        refusal(masks.read, folder / "b.png", "numbers in", "places")
     pillow(WHITE)(folder / "a.jpg")
     mask = masks.read(folder / "a.jpg")
     assert mask.labels is None and "JPEG" in mask.notes[0]
@@ -223,6 +235,10 @@ DOUBTFUL = {
         pillow(np.where(SMALL_BORDER, 255, SMALL).astype(np.uint8)),
         "values 1 and 255",
     ),
+    "border_of_128.png": (
+        pillow(np.where(BORDER, 128, WHITE).astype(np.uint8)),
+        "values 128 and 255 lie in 49",
+    ),
     "border_palette.png": (
         with_palette(np.where(BORDER, 255, NUCLEI).astype(np.uint8), [*VOC, *RAMP[7:]]),
         "values 1 and 255",
@@ -241,6 +257,11 @@ DOUBTFUL = {
     "colours_of_labels.png": (pillow(np.array(VOC, np.uint8)[LABELS]), "several colours"),
     "ones.jpg": (pillow(3 * MASK.astype(np.uint8), quality=100), "black and white"),
     "labels.jpg": (pillow(20 * LABELS), "black and white"),
+    "sixty_four_bits.tif": (tiff(NUCLEI * np.uint64(2**64 - 1)), "64 bits"),
+    "white_comes_first.png": (
+        with_palette((~NUCLEI).astype(np.uint8), [(255,) * 3, (0,) * 3]),
+        "white comes before black",
+    ),
     "black_is_not_first.png": (with_palette(LABELS % 2, [(255, 0, 0), (0, 0, 0)]), "palette"),
     "stack.tif": (tiff(np.stack([BYTES] * 5), photometric="minisblack"), "stack"),
 }
@@ -317,6 +338,7 @@ LARGE |= {f"odd {name}": pixels for name, (pixels, *_) in ODD.items()}
 LARGE |= {"plain": WHITE, "bool": NUCLEI, "labels": NUMBERS.astype(np.uint16)}
 LARGE |= {"float labels": NUMBERS.astype(np.float32), "rgb": grey3(WHITE), "ones": NUCLEI * 1}
 LARGE |= {"classes": CLASSES.astype(np.uint8), "picture": PHOTO.astype(np.uint8)}
+LARGE |= {"nan picture": np.full((40, 40), np.nan, np.float32)}
 LARGE |= {"probability": PROBABILITY, "negative": -NUMBERS.astype(np.int16)}
 LARGE |= {"border": np.where(BORDER, 255, NUCLEI).astype(np.uint8)}
 
@@ -345,7 +367,7 @@ def test_a_mask_too_large_for_memory_means_what_a_small_one_means(
 
     whole = outcome(lambda: masks.read(path)[::2])
     assert outcome(by_windows) == whole
-    assert isinstance(whole, str) == (name in "classes picture probability negative border")
+    assert isinstance(whole, str) == (name in "classes nan picture probability negative border")
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -14,6 +14,7 @@ from tissue.pairs import (
     name_fault,
     passed_over,
     unused_labels,
+    unused_masks,
 )
 from tissue.report import write_image
 
@@ -80,14 +81,28 @@ def test_files_that_are_no_images_are_said(tmp_path):
     images = touch(tmp_path / "images", *names)
     (line,) = passed_over(images)
     assert line == (
-        f"5 files in {images} were passed over (b.ndpi, c.webp, d.gif, ...): expected tif, tiff, "
-        f"png, jpg, jpeg, bmp or svs"
+        f"5 files in {images} were passed over (b.ndpi, c.webp, d.gif, ...): expected files of "
+        f"type tif, tiff, png, jpg, jpeg, bmp, svs"
     )
     one = touch(tmp_path / "one", "a.png", "notes.txt")
     assert passed_over(one)[0].startswith(f"1 file in {one} was passed over (notes.txt): ")
     (one / "more").mkdir()
     assert "(more/, notes.txt)" in passed_over(one)[0]
     assert passed_over(touch(tmp_path / "none", "a.png", ".DS_Store"), tmp_path / "missing") == []
+
+
+def test_a_file_given_twice_is_one(tmp_path):
+    folder = touch(tmp_path / "images", "a.png", "b.png")
+    images = find_images(folder / "a.png", folder, folder / ".." / "images" / "a.png")
+    assert list(images) == ["a", "b"]
+
+
+def test_a_second_folder_of_masks_is_said(tmp_path):
+    for folder in ("masks", "mask binary"):
+        assert unused_masks(tmp_path) == []
+        touch(tmp_path / folder, "a.png")
+    (line,) = unused_masks(tmp_path)
+    assert line == f"{tmp_path / 'masks'} was passed over: masks are taken from 'mask binary'"
 
 
 def test_label_maps_of_no_image_are_said(tmp_path):

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from tissue.files import InputError
 from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of
@@ -49,6 +50,11 @@ def told(folder, description, **tags):
         (OME.format("", 'PhysicalSizeX=".25"'), 0.25),
         (OME.format("", 'PhysicalSizeX="nan"'), None),
         (OME.format("", 'PhysicalSizeX="1e999"'), None),
+        (OME.format("", 'PhysicalSizeX="0.25" PhysicalSizeY="0.26"'), 0.25),
+        (OME.format("", 'PhysicalSizeX="0.25" PhysicalSizeY="0.5"'), None),
+        (OME.format("", 'PhysicalSizeX="0.25" PhysicalSizeY="0"'), None),
+        (OME.format("", 'PhysicalSizeX="2.5e-7" PhysicalSizeXUnit="m"'), 0.25),
+        (OME.format("", 'PhysicalSizeX="2500" PhysicalSizeXUnit="\u00c5"'), 0.25),
     ],
 )
 def test_an_objective_tells_the_pixel_size_where_nothing_better_does(
@@ -62,6 +68,26 @@ def test_the_resolution_tag_is_nearer_than_the_objective(tmp_path):
     assert told(tmp_path, APERIO + "AppMag = 40", **tags) == pytest.approx(0.22, rel=1e-3)
     screen = {"resolution": (72, 72), "resolutionunit": "inch"}
     assert told(tmp_path, APERIO + "AppMag = 40", **screen) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("unit", "um"),
+    [("micron", 1), ("microns", 1), ("um", 1), ("\\u00B5m", 1), ("\u00b5m", 1), ("Micrometers", 1),
+     ("micrometre", 1), ("nanometer", 1e-3), ("nm", 1e-3), ("mm", 1e3), ("millimeter", 1e3),
+     ("in", 25400), ("m", 1e6), ("pixel", None), ("", None), ("s", None)],
+)  # fmt: skip
+def test_units_of_imagej(tmp_path, unit, um):
+    text = f"ImageJ=1.54f\nunit={unit}\nmin=0\n".encode()
+    tags = {"resolution": (4 * (um or 1), 4 * (um or 1)), "resolutionunit": "none"}
+    assert told(tmp_path, text, **tags) == (um and pytest.approx(0.25))
+
+
+def test_pixels_that_are_not_square_have_no_size(tmp_path):
+    for across, down, size in ((40000, 41000, 0.25), (40000, 20000, None), (20000, 40000, None)):
+        assert told(tmp_path, "", resolution=(across, down), resolutionunit="centimeter") == size
+    for dots, size in (((101600, 101600), 0.25), ((101600, 50800), None)):
+        Image.fromarray(RGB).save(tmp_path / "a.png", dpi=dots)
+        assert pixel_size_um(tmp_path / "a.png") == (size and pytest.approx(size, rel=1e-3))
 
 
 @pytest.mark.parametrize(

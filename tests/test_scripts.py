@@ -322,14 +322,14 @@ def test_images_with_masks_are_scored(root, checkpoint):
 
 
 def test_threshold_decides_what_a_nucleus_is(root, checkpoint):
-    predicted = []
+    found = []
     for threshold in (0.01, 0.99):
         infer(
             root / "out", "--ckpt", checkpoint, "--threshold", threshold, "--images",
             root / "tissue_images" / "Drawn_01.tif",
         )  # fmt: skip
-        predicted.append(masks.read_mask(root / "out" / "Drawn_01_prediction.png"))
-    assert predicted[0].sum() > predicted[1].sum()
+        found.append(masks.read_mask(root / "out" / "Drawn_01_prediction.png"))
+    assert found[0].sum() > found[1].sum()
 
 
 @pytest.mark.parametrize(

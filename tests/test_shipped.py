@@ -85,10 +85,11 @@ def test_networks_of_other_widths_are_not_averaged(root, tmp_path):
     assert not (tmp_path / "shipped.pt").exists()
 
 
-def finished_run(folder, pixel_size, seed=0):
+def finished_run(folder, pixel_size, seed=0, largest=1.0):
     """A last.pt as one that learned from pixels of such a size, with weights of its own."""
     torch.manual_seed(seed)
     model = UNet(4)
+    model.last_conv.bias.data.fill_(largest)
     checkpoint = {
         "format_version": 1,
         "config": model.config,
@@ -125,6 +126,20 @@ def test_no_pixel_size_that_cannot_be_ships(tmp_path, flags):
     with pytest.raises(InputError, match="--pixel_size: found"):
         ship(tmp_path / "shipped.pt", finished_run(tmp_path, 0.25), flags=flags)
     assert not (tmp_path / "shipped.pt").exists()
+
+
+def test_weights_that_half_precision_cannot_hold_do_not_ship(tmp_path):
+    out = tmp_path / "shipped.pt"
+    ship(out, finished_run(tmp_path, 0.25))
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"half precision.*not finite"):
+        ship(out, finished_run(tmp_path, 0.25, largest=1e5))
+    assert out.read_bytes() == before
+
+
+def test_weights_do_not_ship_into_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r"--out .*found a folder"):
+        ship(tmp_path, finished_run(tmp_path, 0.25))
 
 
 def test_equal_weights_ship_as_equal_bytes(tmp_path):

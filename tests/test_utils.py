@@ -259,6 +259,16 @@ def test_a_killed_loader_is_told_however_it_shows(error):
         utils.explain(error)
 
 
+def test_a_full_memory_and_a_bad_patch_in_a_loader_process_are_one_line():
+    with pytest.raises(InputError, match=r"memory is full.*--batch_size"):
+        utils.explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"))
+    wrapped = (
+        "Caught InputError in a worker.\nOriginal Traceback:\ntissue.files.InputError: a.png: bad"
+    )
+    with pytest.raises(InputError, match=r"^a\.png: bad$"):
+        utils.explain(InputError(wrapped))
+
+
 def test_other_errors_are_left_as_they_are():
     utils.explain(RuntimeError("shapes do not fit"))
 

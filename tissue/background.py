@@ -13,7 +13,8 @@ SMOOTH = 5  # pixels; side of the box that takes a camera's noise away
 GLASS, COLOURLESS = 200, 0.06  # glass is as bright as this, and of at most this saturation
 DARK, RIM = 64, 9  # beside black; pixels, twice a rim's width and one
 BLACK = 20  # a scanner leaves at most this where it did not scan
-BLURRED, NEAR = 8, 8  # lines beside a margin, a block of JPEG; levels, their mean difference to it
+BLURRED = 8  # lines beside a margin, a block of JPEG
+NEAR, NEAREST = 8, 64  # levels of their difference to the margin's colour: mean, and largest
 STRIP = 256  # pixels; of an image's margin that are read at once
 
 _LEAST_SPREAD = (np.arange(256) * COLOURLESS).astype(np.uint8)  # of coloured pixels, by brightness
@@ -36,18 +37,19 @@ def background_and_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Both are bool (H, W).
     """
     glass, black = _glass_and_black(image)
-    constant = _constant(image)
-    padding = _grown(_opened(black), image) | (constant & ~glass)
+    constant = _with_wedges(_constant, image)
+    dark = _with_wedges(_opened, black) if black.any() else black
+    padding = _grown(dark, image) | (constant & ~glass)
     return (_opened(glass | black) | constant | padding).view(bool), padding.view(bool)
 
 
 def frame_of(image) -> tuple[int, int, int, int]:
     """(y, x, height, width) of what is left of an image without its margins of one colour.
 
-    `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. A margin is
-    16 or more rows or columns at an edge whose pixels all have the colour of the image's corner
-    there, and up to 8 more that JPEG has blurred a little. Nothing is left, a height of 0, of an
-    image of one colour.
+    `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. A margin are
+    rows or columns at an edge, of 32 pixels or more, that all have the colour of the image's corner
+    there, and up to 8 more lines that JPEG has blurred a little. Nothing is left, a height of 0, of
+    an image of one colour.
     """
     height, width = image.height, image.width
     top = _margin(lambda at, n: image.read(at, 0, n, width), height)
@@ -65,25 +67,29 @@ def frame_of(image) -> tuple[int, int, int, int]:
 
 
 def _margin(read, length):
-    """How many lines from an edge on have one colour, 0 if fewer than SIDE; `read(at, n)` gives n
-    of the `length` lines from the `at`-th on, (n, other side, 3).
+    """How many lines from an edge on have one colour; `read(at, n)` gives n of the `length` lines
+    from the `at`-th on, (n, other side, 3).
     """
     done = 0
-    size = SIDE  # at first no more than what tells that there is no margin
+    size = 1  # at first no more than what tells that there is no margin
     while done < length:
         lines = read(done, min(size, length - done))
         if done == 0:
             colour = lines[0, 0]
+            if lines.shape[1] < EVEN:  # tissue can have so few pixels of one colour
+                return 0
         same = (lines == colour).all(axis=(1, 2))
         if not same.all():
             done += int(same.argmin())
             break
         done += len(lines)
         size = STRIP
-    if done < SIDE or done == length:
-        return done if done >= SIDE else 0
+    if done in (0, length):
+        return done
     lines = read(done, min(BLURRED, length - done)).astype(np.int16)
-    near = np.abs(lines - colour).mean(axis=(1, 2)) <= NEAR
+    distance = np.abs(lines - colour)
+    # A nucleus in a wide line hardly moves its mean.
+    near = (distance.mean(axis=(1, 2)) <= NEAR) & (distance.max(axis=(1, 2)) <= NEAREST)
     return done + (len(near) if near.all() else int(near.argmin()))
 
 
@@ -96,6 +102,31 @@ def _glass_and_black(image):
     return glass, cv2.threshold(high, BLACK, 1, cv2.THRESH_BINARY_INV)[1]
 
 
+def _with_wedges(find, image):
+    """What `find` finds in an image that goes on beyond its edges as it ends there.
+
+    The corners of an image that was turned run out in wedges, too thin for any square.
+    """
+    if min(image.shape[:2]) < EVEN:  # all of an edge is less than a square
+        return find(image)
+    if not _may_be_even(image):  # as nearly always
+        return np.zeros(image.shape[:2], np.uint8)
+    rows = cv2.copyMakeBorder(image, EVEN, EVEN, 0, 0, cv2.BORDER_REPLICATE)
+    columns = cv2.copyMakeBorder(image, 0, 0, EVEN, EVEN, cv2.BORDER_REPLICATE)
+    return find(rows)[EVEN:-EVEN] | find(columns)[:, EVEN:-EVEN]
+
+
+def _may_be_even(image):
+    """False where no square of EVEN pixels, sticking out or not, has one value: quickly."""
+    height, width = image.shape[:2]
+    step = SIDE // 2  # so that in any square, also one of SIDE, pixels looked at are neighbours
+    grid = image[np.ix_([*range(0, height, step), height - 1], [*range(0, width, step), width - 1])]
+    grid = grid.reshape(*grid.shape[:2], -1)
+    across, down = (grid[:, 1:] == grid[:, :-1]).all(2), (grid[1:] == grid[:-1]).all(2)
+    edges = across[0], across[-1], down[:, 0], down[:, -1]
+    return bool((across[1:] & down[:, 1:]).any() or any(edge.any() for edge in edges))
+
+
 def _opened(candidates):
     """Of candidates, uint8 of 0 and 1, those in squares of them, which may stick out."""
     return _squares(cv2.erode(candidates, np.ones((SIDE, SIDE), np.uint8)), SIDE)
@@ -103,11 +134,18 @@ def _opened(candidates):
 
 def _constant(image):
     """Pixels in squares of exactly one colour, uint8 (H, W) of 0 and 1."""
-    square = np.ones((EVEN, EVEN), np.uint8)
-    spread = cv2.subtract(cv2.dilate(image, square), cv2.erode(image, square))
-    first, second, third = cv2.split(spread)
-    even = cv2.threshold(first | second | third, 0, 1, cv2.THRESH_BINARY_INV)[1]
-    return _squares(even, EVEN)
+    height, width = image.shape[:2]
+    middles = np.ones((height, width), np.uint8)
+    for y, x in ((0, 1), (1, 0)):  # all in a square that have a neighbour there are equal to it
+        same = np.ones((height, width), np.uint8)
+        parts = image[: height - y, : width - x], image[y:, x:]
+        if parts[0].size:
+            first, second, third = cv2.split(cv2.absdiff(*parts))
+            differ = first | second | third
+            same[: height - y, : width - x] = cv2.threshold(differ, 0, 1, cv2.THRESH_BINARY_INV)[1]
+        kernel = np.ones((EVEN - y, EVEN - x), np.uint8)
+        middles &= cv2.erode(same, kernel, anchor=(EVEN // 2, EVEN // 2))
+    return _squares(middles, EVEN)
 
 
 def _grown(black, image):

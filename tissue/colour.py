@@ -94,10 +94,7 @@ def _changed(image, source, target, kept):
     values = (values - source.mean) * gain.clip(LEAST, MOST) + target.mean
     table = (values / STEP + ZERO).round().clip(0, 255).astype(np.uint8)[None]
     lab = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), table)
-    changed = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
-    if kept.any():
-        changed[kept] = image[kept]
-    return changed
+    return cv2.copyTo(image, kept.view(np.uint8), cv2.cvtColor(lab, cv2.COLOR_LAB2RGB))
 
 
 def _places(length):

@@ -27,11 +27,23 @@ class InputError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with defaults in --help, and bad flags told in one line as all bad input is."""
+    """argparse's, with defaults in --help, and bad flags told in one line as all bad input is.
+
+    Text may be empty only where that is the default: else `--init "$FILE"`, where the shell knows
+    no FILE, would pass for no --init.
+    """
 
     def __init__(self, description: str):
         formatter = argparse.ArgumentDefaultsHelpFormatter
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        parsed = super().parse_args(args, namespace)
+        for flag, value in vars(parsed).items():
+            given = value if isinstance(value, list) else [value]
+            if "" in given and self.get_default(flag) != "":
+                self.error(f"--{flag}: found empty text, expected a value")
+        return parsed
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
@@ -134,7 +146,8 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     try:
         main(parse_args())
     except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        line = " ".join(str(error).splitlines())  # the names of files may have more
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)

@@ -7,7 +7,6 @@ the metadata name.
 """
 
 import logging
-import math
 import os
 import re
 import threading
@@ -82,7 +81,7 @@ def bits_in_use(path: str | Path) -> int | None:
             plane = tiff_plane(path, tif)
             if plane.dtype != np.uint16 or plane.keyframe.photometric.name == "PALETTE":
                 return None
-            _check_pieces(tif, plane)
+            strict.check_pieces(tif, plane)
             return _bits_for(_largest_sample(path, tif, plane), _depth(plane.keyframe))
 
 
@@ -149,6 +148,8 @@ def decoding(path):
 
 
 def signature_of(path):
+    if path.exists() and not path.is_file():  # from a pipe one would wait for ever
+        raise InputError(f"{path}: found no regular file, expected an image, replace it")
     with open(path, "rb") as file:
         return file.read(25)  # up to the bit depth in the header of a PNG
 
@@ -287,7 +288,7 @@ def _decode_tiff(path, tif):
     """Return the Stored pixels of an open TIFF."""
     plane = tiff_plane(path, tif)
     page = plane.keyframe
-    _check_pieces(tif, plane)
+    strict.check_pieces(tif, plane)
     kind = page.photometric.name
     if page.compression.name == "APERIO_JP2000_YCBC":
         kind = "YCBCR"  # whatever the tag says
@@ -307,23 +308,6 @@ def _decode_tiff(path, tif):
         palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
     orientation = page.tags.valueof(ORIENTATION, default=1)
     return Stored(_upright(pixels, orientation), palette, lossy, _depth(page))
-
-
-def _check_pieces(tif, plane):
-    """Raise ValueError unless the file has all strips or tiles, and all their bytes.
-
-    Decoders fill up in silence what is missing.
-    """
-    size, page = tif.filehandle.size, plane.keyframe
-    for stored in plane.pages:
-        ends = [a + b for a, b in zip(stored.dataoffsets, stored.databytecounts, strict=True)]
-        if max(ends, default=0) > size:
-            raise ValueError("the file ends before its pixels do")
-        plain = page.compression == 1 and page.dtype.itemsize * 8 == page.bitspersample
-        if len(ends) < math.prod(page.chunked) and not page.is_contiguous:
-            raise ValueError("the file lists fewer strips or tiles than its size needs")
-        if plain and sum(stored.databytecounts) < page.nbytes:
-            raise ValueError("the file has fewer bytes of pixels than its size needs")
 
 
 def _channel_axis(plane):

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # typing's is not enough for pydantic before Python 3.12
 
 from tissue.files import InputError, file_hash, replacing
 from tissue.pairs import IMAGE_FOLDER, MASK_FOLDERS, name_fault, same_name
 from tissue.pixel_size import MICROSCOPE_UM
+from tissue.schema import CLOSED, check_content
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "val")
@@ -43,7 +44,7 @@ def folder(root: Path | str, kind: str, split: str) -> Path:
 
 def _plain_name(name):
     if fault := name_fault(name):
-        raise ValueError(fault)
+        raise ValueError(f"the name of a file, not {fault}")
     return name
 
 
@@ -51,13 +52,12 @@ def _directly_in(*folders):
     def check(path):
         place, _, name = path.partition("/")
         if place not in folders or name_fault(name):
-            raise ValueError(f"a file directly in {' or '.join(folders)} was expected")
+            raise ValueError(f"a file directly in {' or '.join(folders)}")
         return path
 
     return AfterValidator(check)
 
 
-_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Split = Literal["train", "val"]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=10**7)]  # pixels
@@ -70,7 +70,7 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class _Colour(TypedDict):
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
     mean: Mean
     spread: Spread
 
@@ -78,7 +78,7 @@ class _Colour(TypedDict):
 class _Source(TypedDict):
     """An image and its mask."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
     name: Annotated[str, AfterValidator(_plain_name)]
     split: Split
     image: Annotated[str, _directly_in(IMAGE_FOLDER)]
@@ -93,13 +93,13 @@ class _Source(TypedDict):
 
 
 class _Counts(TypedDict):
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
     train: Count
     val: Count
 
 
 class _Manifest(TypedDict):
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
     format_version: Literal[3]
     patch_dim: Annotated[int, Field(ge=LEAST_DIM, le=10**6)]  # pixels
     patch_stride: Side
@@ -213,10 +213,7 @@ def read_manifest(root: Path | str) -> dict:
     if version != FORMAT_VERSION:
         found = f"format version {_short(version)}, expected {FORMAT_VERSION}"
         raise _refusal(root, MANIFEST, found)
-    try:
-        manifest = _MANIFEST.validate_python(manifest)
-    except ValidationError as error:
-        raise _refusal(root, MANIFEST, _first_fault(error)) from error
+    manifest = check_content(_MANIFEST, manifest, path, _again(root))
     names = {same_name(image["name"]) for image in manifest["images"]}
     if len(names) < len(manifest["images"]):
         raise _refusal(root, MANIFEST, "two images of one name")
@@ -245,10 +242,8 @@ def read_table(root: Path | str, split: str) -> list[Row]:
         raise _refusal(root, TABLE, f"the columns {_short(','.join(header))}")
     if any(len(row) != len(TABLE_COLUMNS) for row in rows):
         raise _refusal(root, TABLE, "lines of other lengths than the header's")
-    try:
-        table = _ROWS.validate_python([dict(zip(TABLE_COLUMNS, row, strict=True)) for row in rows])
-    except ValidationError as error:
-        raise _refusal(root, TABLE, _first_fault(error)) from error
+    said = [dict(zip(TABLE_COLUMNS, row, strict=True)) for row in rows]
+    table = check_content(_ROWS, said, root / TABLE, _again(root))
     splits = {image["name"]: image["split"] for image in manifest["images"]}
     for row in table:
         name, file = row["name"], row["file"]
@@ -268,17 +263,12 @@ def read_table(root: Path | str, split: str) -> list[Row]:
 def _refusal(root, file, found):
     return InputError(
         f"{root / file}: found {' '.join(found.split())}, expected what preprocess.py has written; "
-        f"run preprocess.py --root {root} again"
+        f"{_again(root)}"
     )
 
 
-def _first_fault(error):
-    """The first fault that pydantic found, in a few words."""
-    fault = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "missing":
-        return f"no {place}"
-    return f"{_short(fault['input'])} for {_short(place)} ({fault['msg']})"
+def _again(root):
+    return f"run preprocess.py --root {root} again"
 
 
 def _short(value):

@@ -21,6 +21,7 @@ from tissue.images import decode, decoding
 LABEL_FOLDER = "instance_labels"  # what lies in a folder of this name has one number per nucleus
 BAND = 4 * 10**6  # pixels that are judged at once
 _MOST_MARKED = 0.6  # of a mask; the densest tissue (lymph nodes, thymus) has up to 58 % of nuclei
+_MOST_PIECES = 3  # of a nucleus, on average
 _FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can have by its kind
 _FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
@@ -132,7 +133,7 @@ def _values(path, stored):
 
 def grey(path: Path, pixels: np.ndarray) -> np.ndarray:
     """Return the one value per pixel, (H, W), of pixels (H, W, C); InputError for colours."""
-    if (pixels != pixels[..., :1]).any():
+    if pixels.shape[2] > 1 and (pixels != pixels[..., :1]).any():
         raise InputError(
             f"{path}: found a mask of several colours, expected one value per pixel (0 is "
             f"background), save it as a grey or label image"
@@ -151,6 +152,12 @@ def _palette_values(path, indices, palette):
         for count in (2, 4, 16, 256):
             ramp = used * 255 // (count - 1)
             if used[-1] < count and (greys == 255 - ramp).all():
+                marked = np.count_nonzero(indices) / indices.size
+                if count < 256 and marked > _MOST_MARKED:  # not ImageJ's, and colours by their use
+                    raise InputError(
+                        f"{path}: found a palette in which white comes before black, expected "
+                        f"black first, as background, save it as a grey or label image"
+                    )
                 note = f"{path}: its palette is inverted: what it shows black is taken as nucleus"
                 return indices, (note,)
         return palette[:, 0][indices], ()
@@ -192,6 +199,10 @@ def _comparable(path, band):
     if band.dtype == bool:
         return band.view(np.uint8)
     if band.dtype.kind != "f":
+        if band.dtype == np.uint64 and band.max() > np.iinfo(np.int64).max:
+            raise InputError(
+                f"{path}: found numbers of 64 bits in a mask, expected 63 at most, save it so"
+            )
         return band
     if not np.isfinite(band).all() or np.abs(band).max() > 2**31:
         raise InputError(
@@ -236,14 +247,21 @@ def _check_jpeg(path, values, pixels):
 
 
 def _check_numbers(path, bands, marked, whole):
-    """Raise InputError for what lies in LABEL_FOLDER and has no number for each nucleus."""
-    places = _pieces(bands(), marked)[0] if whole and len(marked) == 1 else 1
-    if not whole or places > 1:
-        found = f"one number, {marked[0]:g}, in {places} places" if whole else "fractions"
-        raise InputError(
-            f"{path}: found {found}, expected one whole number per nucleus; put a mask into a "
-            f"folder of masks"
-        )
+    """Raise InputError for what lies in LABEL_FOLDER and has no number for each nucleus.
+
+    A nucleus may be in two pieces; numbers in many are a mask, classes, a picture, or a label map
+    that was resized by interpolation.
+    """
+    places = int(_pieces(bands(), marked).sum()) if whole else 0
+    most = 1 if len(marked) == 1 else _MOST_PIECES * len(marked)
+    if whole and places <= most:
+        return
+    numbers = f"one number, {marked[0]:g}," if len(marked) == 1 else f"{len(marked)} numbers"
+    found = f"{numbers} in {places} places" if whole else "fractions"
+    raise InputError(
+        f"{path}: found {found}, expected one whole number per nucleus; put a mask into a folder "
+        f"of masks"
+    )
 
 
 def _check_pieces(path, marked, places):
@@ -277,9 +295,11 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
     white = 0.97 * full
     is_grey, is_between = (values >= full / 4) & (values < full * 3 / 4), values < white
     grey, between = pixels[is_grey].sum(), pixels[is_between & (values > 0)].sum()
+    if grey and np.count_nonzero(is_between & (values > 0)) == 1:
+        return False  # a class: a border, or what is uncertain
     if grey >= pixels[values >= full * 3 / 4].sum():
         return False
-    flat, thick = 0, 0
+    flat, alone, thick = 0, 0, 0
     tail = None  # the last rows of the band above: every block of pixels is looked at once
     for band in bands:
         band = _comparable(Path(), band).astype(np.float32)
@@ -290,9 +310,13 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
         thick += np.count_nonzero(cv2.erode(grey_here, np.ones((5, 5)))[2:-2, 2:-2])
         band = band[-new - 2 :]
         # No darker neighbour, and not the background: inside of a class, or walled in by a border.
-        lowest = (cv2.erode(band, np.ones((3, 3))) == band) & (band > 0) & (band < white)
+        is_between = (band > 0) & (band < white)
+        lowest = is_between & (cv2.erode(band, np.ones((3, 3))) == band)
         flat += np.count_nonzero(lowest[1:-1, 1:-1])
-    return flat <= 0.15 * between and thick <= 0.05 * grey
+        # No brighter neighbour: not the edge of anything.
+        highest = is_between & (cv2.dilate(band, np.ones((3, 3))) == band)
+        alone += np.count_nonzero(highest[1:-1, 1:-1])
+    return flat <= 0.15 * between and alone <= 0.5 * between and thick <= 0.05 * grey
 
 
 def _pieces(bands: Iterable, marked: np.ndarray) -> np.ndarray:

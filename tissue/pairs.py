@@ -119,6 +119,7 @@ def find_images(*places: str | Path) -> Files:
         if not found:
             faults.append(_no_image(place))
         paths += found
+    paths = list({(path.name, path.resolve()): path for path in paths}.values())  # given twice
     images, shared = _by_name(paths)
     if faults + shared:
         raise InputError("; ".join(faults + shared))
@@ -143,8 +144,7 @@ def passed_over(*places: str | Path) -> list[str]:
             names = [_shown(path.name) + "/" * path.is_dir() for path in others]
             lines.append(
                 f"{_files(len(others))} in {_shown(place)} {_was(others)} passed over "
-                f"({_first(names)}): expected {', '.join(IMAGE_SUFFIXES[:-1])} or "
-                f"{IMAGE_SUFFIXES[-1]}"
+                f"({_first(names)}): expected files of type {', '.join(IMAGE_SUFFIXES)}"
             )
     return lines
 
@@ -162,6 +162,15 @@ def unused_labels(root: str | Path, names: Iterable[str]) -> list[str]:
     return [
         f"{_files(len(unused))} in {_shown(Path(root) / LABEL_FOLDER)} {_was(unused)} passed over "
         f"({_first(unused)}): no image has that name"
+    ]
+
+
+def unused_masks(root: str | Path) -> list[str]:
+    """Return a line if `root` has further folders of masks than the one that is used."""
+    used, *others = [n for n in MASK_FOLDERS if (Path(root) / n).is_dir()] or [""]
+    return [
+        f"{_shown(Path(root) / name)} was passed over: masks are taken from {used!r}"
+        for name in others
     ]
 
 

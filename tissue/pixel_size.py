@@ -17,11 +17,21 @@ _UM_AT_MAGNIFICATION_ONE = 10.0
 _MAGNIFICATIONS = (1.0, 150.0)
 _UM_PER_INCH = 25400.0
 _UM_PER_TIFF_UNIT = {2: _UM_PER_INCH, 3: 1e4}  # inch, cm
-_UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0}
-_UM_PER_UNIT |= {"mm": 1e3, "cm": 1e4, "inch": _UM_PER_INCH}
+_UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "\u00e5": 1e-4}
+_UM_PER_UNIT |= {"micron": 1.0, "inch": _UM_PER_INCH, "in": _UM_PER_INCH}
+_UM_PER_UNIT |= {
+    prefix + metre: um
+    for prefix, um in (("", 1e6), ("nano", 1e-3), ("micro", 1.0), ("milli", 1e3), ("centi", 1e4))
+    for metre in ("meter", "metre")
+}
 # Metadata can be megabytes of anything: no pattern may go back over more than a few characters.
-_OME_SIZE = re.compile(r"""\bPhysicalSizeX\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
-_OME_UNIT = re.compile(r"""\bPhysicalSizeXUnit\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
+_OME_SIZES = [
+    tuple(
+        re.compile(rf"""\bPhysicalSize{axis}{what}\s{{0,9}}=\s{{0,9}}["']([^"']{{1,60}})["']""")
+        for what in ("", "Unit")
+    )
+    for axis in "XY"
+]
 _OME_OBJECTIVE = re.compile(r"""\bNominalMagnification\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
 _APERIO_MPP = re.compile(r"\bMPP\s{0,9}=\s{0,9}([^\s|]{1,60})")
 _APERIO_OBJECTIVE = re.compile(r"\bAppMag\s{0,9}=\s{0,9}([^\s|]{1,60})")
@@ -31,13 +41,13 @@ NAMED = 5  # images that a line names, before it says how many more there are
 
 
 def pixel_size_um(path: str | Path) -> float | None:
-    """Return micrometres per pixel along x, or None if the file does not tell.
+    """Return micrometres per pixel, or None if the file does not tell.
 
     Sources, the first that is a microscope's: OME-XML PhysicalSizeX, Aperio MPP, ImageJ's unit, the
     resolution tags of TIFF, PNG, JPEG and BMP, and the objective (Aperio AppMag, OME
     NominalMagnification), of which a magnification of 1 to 150 counts, as 10 um divided by it.
-    Sizes no microscope has (above 20 um: 72 dpi and the like) count as not told. Raises InputError
-    for a file that is damaged or no image.
+    Sizes no microscope has (above 20 um: 72 dpi and the like; pixels that are not square) count as
+    not told. Raises InputError for a file that is damaged or no image.
     """
     path = Path(path)
     with decoding(path):
@@ -46,31 +56,36 @@ def pixel_size_um(path: str | Path) -> float | None:
                 sizes = list(_tiff_pixel_sizes(tif.pages.first))
         else:
             with open_raster(path) as picture:
-                dots_per_inch = picture.info.get("dpi", (0, 0))[0]
-                sizes = [_UM_PER_INCH / dots_per_inch if dots_per_inch else 0.0]
+                sizes = [_over(_UM_PER_INCH, picture.info.get("dpi", (0, 0)))]
     smallest, largest = MICROSCOPE_UM
-    return next((size for size in sizes if smallest <= size <= largest), None)
+    fits = (x for x, y in sizes if smallest <= x <= largest and abs(y / x - 1) <= SAME)
+    return next(fits, None)
 
 
 def _tiff_pixel_sizes(page):
-    """Yield micrometres per pixel as each part of the TIFF tells them, 0 or nan for nonsense."""
+    """Yield micrometres per pixel (x, y) as each part of the TIFF tells them, 0 for nonsense."""
     text = page.description
-    if ome := _OME_SIZE.search(text):
-        unit = _OME_UNIT.search(text)
-        yield _number(ome) * _um_per_unit(unit[1] if unit else "um")
+    ome = [(size.search(text), unit.search(text)) for size, unit in _OME_SIZES]
+    if ome[0][0]:
+        both = [_number(n) * _um_per_unit(unit[1] if unit else "um") for n, unit in ome if n]
+        yield both[0], both[-1]
     if aperio := _APERIO_MPP.search(text):
-        yield _number(aperio)
+        yield (_number(aperio),) * 2
     imagej = _IMAGEJ_UNIT.search(text) if text.startswith("ImageJ=") else None
     if imagej:
         um_per_unit = _um_per_unit(imagej[1])
     else:
         um_per_unit = _UM_PER_TIFF_UNIT.get(page.resolutionunit, 0.0)
-    pixels_per_unit = page.resolution[0]
-    yield um_per_unit / pixels_per_unit if pixels_per_unit else 0.0
+    yield _over(um_per_unit, page.resolution)
     lowest, highest = _MAGNIFICATIONS
     for objective in (_APERIO_OBJECTIVE.search(text), _OME_OBJECTIVE.search(text)):
         if objective and lowest <= _number(objective) <= highest:
-            yield _UM_AT_MAGNIFICATION_ONE / _number(objective)
+            yield (_UM_AT_MAGNIFICATION_ONE / _number(objective),) * 2
+
+
+def _over(um, resolution):
+    """Micrometres per pixel (x, y) of pixels per `um` micrometres, 0 for nonsense."""
+    return tuple(um / pixels if pixels else 0.0 for pixels in resolution[:2])
 
 
 def _number(match):
@@ -82,7 +97,8 @@ def _um_per_unit(unit):
     # The micro sign comes as U+00B5, as the Greek letter, and spelled out by ImageJ and XML.
     unit = html.unescape(unit).strip().replace("\\u00B5", "u")
     unit = unit.replace("\u00b5", "u").replace("\u03bc", "u")
-    return _UM_PER_UNIT.get(unit.lower(), 0.0)
+    unit = unit.lower()
+    return _UM_PER_UNIT.get(unit) or _UM_PER_UNIT.get(unit.removesuffix("s"), 0.0)
 
 
 def scale_of(size: float | None, wanted: float | None, name: str | Path) -> float:

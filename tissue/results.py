@@ -17,11 +17,12 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, InstanceOf, TypeAdapter, ValidationError, with_config
+from pydantic import Field, InstanceOf, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from tissue.files import DIGITS, PART, InputError, locked, replacing
 from tissue.pairs import same_name
+from tissue.schema import CLOSED, check_content
 
 # Every file of an image, by kind. None of the endings is the end of another, so that no two images
 # share a file.
@@ -55,10 +56,9 @@ FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]  # sums of shares are rounded
 Amount = Annotated[float, Field(ge=0, le=1e15)]
-_STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
-@with_config(_STRICT)
+@with_config(CLOSED)
 class ErrorCounts(TypedDict):
     """`counts` of `agreement.errors`."""
 
@@ -71,7 +71,7 @@ class ErrorCounts(TypedDict):
     split_prediction: Count
 
 
-@with_config(_STRICT)
+@with_config(CLOSED)
 class Row(TypedDict):
     """What is counted, measured and scored of an image; README has the columns."""
 
@@ -98,7 +98,7 @@ class Row(TypedDict):
     errors: NotRequired[ErrorCounts]
 
 
-@with_config(_STRICT)
+@with_config(CLOSED)
 class MadeWith(TypedDict):
     """All that an image's results depend on: where it is the same, they are."""
 
@@ -115,7 +115,7 @@ class MadeWith(TypedDict):
     files: list[list[int] | None]  # size and time of image, mask and label map
 
 
-@with_config(_STRICT)
+@with_config(CLOSED)
 class Record(TypedDict):
     """`rows/<name>.json`."""
 
@@ -251,19 +251,15 @@ def read(folder: Path | str, name: str) -> Record | None:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
-        _RECORD.validate_python(record)
-        if record["row"]["image"] != name:
-            raise ValueError("it is of an image of another name")
-        if record["sha256"] != _digest(record):
-            raise ValueError("it was changed since it was written")
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise _no_record(path, f"{where}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise _no_record(path, error) from error
+    check_content(_RECORD, record, path, "it is no record by inference.py")
+    if record["row"]["image"] != name:
+        raise _no_record(path, "it is of an image of another name")
+    if record["sha256"] != _digest(record):
+        raise _no_record(path, "it was changed since it was written")
     return record
 
 

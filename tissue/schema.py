@@ -10,7 +10,7 @@ from tissue.files import InputError
 
 # No text for a number, no 1 for true. CLOSED takes no keys but those it names.
 OPEN = ConfigDict(strict=True, extra="allow")
-CLOSED = ConfigDict(strict=True, extra="forbid")
+CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
@@ -33,5 +33,5 @@ def check_content(schema: TypeAdapter, content: Any, path: Path | str, advice: s
         raise InputError(f"{path}: found no {key:.80}, expected it; {advice}")
     if fault["type"] == "extra_forbidden":
         raise InputError(f"{path}: found {key:.80}, expected no such key; {advice}")
-    expected = fault["msg"].removeprefix("Input should be ")
+    expected = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     raise InputError(f"{path}: found {key:.80} {found:.80}, expected {expected}; {advice}")

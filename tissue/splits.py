@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from tissue.files import InputError
-from tissue.pairs import Pair, matches
+from tissue.pairs import Pair, matches, same_name
 
 VAL_PATTERN = "*03.tif"  # where it tells some images from others, and the user says nothing
 VAL_FRACTION = 0.2  # where it does not
@@ -22,8 +22,9 @@ def by_groups(
     """Return {name: "val" or "train"} and the groups that are for validation, sorted.
 
     A group is what the regular expression `group_pattern` finds in a name, its first capture group
-    if it has one; without an expression each name is a group. Groups are drawn by `seed` until they
-    hold `fraction` of the images; one at least is left for training. Raises InputError for an
+    if it has one, in upper or lower case; without an expression each name is a group. Groups are
+    drawn by `seed`, one at least, until they hold `fraction` of the images; one at least is left
+    for training. Raises InputError for an
     expression that is none, names without a match, or a single group.
     """
     groups = _groups(names, group_pattern)
@@ -35,7 +36,8 @@ def by_groups(
         )
     random.Random(seed).shuffle(drawn)
     chosen, count = [], 0
-    while count < fraction * len(names) - 1e-9 and len(chosen) < len(drawn) - 1:
+    wanted = max(1, fraction * len(names) - 1e-9)
+    while count < wanted and len(chosen) < len(drawn) - 1:
         chosen.append(drawn[len(chosen)])
         count += sum(group == chosen[-1] for group in groups.values())
     splits = {name: "val" if group in chosen else "train" for name, group in groups.items()}
@@ -61,4 +63,5 @@ def _groups(names, pattern):
             f"--group_pattern: found nothing of {pattern!r} in {', '.join(without)}, expected a "
             f"group in the name of every image"
         )
-    return groups
+    spelled = {}  # the first spelling of each: one patient must not be in both splits
+    return {name: spelled.setdefault(same_name(group), group) for name, group in groups.items()}

@@ -1,5 +1,6 @@
 """Makes errors of what image decoders only warn of, or fill up in silence."""
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -42,21 +43,37 @@ def check_png(path: Path) -> None:
         picture.verify()  # the checksum of each chunk
     content = path.read_bytes()
     width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
-    inflate, found, place = zlib.decompressobj(), 0, 8
-    while place < len(content):
-        length, name = struct.unpack_from(">I4s", content, place)
-        if name == b"IDAT":
-            found += len(inflate.decompress(content[place + 8 : place + 8 + length]))
-        place += 12 + length
-        if name == b"IEND":
-            break
     expected = 0
     for x, y, step_x, step_y in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
         bits = max(columns, 0) * depth * _PNG_CHANNELS[kind]
         expected += rows * (1 + -(-bits // 8)) if bits and rows > 0 else 0
-    if not inflate.eof or found < expected:
-        raise ValueError(f"its pixels have {found} bytes of {expected}")
+    inflate, found, place, name = zlib.decompressobj(), 0, 8, b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", content, place)
+        if name == b"IDAT" and found <= expected:  # a small file may hold no end of zeros
+            part = content[place + 8 : place + 8 + length]
+            found += len(inflate.decompress(part, expected + 1 - found))
+        place += 12 + length
+    if not inflate.eof or found != expected:
+        raise ValueError(f"its pixels have {found} bytes, {expected} were expected")
+
+
+def check_pieces(tif, plane) -> None:
+    """Raise ValueError unless a TIFF has all strips or tiles of an image, and all their bytes.
+
+    Decoders fill up in silence what is missing.
+    """
+    size, page = tif.filehandle.size, plane.keyframe
+    for stored in plane.pages:
+        ends = [a + b for a, b in zip(stored.dataoffsets, stored.databytecounts, strict=True)]
+        if max(ends, default=0) > size:
+            raise ValueError("the file ends before its pixels do")
+        plain = page.compression == 1 and page.dtype.itemsize * 8 == page.bitspersample
+        if len(ends) < math.prod(page.chunked) and not page.is_contiguous:
+            raise ValueError("the file lists fewer strips or tiles than its size needs")
+        if plain and sum(stored.databytecounts) < page.nbytes:
+            raise ValueError("the file has fewer bytes of pixels than its size needs")
 
 
 def make_strict(page) -> None:
