@@ -1,4 +1,7 @@
-"""The networks, and nothing else: RGB in, one logit a pixel out.
+"""The networks, and nothing else: RGB in, logits of every pixel out.
+
+The first logit is that of a nucleus. A network with `instances` has a second one: how deep in its
+nucleus a pixel lies, as a share of that nucleus' largest depth.
 
 Each has a `config` that rebuilds it (`build`), and tells how it is to be tiled, in pixels: `halo`
 is the context around a tile within which its logits are those of the whole image, or nearly, and
@@ -90,7 +93,7 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """Nuclei against background: RGB (N, 3, H, W) float -> one logit a pixel, (N, 1, H, W).
+    """Nuclei against background: RGB (N, 3, H, W) float -> logits (N, 1 or 2, H, W).
 
     `dimensions` is the number of channels of the first stage; each of the four stages below has
     twice as many (64: 31.04 M parameters, 32: 7.77 M, 16: 1.94 M). Height and width are 16 pixels
@@ -100,9 +103,9 @@ class UNet(nn.Module):
     halo = 96  # logits of a cell of the grid depend on 94 pixels around it, measured by gradient
     grid = 16  # four poolings by two
 
-    def __init__(self, dimensions: int = 64):
+    def __init__(self, dimensions: int = 64, instances: bool = False):
         super().__init__()
-        self.config = {"arch": UNET, "dimensions": dimensions}  # what rebuilds this network
+        self.config = config_of(UNET, dimensions, instances)
         self.conv1 = DoubleConv(3, dimensions)
         self.down1 = Down(dimensions, dimensions * 2)
         self.down2 = Down(dimensions * 2, dimensions * 4)
@@ -112,7 +115,7 @@ class UNet(nn.Module):
         self.up2 = Up(dimensions * 8, dimensions * 4)
         self.up3 = Up(dimensions * 4, dimensions * 2)
         self.up4 = Up(dimensions * 2, dimensions)
-        self.last_conv = nn.Conv2d(dimensions, 1, 1)
+        self.last_conv = nn.Conv2d(dimensions, 1 + instances, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         skip1 = self.conv1(x)  # (N, D, H, W)
@@ -143,9 +146,9 @@ class EncoderUNet(nn.Module):
     halo = 192
     grid = 32  # five halvings
 
-    def __init__(self, arch: str, dimensions: int = 16):
+    def __init__(self, arch: str, dimensions: int = 16, instances: bool = False):
         super().__init__()
-        self.config = {"arch": arch, "dimensions": dimensions}
+        self.config = config_of(arch, dimensions, instances)
         width, *skips = reversed(features_of(arch))  # channels, from 1/32 up
         skips += [0] * (4 - len(skips)) + [dimensions]  # of 1/16, ... 1/2 and 1
         self.encoder = create_encoder(arch)
@@ -156,7 +159,7 @@ class EncoderUNet(nn.Module):
             self.scales.append(nn.ConvTranspose2d(width, out, 2, stride=2))
             self.convs.append(DoubleConv(out + skip, out))
             width = out
-        self.last_conv = nn.Conv2d(dimensions, 1, 1)
+        self.last_conv = nn.Conv2d(dimensions, 1 + instances, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -215,9 +218,15 @@ def features_of(arch: str) -> tuple[int, ...]:
 
 def build(config: dict) -> nn.Module:
     """The network of a `config`, with random weights; InputError as `check_arch`."""
-    arch, dimensions = config["arch"], config["dimensions"]
+    arch, *others = config["arch"], config["dimensions"], config.get("instances", False)
     check_arch(arch)
-    return UNet(dimensions) if arch == UNET else EncoderUNet(arch, dimensions)
+    return UNet(*others) if arch == UNET else EncoderUNet(arch, *others)
+
+
+def config_of(arch: str, dimensions: int, instances: bool) -> dict:
+    """What rebuilds a network (`build`); earlier versions knew no instances, and say nothing."""
+    config = {"arch": arch, "dimensions": dimensions}
+    return config | {"instances": True} if instances else config
 
 
 def usual_dimensions(arch: str) -> int:

@@ -41,6 +41,7 @@ def triple_of(least: float, most: float) -> type:
 class Config(TypedDict):
     arch: str
     dimensions: Annotated[int, Field(ge=DIMENSIONS[0], le=DIMENSIONS[1])]
+    instances: NotRequired[bool]
 
 
 @with_config(CLOSED)
