@@ -3,49 +3,77 @@
     python3 preprocess.py
     python3 preprocess.py --root ./data/demo/ --val_pattern '*03.tif'
     python3 preprocess.py --val_fraction 0.2 --group_pattern '^[^_]+' --seed 1
+    python3 preprocess.py --root data/one data/other --pixel_size nuclei 0.25
 
-Reads <root>/tissue_images/ and <root>/mask binary/ (or mask_binary/, masks/), pairs by name.
-Writes patches_rgb_train/, patches_mask_train/, patches_rgb_val/, patches_mask_val/, patches.csv,
-patches_preview.png and patches.json below <root>. All patches have one pixel size: images of
-another are resampled. The same input again changes nothing, bad input leaves what there is.
+Reads <root>/tissue_images/ and <root>/mask binary/ (or mask_binary/, masks/, instance_labels/),
+pairs by name. Writes patches_rgb_train/, patches_mask_train/, patches_rgb_val/, patches_mask_val/,
+patches.csv, patches_preview.png and patches.json below <root>. All patches have one pixel size, of
+several roots too: images of another are resampled. Where instance_labels/ tells nuclei apart, the
+masks do too. The same input again changes nothing, bad input leaves what there is.
 """
 
+import argparse
 import math
 import os
 import statistics
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
-from tissue import manifest, patches, report, splits, windows
+from tissue import manifest, masks, patches, report, splits, windows
 from tissue.colour import colour_of
+from tissue.depth import depth_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
 from tissue.images import bits_in_use, read_image
-from tissue.masks import read_mask
+from tissue.nuclei import reference_labels
 from tissue.pairs import (
+    IMAGE_FOLDER,
     LABEL_FOLDER,
+    Files,
+    Pair,
     check_pair,
     find_pairs,
+    label_folder,
     passed_over,
+    set_folders,
     unused_labels,
     unused_masks,
 )
-from tissue.pixel_size import MICROSCOPE_UM, pixel_size_um, resampling_lines, scale_of
+from tissue.pixel_size import (
+    MICROSCOPE_UM,
+    pixel_size_um,
+    resampling_lines,
+    scale_of,
+    size_by_nuclei,
+)
 
 PREVIEW_PATCHES = 48
+BY_NUCLEI = "nuclei"  # a pixel size that the nuclei tell
+MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
-    parser.add_argument("--root", default="./data/", help="folder with images and masks")
+    parser.add_argument(
+        "--root", nargs="+", default=["./data/"],
+        help="folder with images and masks, or several, or a folder of such folders",
+    )  # fmt: skip
     parser.add_argument("--patch_dim", type=int, default=128, help="side of a patch, pixels")
     parser.add_argument("--patch_stride", type=int, default=20, help="patch to patch, pixels")
     parser.add_argument(
-        "--pixel_size", type=float, help="micrometres, of all images; without it what they say"
-    )
+        "--pixel_size", nargs="+", metavar="UM", default=[],
+        help="micrometres, of all images, or one a root; without it what they say; "
+        f"{BY_NUCLEI}: by the size of a set's nuclei",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patch_pixel_size", type=float, metavar="UM",
+        help="micrometres, of all patches; without it the median of the images'",
+    )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="threads that read, cut and write"
     )
@@ -68,62 +96,61 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+class Plan(NamedTuple):
+    """A set that is to be cut: what there is, and how."""
+
+    root: Path
+    pairs: list[Pair]
+    labels: Files  # label maps by the names of images
+    split_of: dict[str, str]
+    settings: dict
+    sizes: dict[str, float | None]  # micrometres a pixel, of each image
+
+    @property
+    def known_sizes(self) -> list[float]:
+        return [um for name, um in self.sizes.items() if um and self.split_of[name] == "train"]
+
+
 def main(args):
-    check_flags(args)
-    root = Path(args.root)
-
-    # --- plan: what there is, and what is to be made of it ---
-    pairs = find_pairs(root)
-    patches.check_places(root)
-    folders = pairs[0].image.parent, pairs[0].mask.parent, root / LABEL_FOLDER
-    names = [pair.name for pair in pairs]
-    for line in passed_over(*folders) + unused_masks(root) + unused_labels(root, names):
-        print(line)
-    split_of, chosen_by = choose_split(args, pairs)
-    settings = {"patch_dim": args.patch_dim, "patch_stride": args.patch_stride, **chosen_by}
-    settings["pixel_size_given_um"] = args.pixel_size
+    given = check_flags(args)
     cv2.setNumThreads(1)  # one thread an image is enough: there are as many images as threads
+    roots = [Path(root) for root in set_folders(args.root, IMAGE_FOLDER)]
     with ThreadPoolExecutor(args.workers) as pool:
-        sources = describe(root, pairs, split_of, pool)
-        if is_up_to_date(root, settings, sources):
-            print(f"{root}: the patch set is up to date, nothing to do")
-            print_counts(root, manifest.read_manifest(root))
-            return
-
-        # --- check: every fault of every image, before anything is written ---
-        sizes = dict(zip(names, pool.map(told_size, pairs), strict=True))
-        sizes = {name: args.pixel_size or size for name, size in sizes.items()}
-        known = [size for name, size in sizes.items() if size and split_of[name] == "train"]
-        settings["pixel_size_um"] = statistics.median_low(known) if known else None
-        checked = check(root, pairs, split_of, sizes, settings, pool)
-        # 16-bit images are as bright as they are to each other: one number of bits for all.
-        settings["bits"] = max(
-            filter(None, pool.map(bits_in_use, [pair.image for pair in pairs])), default=None
-        )
-    if settings["bits"]:
-        print(f"16-bit images: {settings['bits']} bits are in use, of which the upper 8 are kept")
-    for line in resampling_lines(sizes, settings["pixel_size_um"]):
-        print(line)
-    for note in sorted({note for facts in checked for note in facts.notes}):
-        print(note)
-    for source, facts in zip(sources, checked, strict=True):
-        source["height"], source["width"] = facts.height, facts.width
-        source["pixel_size_um"] = sizes[source["name"]]
-        source["foreground"] = round(facts.foreground, 4)
+        # --- plan: what there is, and what is to be made of it ---
+        plans = [make_plan(args, root, given_to(given, roots, root), pool) for root in roots]
+        settle_pixel_size(plans, args.patch_pixel_size)
+        todo = []
+        for plan in plans:
+            sources = describe(plan, pool)
+            if is_up_to_date(plan.root, plan.settings, sources):
+                print(f"{plan.root}: the patch set is up to date, nothing to do")
+                print_counts(plan.root, manifest.read_manifest(plan.root))
+                continue
+            # --- check: every fault of every image, before anything is written ---
+            todo.append((plan, sources, check(plan, pool)))
+    if faults := [fault for *_, checked in todo for fault in checked if isinstance(fault, str)]:
+        raise InputError("; ".join(faults))
 
     # --- cut: beside the old set, in whose place it is put when it is complete ---
-    with locked(root, "cuts patches"), patches.new_set(root) as new:
-        written = cut(new, pairs, sources, settings, args.workers)
-    print_counts(root, written)
+    for plan, sources, checked in todo:
+        check_pictures(plan, checked)
+        say(plan, checked)
+        for source, facts in zip(sources, checked, strict=True):
+            source["height"], source["width"] = facts.height, facts.width
+            source["pixel_size_um"] = plan.sizes[source["name"]]
+            source["foreground"] = round(facts.foreground, 4)
+        with locked(plan.root, "cuts patches"), patches.new_set(plan.root) as new:
+            written = cut(new, plan, sources, args.workers)
+        print_counts(plan.root, written)
 
 
 # --- plan ---------------------------------------------------------------------------------------
 
 
-def check_flags(args) -> None:
-    """Raise InputError for the first flag that no value can be taken from."""
+def check_flags(args) -> list[float | str]:
+    """The values of --pixel_size; InputError for the first flag that none can be taken from."""
     ranges = {"patch_dim": (manifest.LEAST_DIM, math.inf), "workers": (1, 1024)}
-    ranges |= {"pixel_size": MICROSCOPE_UM, "val_fraction": (0.0, 0.99), "seed": (0, 2**32)}
+    ranges |= {"patch_pixel_size": MICROSCOPE_UM, "val_fraction": (0.0, 0.99), "seed": (0, 2**32)}
     check_numbers(args, ranges)
     if not 0 < args.patch_stride <= args.patch_dim:
         raise InputError(
@@ -136,9 +163,110 @@ def check_flags(args) -> None:
     for flag in ("val_fraction", "group_pattern"):
         if args.val_pattern is not None and getattr(args, flag) is not None:
             raise InputError(f"--{flag}: found it with --val_pattern, expected one of them")
+    return [text if text == BY_NUCLEI else as_number(text) for text in args.pixel_size]
 
 
-def choose_split(args, pairs) -> tuple[dict[str, str], dict]:
+def as_number(text: str) -> float:
+    """A pixel size as a number; InputError where it is none that a microscope has."""
+    try:
+        size = float(text)
+    except ValueError as error:
+        raise InputError(
+            f"--pixel_size: found {text!r:.40}, expected micrometres or {BY_NUCLEI}"
+        ) from error
+    check_numbers(argparse.Namespace(pixel_size=size), {"pixel_size": MICROSCOPE_UM})
+    return size
+
+
+def given_to(given: list, roots: list[Path], root: Path) -> float | str | None:
+    """What --pixel_size gives for a root: the one value for all, or its own."""
+    if len(given) not in (0, 1, len(roots)):
+        raise InputError(
+            f"--pixel_size: found {len(given)} values for {len(roots)} roots, expected one, or one "
+            f"each"
+        )
+    return (given * len(roots) if len(given) == 1 else given or [None])[
+        roots.index(root) if given else 0
+    ]
+
+
+def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
+    """A set's images, how they are split, and the pixel size of each as far as it is known."""
+    pairs = find_pairs(root)
+    patches.check_places(root)
+    folders = pairs[0].image.parent, pairs[0].mask.parent, root / LABEL_FOLDER
+    names = [pair.name for pair in pairs]
+    for line in passed_over(*folders) + unused_masks(root) + unused_labels(root, names):
+        print(line)
+    found = label_folder(root)
+    labels = Files({name: found[name] for name in names if name in found})
+    split_of, chosen_by = choose_split(args, root, pairs)
+    settings = {"patch_dim": args.patch_dim, "patch_stride": args.patch_stride, **chosen_by}
+    settings["pixel_size_given_um"] = given
+    if isinstance(given, float):
+        sizes = dict.fromkeys(names, given)
+    elif given == BY_NUCLEI:
+        sizes = dict.fromkeys(names, size_of_set(root, labels, pool))
+    else:
+        sizes = dict(zip(names, pool.map(told_size, pairs), strict=True))
+    # 16-bit images are as bright as they are to each other: one number of bits for all.
+    bits = filter(None, pool.map(told_bits, [pair.image for pair in pairs]))
+    settings["bits"] = max(bits, default=None)
+    return Plan(root, pairs, labels, split_of, settings, sizes)
+
+
+def size_of_set(root: Path, labels: Files, pool) -> float:
+    """Micrometres a pixel, by the nuclei of a set's label maps; prints it."""
+    maps = [path for _, path in labels.items()]
+    few = min(len(maps), MOST_MAPS)
+    areas = pool.map(nucleus_areas, [maps[len(maps) * k // few] for k in range(few)])
+    areas = np.concatenate([np.zeros(0), *areas])
+    size = size_by_nuclei(areas)
+    if not size:
+        raise InputError(
+            f"{root}: found no label map with nuclei in {LABEL_FOLDER}, expected some to tell the "
+            f"pixel size by; give it in micrometres with --pixel_size"
+        )
+    size = float(f"{size:.2g}")
+    print(
+        f"{root}: taken as {size:g} um a pixel, by its median nucleus of {np.median(areas):.0f} "
+        f"pixels; --pixel_size tells it"
+    )
+    return size
+
+
+def nucleus_areas(label_map: Path) -> np.ndarray:
+    """The pixels of each nucleus of a label map that does not meet the image's edge."""
+    try:
+        labels = masks.read_label_map(label_map)
+    except (InputError, OSError):
+        return np.zeros(0)  # `check_pair` says why
+    if labels is None:
+        return np.zeros(0)
+    labels = reference_labels(labels)
+    areas = np.bincount(labels.ravel())
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        areas[edge] = 0
+    return areas[areas > 0]
+
+
+def settle_pixel_size(plans: list[Plan], wanted: float | None) -> None:
+    """Put the one pixel size of all patches into the settings: that of --patch_pixel_size, or the
+    median of the training images'. A set that tells none goes by its nuclei if there is a size to
+    come to, and else is taken as it is.
+    """
+    known = [size for plan in plans for size in plan.known_sizes]
+    wanted = wanted or (statistics.median_low(known) if known else None)
+    for plan in plans:
+        plan.settings["pixel_size_um"] = wanted
+        if wanted and not any(plan.sizes.values()) and len(plans) > 1 and plan.labels:
+            with ThreadPoolExecutor(1) as pool:
+                plan.sizes.update(
+                    dict.fromkeys(plan.sizes, size_of_set(plan.root, plan.labels, pool))
+                )
+
+
+def choose_split(args, root, pairs) -> tuple[dict[str, str], dict]:
     """Return {name: "train" or "val"} and the flags that decided it; prints what was drawn."""
     if len(pairs) < 2:
         raise InputError(
@@ -154,7 +282,7 @@ def choose_split(args, pairs) -> tuple[dict[str, str], dict]:
         missing = "training" if "val" in split_of.values() else "validation"
         if args.val_pattern is not None:
             raise InputError(
-                f"--val_pattern: found no {missing} image among the {len(pairs)} in {args.root} "
+                f"--val_pattern: found no {missing} image among the {len(pairs)} in {root} "
                 f"with {pattern!r}, expected at least one; --val_fraction {splits.VAL_FRACTION} in "
                 f"its place draws some"
             )
@@ -175,20 +303,20 @@ def choose_split(args, pairs) -> tuple[dict[str, str], dict]:
     return split_of, chosen_by | drawn
 
 
-def describe(root, pairs, split_of, pool) -> list[dict]:
+def describe(plan: Plan, pool) -> list[dict]:
     """What the manifest says of each pair before it is decoded."""
-    hashes = (pool.map(file_hash, [pair[kind] for pair in pairs]) for kind in (1, 2))
-    return [
-        {
-            "name": pair.name,
-            "split": split_of[pair.name],
-            "image": pair.image.relative_to(root).as_posix(),
-            "mask": pair.mask.relative_to(root).as_posix(),
-            "image_sha256": image_hash,
-            "mask_sha256": mask_hash,
-        }
-        for pair, image_hash, mask_hash in zip(pairs, *hashes, strict=True)
-    ]
+    paths = {
+        "image": [pair.image for pair in plan.pairs],
+        "mask": [pair.mask for pair in plan.pairs],
+        "labels": [plan.labels.get(pair.name) for pair in plan.pairs],
+    }
+    sources = [{"name": pair.name, "split": plan.split_of[pair.name]} for pair in plan.pairs]
+    for kind, its in paths.items():
+        hashes = pool.map(lambda path: path and file_hash(path), its)
+        for source, path, digest in zip(sources, its, hashes, strict=True):
+            source[kind] = path and path.relative_to(plan.root).as_posix()
+            source[f"{kind}_sha256"] = digest
+    return sources
 
 
 def is_up_to_date(root: Path, settings: dict, sources: list[dict]) -> bool:
@@ -219,59 +347,99 @@ def told_size(pair) -> float | None:
         return None  # `check_pair` says why
 
 
-def check(root, pairs, split_of, sizes, settings, pool) -> list:
-    """The PairFacts of all pairs, in their order; one InputError with all faults of all."""
+def told_bits(path: Path) -> int | None:
+    """How many bits a 16-bit image uses; None also where it cannot be read."""
+    try:
+        return bits_in_use(path)
+    except (InputError, OSError):
+        return None  # `check_pair` says why
+
+
+def check(plan: Plan, pool) -> list:
+    """The PairFacts of all pairs, in their order; of a pair with faults these, as text."""
 
     def facts_of(pair):
         try:
-            scale = scale_of(sizes[pair.name], settings["pixel_size_um"], pair.image)
-            return check_pair(pair, settings["patch_dim"], scale)
+            wanted = plan.settings["pixel_size_um"]
+            scale = scale_of(plan.sizes[pair.name], wanted, pair.image)
+            label_map = plan.labels.get(pair.name)
+            return check_pair(pair, plan.settings["patch_dim"], scale, label_map)
         except (InputError, OSError) as error:
-            return error
+            return str(error)
 
-    checked = list(tqdm(pool.map(facts_of, pairs), "check", len(pairs), leave=False, disable=None))
-    faults = [str(facts) for facts in checked if isinstance(facts, Exception)]
-    if faults:
-        raise InputError("; ".join(faults))
+    facts = pool.map(facts_of, plan.pairs)
+    return list(tqdm(facts, "check", len(plan.pairs), leave=False, disable=None))
+
+
+def check_pictures(plan: Plan, checked: list) -> None:
+    """Raise InputError where one picture is in training and in validation."""
     names_of_picture = defaultdict(list)
-    for pair, facts in zip(pairs, checked, strict=True):
+    for pair, facts in zip(plan.pairs, checked, strict=True):
         names_of_picture[facts.pixels_sha256].append(pair.name)
     shared = [
         " = ".join(names)
         for names in names_of_picture.values()
-        if len({split_of[name] for name in names}) > 1
+        if len({plan.split_of[name] for name in names}) > 1
     ]
     if shared:
         raise InputError(
-            f"{root}: found the same picture in training and validation ({', '.join(shared)}), "
-            f"expected different ones; remove one of each, or choose other images for validation"
+            f"{plan.root}: found the same picture in training and validation ({', '.join(shared)}),"
+            f" expected different ones; remove one of each, or choose other images for validation"
         )
-    return checked
+
+
+def say(plan: Plan, checked: list) -> None:
+    """Print what is assumed of a set's images and masks."""
+    if bits := plan.settings["bits"]:
+        print(f"16-bit images: {bits} bits are in use, of which the upper 8 are kept")
+    for line in resampling_lines(plan.sizes, plan.settings["pixel_size_um"]):
+        print(line)
+    for note in sorted({note for facts in checked for note in facts.notes}):
+        print(note)
 
 
 # --- cut ----------------------------------------------------------------------------------------
 
 
-def cut(new: Path, pairs, sources, settings, workers) -> dict:
-    """Write a patch set of these pairs below `new`; what its manifest says."""
-    split_of = {source["name"]: source["split"] for source in sources}
-    sizes = {source["name"]: source["pixel_size_um"] for source in sources}
+def cut(new: Path, plan: Plan, sources: list[dict], workers: int) -> dict:
+    """Write a patch set below `new`; what its manifest says."""
+    settings = plan.settings
+    dim, stride = settings["patch_dim"], settings["patch_stride"]
 
     def write(pair):
-        scale = scale_of(sizes[pair.name], settings["pixel_size_um"], pair.image)
-        whole = read_image(pair.image, settings["bits"]), read_mask(pair.mask)
-        image, mask = patches.resample(*whole, scale)
-        dim, stride = settings["patch_dim"], settings["patch_stride"]
-        rows = patches.write_patches(new, split_of[pair.name], pair.name, image, mask, dim, stride)
+        split, scale = (
+            plan.split_of[pair.name],
+            scale_of(plan.sizes[pair.name], settings["pixel_size_um"], pair.image),
+        )
+        image, mask = patches.resample(
+            read_image(pair.image, settings["bits"]), masks.read_mask(pair.mask), scale
+        )
+        if label_map := plan.labels.get(pair.name):
+            mask = with_depth(mask, label_map)
+        rows = patches.write_patches(new, split, pair.name, image, mask, dim, stride)
         return rows, colour_of(windows.from_array(image))
 
     with ThreadPoolExecutor(workers) as pool:
-        written = list(tqdm(pool.map(write, pairs), "cut", len(pairs), leave=False, disable=None))
+        written = pool.map(write, plan.pairs)
+        written = list(tqdm(written, "cut", len(plan.pairs), leave=False, disable=None))
     table = [row for rows, _ in written for row in rows]
     write_preview(new, table)
     for source, (_, colour) in zip(sources, written, strict=True):
         source["colour"] = colour._asdict() if colour else None
     return manifest.write_manifest(new, {**settings, "images": sources}, table)
+
+
+def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
+    """A mask bool (H, W) as uint8 with the depth in the nuclei of its label map, which is brought
+    to the mask's size; 1 at least in all of the mask.
+    """
+    labels = masks.read_label_map(label_map)
+    places = (
+        ((np.arange(side) + 0.5) * of / side).astype(int)
+        for side, of in zip(mask.shape, labels.shape, strict=True)
+    )
+    depth = depth_of(reference_labels(labels)[np.ix_(*places)])
+    return np.where(mask, np.maximum(depth, 1), 0).astype(np.uint8)
 
 
 def write_preview(root: Path, table: list[dict]) -> None:
@@ -280,7 +448,7 @@ def write_preview(root: Path, table: list[dict]) -> None:
     outlined = []
     for row in shown:
         image, mask = patches.read_patch(root, row["split"], row["file"])
-        outlined.append(report.overlay(image, mask))
+        outlined.append(report.overlay(image, mask > 0))
     report.write_image(root / patches.PREVIEW, report.contact_sheet(outlined, columns=8))
 
 

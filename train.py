@@ -3,7 +3,7 @@
     python3 train.py --gpu_id 0
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64      (as the first version was called)
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
-    python3 train.py --augment strong --sampler balanced --loss bce
+    python3 train.py --root data/one data/other --sampler balanced --augment moderate
     python3 train.py --resume
     torchrun --nproc_per_node 4 -- train.py --batch_size 32
     tensorboard --logdir=.
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -34,23 +36,24 @@ from tqdm import tqdm
 
 import utils
 from learning import checkpoints, pretrained, runs
-from model import UNET, build, sees_all, usual_dimensions
+from model import UNET, build, config_of, sees_all, usual_dimensions
 from tissue import nuclei
 from tissue.files import InputError, Parser, locked, run_script
+from tissue.manifest import MANIFEST
 from tissue.masks import read as read_labels
-from tissue.pairs import label_folder
-from tissue.patches import PatchDataset, PatchSampler, read_manifest, set_hash
+from tissue.pairs import set_folders
+from tissue.patches import PatchDataset, PatchSampler, read_manifests, set_hash
 from tissue.pixel_size import scale_of
 from tissue.tiling import predict_image
 from tissue.windows import open_image
 
-SMALLEST_PATCH = 32  # pixels; all networks halve it five times at most
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
 EMA_EVERY = 4  # steps between updates of the averaged weights, each of which costs 3 % of a step
 EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
+MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is chosen
 SHEET_PATCHES = 24  # of the contact sheet of augmented patches
 LOSSES = {"bce": binary_cross_entropy_with_logits, "bce_dice": utils.bce_dice}
 # what --resume cannot change
@@ -61,7 +64,9 @@ FIXED += ("seed", "init", "pretrained")
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
-    files.add_argument("--root", default="./data/", help="folder with the patch set")
+    files.add_argument(
+        "--root", nargs="+", default=["./data/"], help="folders with a patch set each"
+    )
     files.add_argument("--log", default="./log", help="folder in which the run gets its own")
     files.add_argument("--name", default="", help="added to the name of the run's folder")
     files.add_argument(
@@ -96,7 +101,7 @@ def parse_args(argv=None):
     )  # fmt: skip
     learning.add_argument(
         "--sampler", choices=("uniform", "balanced"), default="uniform",
-        help="each patch once an epoch, or sparse and dense ones alike",
+        help="each patch once an epoch; or sparse and dense ones alike, and small sets more often",
     )  # fmt: skip
     learning.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     learning.add_argument(
@@ -139,6 +144,7 @@ def parse_args(argv=None):
 
 
 def main(args):
+    args.root = set_folders([args.root] if isinstance(args.root, str) else args.root, MANIFEST)
     runs.check_flags(args)
     stop = utils.StopSignal()
     with ExitStack() as until_the_end:
@@ -155,9 +161,10 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
 
     # --- network and data, looked at before anything is written ---
     origin = None if args.resume else choose_network(args)
-    manifest, patch_set = read_manifest(args.root), set_hash(args.root)
-    check_patches(args, manifest["patch_dim"])
-    counted = counted_images(args.root, manifest) if rank == 0 else []
+    manifests, patch_set = read_manifests(args.root), set_hash(*args.root)
+    config = config_of(args.arch, args.dimensions, has_label_maps(manifests))
+    check_patches(args, config, manifests[0]["patch_dim"])
+    counted = counted_images(args.root, manifests) if rank == 0 else []
     train_loader, val_loader = make_loaders(args, device, rank, processes)
     train_set, val_set, sampler = train_loader.dataset, val_loader.dataset, train_loader.sampler
     batches = len(train_set) // args.batch_size  # an epoch
@@ -165,11 +172,11 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
 
     # --- network ---
     utils.seed_everything(args.seed)
-    model = build({"arch": args.arch, "dimensions": args.dimensions})
+    model = build(config)
     if not args.resume and args.pretrained:
         pretrained.start_pretrained(model, args.pretrained)
     if origin:
-        model.load_state_dict(origin["model"])
+        load_origin(model, origin)
     model = model.to(device, memory_format=torch.channels_last)
     if processes > 1:
         utils.share_batch_norm(model)
@@ -191,7 +198,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         "precision": str(precision).removeprefix("torch."),
         "versions": utils.versions(),
     }
-    checkpoint = describe(model, manifest, settings)
+    checkpoint = describe(model, manifests[0], settings)
     if rank == 0:
         utils.write_json(run / "args.json", settings)
         utils.write_table(run / "metrics.csv", progress["metrics"])
@@ -250,7 +257,8 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
                 leave=False, disable=None if rank == 0 else True,
             )  # fmt: skip
             stop.soon()
-            train_one_epoch(state, network, bar, LOSSES[args.loss], autocast, after_step)
+            loss_of = partial(total_loss, LOSSES[args.loss])
+            train_one_epoch(state, network, bar, loss_of, autocast, after_step)
             check_set(args.root, patch_set)
             stop.soon()
             scores = validate(state.ema.module, val_loader, device, autocast, processes, stop)
@@ -270,7 +278,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         utils.end_processes()
         stop.release()
         if rank == 0:
-            utils.log_line(run, choose_split(run / "best.pt", args.root, counted, device))
+            utils.log_line(run, choose_split(run / "best.pt", counted, device))
             utils.log_hyperparameters(writer, settings, progress)
             writer.close()
             progress["finished"] = True
@@ -314,7 +322,7 @@ def choose_network(args) -> dict | None:
     args.arch = args.arch or config.get("arch", UNET)
     args.dimensions = args.dimensions or config.get("dimensions", usual_dimensions(args.arch))
     asked = {"arch": args.arch, "dimensions": args.dimensions}
-    if origin and asked != config:
+    if origin and any(config[key] != value for key, value in asked.items()):
         raise InputError(
             f"--init {args.init}: found {config}, expected {asked} as asked for; leave --arch and "
             f"--dimensions out, or choose another file"
@@ -322,15 +330,33 @@ def choose_network(args) -> dict | None:
     return origin
 
 
-def check_patches(args, dim: int) -> None:
+def load_origin(model: nn.Module, origin: dict) -> None:
+    """Give a network the weights of --init; an output that those lack keeps its random ones, and
+    one that the network lacks is left out.
+    """
+    state, own = dict(origin["model"]), model.state_dict()
+    for key in ("last_conv.weight", "last_conv.bias"):
+        same = min(len(own[key]), len(state[key]))
+        state[key] = torch.cat([state[key][:same], own[key][same:]])
+    model.load_state_dict(state)
+
+
+def has_label_maps(manifests: list[dict]) -> bool:
+    """Whether any training image has a label map, by which a network can learn to tell nuclei
+    apart."""
+    return any(i["labels"] and i["split"] == "train" for m in manifests for i in m["images"])
+
+
+def total_loss(mask_loss, logits, masks) -> torch.Tensor:
+    """The loss of the mask and, of a network that has that output, of the depth in nuclei."""
+    loss = mask_loss(logits[:, :1], (masks != 0).float())
+    return loss + utils.depth_loss(logits[:, 1:], masks) if logits.shape[1] > 1 else loss
+
+
+def check_patches(args, config: dict, dim: int) -> None:
     """Raise InputError unless the network can learn from patches of `dim` x `dim` pixels."""
-    if dim < SMALLEST_PATCH:
-        raise InputError(
-            f"{args.root}: found patches of {dim} x {dim} pixels, expected {SMALLEST_PATCH} or "
-            f"more a side; run preprocess.py with a larger --patch_dim"
-        )
     with torch.device("meta"):  # shapes alone
-        network = build({"arch": args.arch, "dimensions": args.dimensions})
+        network = build(config)
         try:
             network(torch.empty(args.batch_size, 3, dim, dim))
         except ValueError as error:  # of batch norm, whose variance of one value is none
@@ -340,16 +366,16 @@ def check_patches(args, dim: int) -> None:
             ) from error
 
 
-def check_set(root: str, patch_set: str) -> None:
-    """Raise InputError if the patch set is not the one that a run began with."""
+def check_set(roots: list[str], patch_set: str) -> None:
+    """Raise InputError if the patch sets are not those that a run began with."""
     try:
-        same = set_hash(root) == patch_set
-    except OSError:  # it is being cut
+        same = set_hash(*roots) == patch_set
+    except OSError:  # one is being cut
         same = False
     if not same:
         raise InputError(
-            f"{root}: found another patch set than the run began with, expected the same until "
-            f"its end; last.pt is from before: cut the set as it was and go on with --resume, or "
+            f"{', '.join(roots)}: found another patch set than the run began with, expected the "
+            f"same until its end; last.pt is from before: cut the set as it was and go on with --resume, or "
             f"start a new run"
         )
 
@@ -360,10 +386,11 @@ def make_loaders(args, device, rank: int, processes: int) -> tuple[DataLoader, D
     train_set = PatchDataset(args.root, "train", utils.transform("train", args.augment), colour)
     val_set = PatchDataset(args.root, "val", utils.transform("val"), colour)
     if not len(val_set):
-        raise InputError(f"{args.root}: found no validation patch, expected some; cut the set anew")
+        raise InputError("--root: found no validation patch, expected some; cut the sets anew")
     batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
-    foreground = train_set.foreground if args.sampler == "balanced" else None
-    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, foreground)
+    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
+    if args.sampler == "balanced":
+        sampler.foreground, sampler.sets = train_set.foreground, train_set.roots
     workers = utils.choose_workers(device) if args.workers is None else args.workers
     loading = {
         "num_workers": workers,
@@ -531,7 +558,8 @@ def log_epoch(writer: SummaryWriter, state: State, grid: list, autocast) -> None
     images, references = (torch.stack(part) for part in zip(*grid, strict=True))
     with autocast:
         logits = state.ema.module(images.to(next(state.model.parameters()).device))
-    utils.log_images(writer, images, logits.float().sigmoid(), references, state.step)
+    predictions = logits[:, :1].float().sigmoid()
+    utils.log_images(writer, images, predictions, (references != 0).float(), state.step)
 
 
 def train_step(network, images, masks, loss_of, optimizer, scaler, autocast) -> torch.Tensor:
@@ -562,10 +590,10 @@ def validate(network, loader, device, autocast, processes, stop) -> tuple[float,
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(device, non_blocking=True)
         with autocast:
-            logits = network(images).float()
-        batch_loss = binary_cross_entropy_with_logits(logits, masks)
+            logits = network(images)[:, :1].float()
+        batch_loss = binary_cross_entropy_with_logits(logits, (masks != 0).float())
         loss += torch.stack([batch_loss * len(masks), torch.tensor(len(masks), device=device)])
-        counts += utils.pixel_counts(logits > 0, masks > 0)  # logit 0 is probability 0.5
+        counts += utils.pixel_counts(logits > 0, masks != 0)  # logit 0 is probability 0.5
         stop.check(meeting=batch < meetings)
     utils.add_up([loss, counts], processes)
     return (loss[0] / loss[1]).item(), counts.cpu()
@@ -574,43 +602,48 @@ def validate(network, loader, device, autocast, processes, stop) -> tuple[float,
 # --- how to split touching nuclei ---------------------------------------------------------------
 
 
-def counted_images(root: str, manifest: dict) -> list[tuple[dict, float, int]]:
-    """The training images by which `choose_split` chooses: those that have a label map, and are
-    small enough for the memory.
+class Counted(NamedTuple):
+    """A training image by which `choose_split` chooses."""
 
-    Of each its entry in the manifest, how many of its pixels make one of the network's, and its
-    number of nuclei (0 where its labels are a mask). Raises InputError with all faults of the maps.
+    path: Path
+    pixel_size_um: float | None
+    scale: float  # how many of its pixels make one of the network's
+    count: int  # nuclei; 0 where its labels are a mask
+
+
+def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
+    """The training images that have a label map and are small enough for the memory, of each set
+    MOST_COUNTED at most, spread over it. Raises InputError with all faults of the maps.
     """
-    label_maps = label_folder(root)
-    wanted = utils.typical_pixel_size(manifest)
     counted, faults = [], []
-    for entry in manifest["images"]:
-        path, label_map = Path(root) / entry["image"], label_maps.get(entry["name"])
-        if entry["split"] != "train" or label_map is None or not path.is_file():
-            continue
-        try:
-            image = open_image(path)
-            if image.is_big:
-                continue
-            scale = scale_of(entry["pixel_size_um"], wanted, path)
-            mask = read_labels(label_map)
-            if mask.foreground.shape != (image.height, image.width):
-                found = " x ".join(map(str, mask.foreground.shape))
-                raise InputError(
-                    f"{label_map}: found labels of {found} pixels (height x width), expected "
-                    f"{image.height} x {image.width} as in {path}; replace or remove it"
-                )
-            labels = mask.labels
-            count = 0 if labels is None else int(nuclei.reference_labels(labels).max(initial=0))
-            counted.append((entry, scale, count))
-        except (InputError, OSError) as error:
-            faults.append(str(error))
+    for root, manifest in zip(roots, manifests, strict=True):
+        wanted = [i for i in manifest["images"] if i["split"] == "train" and i["labels"]]
+        few = min(len(wanted), MOST_COUNTED)
+        for entry in (wanted[len(wanted) * k // few] for k in range(few)):
+            path, label_map = Path(root) / entry["image"], Path(root) / entry["labels"]
+            try:
+                image = open_image(path)
+                if image.is_big:
+                    continue
+                scale = scale_of(entry["pixel_size_um"], utils.typical_pixel_size(manifest), path)
+                mask = read_labels(label_map)
+                if mask.foreground.shape != (image.height, image.width):
+                    found = " x ".join(map(str, mask.foreground.shape))
+                    raise InputError(
+                        f"{label_map}: found labels of {found} pixels (height x width), expected "
+                        f"{image.height} x {image.width} as in {path}; replace or remove it"
+                    )
+                labels = mask.labels
+                count = 0 if labels is None else len(np.unique(labels[labels > 0]))
+                counted.append(Counted(path, entry["pixel_size_um"], scale, count))
+            except (InputError, OSError) as error:
+                faults.append(str(error))
     if faults:
         raise InputError("; ".join(faults))
     return counted
 
 
-def choose_split(best: Path, root: str, counted: list, device) -> str:
+def choose_split(best: Path, counted: list[Counted], device) -> str:
     """Put into best.pt the parameters of nuclei.Split with the smallest count error on the images
     of `counted_images`, and return a line that says which and why.
 
@@ -621,7 +654,7 @@ def choose_split(best: Path, root: str, counted: list, device) -> str:
     if not counted:
         return f"{default} (no training image has a label map to choose on)"
     try:
-        split, error = best_split(checkpoint, root, counted, device)
+        split, error = best_split(checkpoint, counted, device)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})"
     if math.isnan(error):
@@ -633,20 +666,19 @@ def choose_split(best: Path, root: str, counted: list, device) -> str:
     )
 
 
-def best_split(checkpoint: dict, root: str, counted: list, device) -> tuple[nuclei.Split, float]:
+def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
     """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
     model = checkpoints.build_model(checkpoint, "best.pt")
     predict = utils.predictor(model, checkpoint, device)
     settings = utils.prediction_settings(model, checkpoint)
-    found, counts, sizes = [], [], []
-    for entry, scale, count in counted:
-        image = open_image(Path(root) / entry["image"])
+    found, sizes = [], []
+    for path, size, scale, _ in counted:
+        image = open_image(path)
         probability = predict_image(image, predict, scale=scale, **settings)
         image.close()
         found.append(probability >= checkpoint["threshold"])
-        counts.append(count)
-        sizes.append(entry["pixel_size_um"] or checkpoint["pixel_size_um"])
-    return nuclei.choose_split(found, counts, sizes)
+        sizes.append(size or checkpoint["pixel_size_um"])
+    return nuclei.choose_split(found, [one.count for one in counted], sizes)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,16 @@ def bce_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return binary_cross_entropy_with_logits(logits, masks) + 1 - soft_dice
 
 
+def depth_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with the depth in the nucleus as probability, a scalar.
+
+    `logits` and `masks` are float32 (N, 1, H, W), the latter as patches.PatchDataset has them:
+    nuclei of unknown depth, -1, do not count.
+    """
+    known = (masks >= 0).float()
+    return binary_cross_entropy_with_logits(logits, masks.clamp(min=0), weight=known)
+
+
 # --- device, precision, seeds -------------------------------------------------------------------
 
 
@@ -1015,6 +1025,7 @@ def log_augmented(writer: SummaryWriter, patches: list[tuple]) -> None:
     `patches` are items of a PatchDataset.
     """
     images, masks = (torch.stack([item[part] for item in patches]) for part in (0, 1))
+    masks = masks.abs()
     cells = torch.stack([to_colours(images), masks.expand(-1, 3, -1, -1)], dim=1).flatten(0, 1)
     writer.add_image("train/augmented", make_grid(cells, nrow=8, padding=4, pad_value=1.0), 0)
 

@@ -40,7 +40,7 @@ ANEW = "start a new run"
 class Settings(TypedDict):
     """args.json. What is not required, the first versions did not write."""
 
-    root: str
+    root: str | list[str]  # a list since several sets are learned at once
     log: str
     name: str
     dimensions: int
@@ -146,7 +146,8 @@ def check_flags(args: Namespace) -> None:
         except InputError as error:
             raise InputError(f"--arch: {error}") from error
     for flag in ("name", "root", "log", "init", "pretrained"):
-        text = str(getattr(args, flag) or "")
+        value = getattr(args, flag) or ""
+        text = "".join(value) if isinstance(value, list) else str(value)
         if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text):
             raise InputError(f"--{flag}: found {text!r:.80}, expected text that can be printed")
     name = args.name

@@ -20,11 +20,11 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # typing's is not enough for pydantic before Python 3.12
 
 from tissue.files import InputError, file_hash, replacing
-from tissue.pairs import IMAGE_FOLDER, MASK_FOLDERS, name_fault, same_name
+from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, MASK_FOLDERS, name_fault, same_name
 from tissue.pixel_size import MICROSCOPE_UM
 from tissue.schema import CLOSED, check_content
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SPLITS = ("train", "val")
 MANIFEST = "patches.json"
 TABLE = "patches.csv"
@@ -76,15 +76,17 @@ class _Colour(TypedDict):
 
 
 class _Source(TypedDict):
-    """An image and its mask."""
+    """An image, its mask, and its label map if it has one."""
 
     __pydantic_config__ = CLOSED
     name: Annotated[str, AfterValidator(_plain_name)]
     split: Split
     image: Annotated[str, _directly_in(IMAGE_FOLDER)]
-    mask: Annotated[str, _directly_in(*MASK_FOLDERS)]
+    mask: Annotated[str, _directly_in(*MASK_FOLDERS, LABEL_FOLDER)]
+    labels: Annotated[str, _directly_in(LABEL_FOLDER)] | None
     image_sha256: Hash
     mask_sha256: Hash
+    labels_sha256: Hash | None
     height: Side  # of the image as it is
     width: Side
     pixel_size_um: Micrometres | None  # of the image as it is
@@ -100,14 +102,14 @@ class _Counts(TypedDict):
 
 class _Manifest(TypedDict):
     __pydantic_config__ = CLOSED
-    format_version: Literal[3]
+    format_version: Literal[4]
     patch_dim: Annotated[int, Field(ge=LEAST_DIM, le=10**6)]  # pixels
     patch_stride: Side
     val_pattern: str | None  # either this chose the validation images, or the next three
     val_fraction: Annotated[float, Field(gt=0, le=1)] | None
     group_pattern: str | None
     seed: Annotated[int, Field(ge=0, le=2**32)] | None
-    pixel_size_given_um: Micrometres | None  # --pixel_size
+    pixel_size_given_um: Micrometres | Literal["nuclei"] | None  # --pixel_size
     pixel_size_um: Micrometres | None  # of all patches
     bits: Annotated[int, Field(ge=8, le=16)] | None  # that 16-bit images use; None without any
     patches: _Counts

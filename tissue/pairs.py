@@ -126,6 +126,17 @@ def find_images(*places: str | Path) -> Files:
     return images
 
 
+def set_folders(places: Iterable[str], holds: str) -> list[str]:
+    """The folders that hold a file or folder of that name; one that does not stands for those
+    within it that do, if there are any.
+    """
+    found = []
+    for place in places:
+        inner = sorted(Path(place).glob(f"*/{holds}")) if not (Path(place) / holds).exists() else ()
+        found += [str(path.parent) for path in inner] or [place]
+    return list(dict.fromkeys(found))
+
+
 def label_folder(root: str | Path) -> Files:
     """Return {name: path} of the label maps in `root`'s folder for them; empty without any."""
     folder = Path(root) / LABEL_FOLDER
@@ -177,13 +188,13 @@ def unused_masks(root: str | Path) -> list[str]:
 def find_pairs(root: str | Path) -> list[Pair]:
     """Return the Pairs of `root`, sorted by name: images and masks of one name, any formats.
 
-    Images lie in `tissue_images`, masks in the first there is of `mask binary`, `mask_binary` and
-    `masks`. Raises one InputError with all faults of the folders, separated by "; "; one of them is
-    a name that a patch set cannot have (`name_fault`).
+    Images lie in `tissue_images`, masks in the first there is of `mask binary`, `mask_binary`,
+    `masks` and `instance_labels`. Raises one InputError with all faults of the folders, separated
+    by "; "; one of them is a name that a patch set cannot have (`name_fault`).
     """
     root = Path(root)
     image_folder = root / IMAGE_FOLDER
-    candidates = [root / name for name in MASK_FOLDERS]
+    candidates = [root / name for name in (*MASK_FOLDERS, LABEL_FOLDER)]
     mask_folder = next((folder for folder in candidates if folder.is_dir()), None)
     faults = []
     images, masks_of = Files({}), Files({})
@@ -197,7 +208,10 @@ def find_pairs(root: str | Path) -> list[Pair]:
         masks_of, mask_faults = _by_name(_image_files(mask_folder))
         faults += mask_faults
     else:
-        faults.append(f"{candidates[0]}: no such folder, expected the masks there")
+        faults.append(
+            f"{candidates[0]}: no such folder, expected the masks there, or label maps in "
+            f"{candidates[-1]}"
+        )
     if mask_folder and image_folder.is_dir():
         for here, there, other in (
             (images, masks_of, mask_folder),
@@ -214,28 +228,41 @@ def find_pairs(root: str | Path) -> list[Pair]:
     return [Pair(name, path, masks_of[name]) for name, path in images.items()]
 
 
-def check_pair(pair: Pair, patch_dim: int, scale: float = 1.0) -> PairFacts:
-    """Decode both files of a Pair and return its PairFacts.
+def check_pair(
+    pair: Pair, patch_dim: int, scale: float = 1.0, label_map: Path | None = None
+) -> PairFacts:
+    """Decode both files of a Pair, and its label map if it has one, and return its PairFacts.
 
     Raises InputError with all faults, separated by "; ": files that cannot be read, sizes that
     differ, an image that, with pixels `scale` times as large, is smaller than a patch of
     `patch_dim` x `patch_dim` pixels.
     """
-    decoded, faults = [], []
-    for read, path in ((read_image, pair.image), (masks.read, pair.mask)):
+    decoded, faults = {}, []
+    wanted = {"image": pair.image, "mask": pair.mask}
+    if label_map and label_map != pair.mask:
+        wanted["label map"] = label_map
+    for kind, path in wanted.items():
         try:
-            decoded.append(read(path))
+            decoded[kind] = (read_image if kind == "image" else masks.read)(path)
         except (InputError, OSError) as error:
             faults.append(str(error))
     if faults:
         raise InputError("; ".join(faults))
-    image, (mask, _, notes) = decoded
+    image, notes = decoded.pop("image"), ()
     height, width = image.shape[:2]
-    if mask.shape != (height, width):
-        faults.append(
-            f"{pair.mask}: found a mask of {mask.shape[0]} x {mask.shape[1]} pixels (height x "
-            f"width), expected {height} x {width} as in {pair.image}, replace one of them"
-        )
+    for kind, (foreground, labels, its_notes) in decoded.items():
+        notes += its_notes
+        if label_map == wanted[kind] and labels is None:
+            faults.append(
+                f"{label_map}: found a JPEG, which holds no numbers, expected one number per "
+                f"nucleus; save it as PNG, or put it into a folder of masks"
+            )
+        if foreground.shape != (height, width):
+            faults.append(
+                f"{wanted[kind]}: found a {kind} of {foreground.shape[0]} x {foreground.shape[1]} "
+                f"pixels (height x width), expected {height} x {width} as in {pair.image}, replace "
+                f"one of them"
+            )
     cut = Scaled(from_array(image), scale)
     if min(cut.height, cut.width) < patch_dim:
         size = f", {cut.height} x {cut.width} at the pixel size of the set"
@@ -248,7 +275,7 @@ def check_pair(pair: Pair, patch_dim: int, scale: float = 1.0) -> PairFacts:
         raise InputError("; ".join(faults))
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(image)
-    size, foreground = pixel_size_um(pair.image), float(mask.mean())
+    size, foreground = pixel_size_um(pair.image), float(decoded["mask"].foreground.mean())
     return PairFacts(height, width, size, foreground, digest.hexdigest(), notes)
 
 

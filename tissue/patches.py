@@ -3,6 +3,7 @@
 A set lies below one root folder. `patches.json` is written last and is what makes it complete.
 """
 
+import hashlib
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 from patchify import patchify
 
 from tissue.colour import Colour, for_network
+from tissue.depth import FULL
 from tissue.files import InputError, file_hash
 from tissue.manifest import (
     MANIFEST,
@@ -59,14 +61,15 @@ def write_patches(
 ) -> list[dict]:
     """Write an image's patches and its mask's as PNG; the rows of `patches.csv` that tell of them.
 
-    `image` is RGB uint8 (H, W, 3), `mask` bool (H, W). Files lie in `folder(root, kind, split)`,
-    which exists, and are called `<name>_patch_<row>_<col>.png`; masks are 0 / 255. `y` and `x` are
+    `image` is RGB uint8 (H, W, 3), `mask` bool (H, W) or, where a label map tells nuclei apart,
+    `depth.depth_of` them; a mask's file has 0 and 255, or that depth. Files lie in `folder(root,
+    kind, split)`, which exists, and are called `<name>_patch_<row>_<col>.png`. `y` and `x` are
     pixels of this image: of one that was resampled, not of its file. Raises OSError where a file
     cannot be written.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
     tissue = cut(bgr, dim, stride)
-    nuclei = cut(mask.astype(np.uint8) * 255, dim, stride)
+    nuclei = cut(mask * np.uint8(255) if mask.dtype == bool else mask, dim, stride)
     rows, cols = tissue.shape[:2]
     digits = max(2, len(str(max(rows, cols) - 1)))
     image_folder, mask_folder = (str(folder(root, kind, split)) for kind in ("rgb", "mask"))
@@ -182,13 +185,39 @@ def _remove(place):
 # --- read ---------------------------------------------------------------------------------------
 
 
-def set_hash(root: Path | str) -> str:
-    """SHA-256 of a complete set's manifest, which tells sets of other images or settings apart."""
-    return file_hash(Path(root) / MANIFEST)
+def read_manifests(roots: Sequence[Path | str]) -> list[dict]:
+    """The manifests of sets that are learned from together.
+
+    Raises InputError unless all patches have one side, one pixel size (sets of unknown size go with
+    any), and 16-bit images one number of bits.
+    """
+    manifests = [read_manifest(root) for root in roots]
+    for key, what, unit in (
+        ("patch_dim", "patches", "pixels a side"),
+        ("pixel_size_um", "patches", "um a pixel"),
+        ("bits", "16-bit images", "bits"),
+    ):
+        known = {root: m[key] for root, m in zip(roots, manifests, strict=True) if m[key]}
+        (first, value), *others = list(known.items()) or [(None, None)]
+        for root, other in others:
+            if other != value:
+                raise InputError(
+                    f"{root}: found {what} of {other:g} {unit}, expected {value:g} as in {first}; "
+                    f"cut both in one call: preprocess.py --root {first} {root}"
+                )
+    return manifests
+
+
+def set_hash(*roots: Path | str) -> str:
+    """SHA-256 of a complete set's manifest, which tells sets of other images or settings apart; of
+    several sets that of all their hashes, in order.
+    """
+    hashes = [file_hash(Path(root) / MANIFEST) for root in roots]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A patch, RGB uint8 (dim, dim, 3), and its mask, bool (dim, dim).
+    """A patch, RGB uint8 (dim, dim, 3), and its mask, uint8 (dim, dim), as `write_patches` has it.
 
     Raises InputError if it is gone, damaged, or no square.
     """
@@ -205,7 +234,7 @@ def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.
     image, mask = pixels
     if mask.shape != image.shape[:2] or mask.shape[0] != mask.shape[1]:
         raise _bad_patch(path, f"found sides of {mask.shape} and {image.shape[:2]} pixels")
-    return image, mask > 0
+    return image, mask
 
 
 def _bad_patch(path, found):
@@ -217,49 +246,58 @@ def _bad_patch(path, found):
 class PatchDataset:
     """The patches of one split, in the order of the manifest, as torch's DataLoader takes them.
 
-    An item is an image and its mask as `transform` returns them, the mask as float32 (1, dim, dim)
-    of 0 and 1, and the patch's index. `transform` is called with `image` RGB uint8 (dim, dim, 3)
-    and `mask` float32 (dim, dim) and returns a dict of tensors (an albumentations.Compose). Given
-    a `colour`, it gets the patch as it is when the whole image is brought to that colour.
+    An item is an image as `transform` returns it, its mask float32 (1, dim, dim), and the patch's
+    index. The mask is 0 in the background; in a nucleus it is the depth, above 0 and up to 1, or -1
+    where no label map tells nuclei apart. `transform` is called with `image` RGB uint8 (dim, dim,
+    3) and `mask` float32 (dim, dim), above 0 in nuclei, and returns a dict of tensors (an
+    albumentations.Compose). Given a `colour`, it gets the patch as it is when the whole image is
+    brought to that colour.
 
     A key is an index, or the pair (index, seed) that PatchSampler gives: the augmentation then
     depends on that seed alone and not on which process happens to do the work.
     """
 
     def __init__(
-        self, root: Path | str, split: str, transform: Callable, colour: Colour | None = None
+        self,
+        roots: Path | str | Sequence[Path | str],
+        split: str,
+        transform: Callable,
+        colour: Colour | None = None,
     ):
-        self.root = root
+        roots = [roots] if isinstance(roots, Path | str) else roots
         self.colour = colour
-        manifest = read_manifest(root)
-        own = {
-            image["name"]: Colour(**image["colour"]) if image["colour"] else None
-            for image in manifest["images"]
-        }
-        self.dim = manifest["patch_dim"]
         self.split = split
-        table = read_table(root, split)
-        self.files = [row["file"] for row in table]
-        self.own_colours = [own[row["name"]] for row in table]
-        self.foreground = [row["foreground"] for row in table]  # fraction, 0 to 1
         self.transform = transform
+        self.files, self.roots, self.sources, self.foreground = [], [], [], []
+        for root in roots:
+            manifest = read_manifest(root)
+            images = {image["name"]: image for image in manifest["images"]}
+            table = read_table(root, split)
+            self.dim = manifest["patch_dim"]
+            self.files += [row["file"] for row in table]
+            self.roots += [root] * len(table)
+            self.sources += [images[row["name"]] for row in table]
+            self.foreground += [row["foreground"] for row in table]  # fraction, 0 to 1
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         index, seed = key if isinstance(key, tuple) else (key, None)
-        image, mask = read_patch(self.root, self.split, self.files[index])
+        root, source = self.roots[index], self.sources[index]
+        image, mask = read_patch(root, self.split, self.files[index])
         if len(mask) != self.dim:
-            path = folder(self.root, "rgb", self.split) / self.files[index]
+            path = folder(root, "rgb", self.split) / self.files[index]
             raise _bad_patch(path, f"found a side of {len(mask)} pixels, not {self.dim},")
-        image, _ = for_network(image, self.own_colours[index], self.colour)
+        own = Colour(**source["colour"]) if source["colour"] else None
+        image, _ = for_network(image, own, self.colour)
         if seed is not None:
             # One generator for all steps: albumentations' own set_random_seed gives each step the
             # same numbers, so that the horizontal flip comes with the vertical one or not at all.
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         patch = self.transform(image=image, mask=mask.astype(np.float32))
-        return patch["image"], patch["mask"][None], index
+        mask = patch["mask"][None] / FULL
+        return patch["image"], mask if source["labels"] else -mask, index
 
 
 class PatchSampler:
@@ -270,8 +308,8 @@ class PatchSampler:
     the batches are the same however many processes there are. The training loop sets `epoch` before
     each pass, and `start`, the number of batches that an interrupted epoch has behind it.
 
-    Each patch comes once an epoch; given each patch's `foreground`, as often as `balanced_order`
-    has it, in an epoch of the same length.
+    Each patch comes once an epoch; given each patch's `foreground` and the set it is from (`sets`,
+    any values), as often as `balanced_order` has it, in an epoch of the same length.
     """
 
     def __init__(
@@ -282,13 +320,14 @@ class PatchSampler:
         rank: int = 0,
         processes: int = 1,
         foreground: Sequence[float] | None = None,
+        sets: Sequence | None = None,
     ):
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.processes = processes
-        self.foreground = foreground
+        self.foreground, self.sets = foreground, sets
         self.epoch = 0
         self.start = 0
 
@@ -301,7 +340,7 @@ class PatchSampler:
         if self.foreground is None:
             order = generator.permutation(self.count).tolist()
         else:
-            order = balanced_order(self.foreground, generator).tolist()
+            order = balanced_order(self.foreground, generator, self.sets).tolist()
         seeds = generator.integers(2**31, size=self.count).tolist()
         first = self.start * self.batch_size + self.rank
         last = self.count - self.count % self.batch_size
@@ -309,21 +348,41 @@ class PatchSampler:
             yield order[place], seeds[place]
 
 
-def balanced_order(foreground: Sequence[float], generator: np.random.Generator) -> np.ndarray:
-    """Indices of as many patches as there are, int64 (count,), drawn evenly from the STRATA.
+def balanced_order(
+    foreground: Sequence[float], generator: np.random.Generator, sets: Sequence | None = None
+) -> np.ndarray:
+    """Indices of as many patches as there are, int64 (count,), so that none drown the others.
 
-    Strata without patches are left out. The others share the epoch alike, except that no patch
-    comes more than MOST_VIEWS times; what a small stratum leaves goes to the larger ones. Within a
-    stratum each patch comes once before any comes again. Each stratum is spread over the whole
-    epoch, so that every batch holds about as many patches of each.
+    Each of the `sets` gets views as the square root of its number of patches: of two, one with 16
+    times as many counts four times as much. Within a set the STRATA of `foreground` are drawn from
+    evenly; those without patches are left out. No patch comes more than MOST_VIEWS times; what is
+    left by that goes to larger sets and strata, and each patch comes once before any of its stratum
+    comes again. All are spread over the whole epoch, so that every batch is mixed.
     """
     strata = np.digitize(foreground, STRATA)
-    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    number = np.unique(sets, return_inverse=True)[1] if sets is not None else np.zeros_like(strata)
+    members = [np.flatnonzero(number == one) for one in np.unique(number)]
+    views = _shares([np.sqrt(len(patches)) for patches in members], members, len(strata))
     indices, places = [], []
-    for done, stratum in enumerate(sorted(members, key=len)):  # the largest takes what is left
-        left = len(strata) - sum(map(len, indices))
-        views = min(left // (len(members) - done), MOST_VIEWS * len(stratum))
-        passes = [generator.permutation(stratum) for _ in range(-(-views // len(stratum)))]
-        indices.append(np.concatenate(passes)[:views])
-        places.append((np.arange(views) + generator.random(views)) / views)  # 0 to 1, the epoch
+    for patches, its_views in zip(members, views, strict=True):
+        own = strata[patches]
+        parts = [patches[own == stratum] for stratum in np.unique(own)]
+        for part, count in zip(parts, _shares([1] * len(parts), parts, its_views), strict=True):
+            passes = [generator.permutation(part) for _ in range(-(-count // len(part)))]
+            indices.append(np.concatenate([*passes, np.zeros(0, int)])[:count])
+            places.append((np.arange(count) + generator.random(count)) / max(count, 1))  # 0 to 1
     return np.concatenate(indices)[np.argsort(np.concatenate(places))]
+
+
+def _shares(weights, members, total):
+    """How many of `total` views each of these lists of patches gets, by its weight."""
+    shares = [0] * len(members)
+    left, weight = total, sum(weights)
+    # Those first that need least, so that what they cannot take goes to the others.
+    for k in sorted(range(len(members)), key=lambda k: len(members[k]) / weights[k]):
+        most = MOST_VIEWS * len(members[k])
+        shares[k] = min(int(left * weights[k] / weight + 1e-9), most)
+        left, weight = left - shares[k], weight - weights[k]
+        last = k
+    shares[last] += left
+    return shares
