@@ -178,6 +178,8 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
     if origin:
         load_origin(model, origin)
     model = model.to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":
+        utils.depthwise_in_float32(model)
     if processes > 1:
         utils.share_batch_norm(model)
 
@@ -375,8 +377,8 @@ def check_set(roots: list[str], patch_set: str) -> None:
     if not same:
         raise InputError(
             f"{', '.join(roots)}: found another patch set than the run began with, expected the "
-            f"same until its end; last.pt is from before: cut the set as it was and go on with --resume, or "
-            f"start a new run"
+            f"same until its end; last.pt is from before: cut the set as it was and go on with "
+            f"--resume, or start a new run"
         )
 
 
