@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tissue import manifest, masks, patches, report, splits, windows
 from tissue.colour import colour_of
-from tissue.depth import depth_of
+from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
 from tissue.images import bits_in_use, read_image
 from tissue.nuclei import reference_labels
@@ -431,7 +431,7 @@ def cut(new: Path, plan: Plan, sources: list[dict], workers: int) -> dict:
 
 def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
     """A mask bool (H, W) as uint8 with the depth in the nuclei of its label map, which is brought
-    to the mask's size; 1 at least in all of the mask.
+    to the mask's size; UNKNOWN where only the mask has a nucleus.
     """
     labels = masks.read_label_map(label_map)
     places = (
@@ -439,7 +439,7 @@ def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
         for side, of in zip(mask.shape, labels.shape, strict=True)
     )
     depth = depth_of(reference_labels(labels)[np.ix_(*places)])
-    return np.where(mask, np.maximum(depth, 1), 0).astype(np.uint8)
+    return np.where(mask, np.maximum(depth, UNKNOWN), 0).astype(np.uint8)
 
 
 def write_preview(root: Path, table: list[dict]) -> None:

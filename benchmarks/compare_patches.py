@@ -36,7 +36,8 @@ def main(args):
             y, x = row["y"], row["x"]
             crop = slice(y, y + dim), slice(x, x + dim)
             patch, patch_mask = patches.read_patch(root, source["split"], row["file"])
-            if not (np.array_equal(patch, image[crop]) and np.array_equal(patch_mask, mask[crop])):
+            same = np.array_equal(patch_mask > 0, mask[crop])
+            if not (same and np.array_equal(patch, image[crop])):
                 raise InputError(f"{row['file']}: found other pixels than its crop has")
             compared += 1
     print(f"{compared} patches and their masks equal their crops bit by bit")

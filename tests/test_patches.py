@@ -8,7 +8,7 @@ import torch
 
 from tissue import patches
 from tissue.files import InputError
-from tissue.manifest import size_on_disk, write_manifest
+from tissue.manifest import read_manifest, read_table, size_on_disk, write_manifest
 from tissue.patches import PatchDataset, PatchSampler
 
 FOLDERS = [f"patches_{kind}_{split}" for kind in ("rgb", "mask") for split in ("train", "val")]
@@ -33,14 +33,16 @@ def source(name, split):
     """What a manifest says of an image, made by hand."""
     told = {"name": name, "split": split, "image": f"tissue_images/{name}.tif"}
     told |= {"mask": f"masks/{name}.png", "image_sha256": "0" * 64, "mask_sha256": "f" * 64}
+    told |= {"labels": None, "labels_sha256": None}
     told |= {"height": 104, "width": 80, "pixel_size_um": None, "foreground": 0.3}
     return told | {"colour": None}
 
 
-def finish(folder, table, images=(("tissue", "train"), ("other", "val"))):
+def finish(folder, table, images=(("tissue", "train"), ("other", "val")), labels=None):
     told = {"patch_dim": 32, "patch_stride": 24, "val_pattern": "other", "val_fraction": None}
     told |= {"group_pattern": None, "seed": None, "pixel_size_given_um": None, "bits": None}
     told |= {"pixel_size_um": None, "images": [source(*image) for image in images]}
+    told["images"][0] |= {"labels": labels, "labels_sha256": labels and "0" * 64}
     return write_manifest(folder, told, table)
 
 
@@ -66,8 +68,8 @@ def test_patches_are_where_the_table_says_bit_by_bit(patch_set, picture):
         assert (y, x) == (24 * row["row"], 24 * row["col"])
         patch, patch_mask = patches.read_patch(patch_set, "train", row["file"])
         np.testing.assert_array_equal(patch, image[y : y + 32, x : x + 32])
-        np.testing.assert_array_equal(patch_mask, mask[y : y + 32, x : x + 32])
-        assert row["foreground"] == pytest.approx(patch_mask.mean(), abs=5e-5)
+        np.testing.assert_array_equal(patch_mask, mask[y : y + 32, x : x + 32] * 255)
+        assert row["foreground"] == pytest.approx((patch_mask > 0).mean(), abs=5e-5)
 
 
 def test_table_has_the_columns_of_the_contract(patch_set):
@@ -169,6 +171,54 @@ def test_an_image_wider_than_opencv_remaps_is_resampled():
     pixels, mask = patches.resample(image, image[..., 0] > 0, 0.8)
     assert mask.shape == pixels.shape[:2] == (10, 50_000)
     assert (pixels[:, :24_990] == 0).all() and (pixels[:, 25_010:] == 255).all()
+
+
+# --- several sets
+
+
+def two_sets(tmp_path, picture, **second):
+    for name, changes in (("one", {}), ("two", second)):
+        for folder in FOLDERS:
+            (tmp_path / name / folder).mkdir(parents=True)
+        table = patches.write_patches(tmp_path / name, "train", "tissue", *picture, 32, 24)
+        table += patches.write_patches(tmp_path / name, "val", "other", *picture, 32, 32)
+        finish(tmp_path / name, table, **changes)
+    return [tmp_path / "one", tmp_path / "two"]
+
+
+def test_sets_are_learned_from_together(tmp_path, picture):
+    roots = two_sets(tmp_path, picture)
+    dataset = PatchDataset(roots, "train", plain_transform)
+    assert len(dataset) == 24 and dataset.roots == [roots[0]] * 12 + [roots[1]] * 12
+    (roots[1] / "patches_rgb_train" / dataset.files[13]).unlink()
+    with pytest.raises(InputError, match=r"two.patches_rgb_train.tissue_patch_00_01\.png"):
+        dataset[13]
+    dataset[1]
+    assert patches.set_hash(*roots) not in map(patches.set_hash, roots)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        ({}, {"pixel_size_um": 0.5}, None),
+        ({"pixel_size_um": 0.25}, {"pixel_size_um": 0.25}, None),
+        ({"pixel_size_um": 0.25}, {"pixel_size_um": 0.5}, "0.5 um a pixel, expected 0.25 as in"),
+        ({"bits": 12}, {"bits": 16}, "16-bit images of 16 bits, expected 12"),
+        ({"patch_dim": 64}, {"patch_dim": 32}, "patches of 32 pixels a side, expected 64"),
+    ],
+)
+def test_sets_that_do_not_go_together_are_refused(tmp_path, picture, first, second, text):
+    roots = two_sets(tmp_path, picture)
+    for root, changes in zip(roots, (first, second), strict=True):
+        manifest = read_manifest(root) | changes
+        left_out = ("format_version", "patches", "bytes", "table_sha256", "sha256")
+        told = {key: value for key, value in manifest.items() if key not in left_out}
+        write_manifest(root, told, read_table(root, "train") + read_table(root, "val"))
+    if text is None:
+        assert len(patches.read_manifests(roots)) == 2
+    else:
+        with pytest.raises(InputError, match=text):
+            patches.read_manifests(roots)
 
 
 # --- a set takes the place of another
@@ -302,7 +352,20 @@ def test_a_dataset_item_is_image_mask_and_index(patch_set, picture):
     assert index == 3
     assert nuclei.shape == (1, 32, 32) and nuclei.dtype == torch.float32
     np.testing.assert_array_equal(pixels.permute(1, 2, 0), image[32:64, 32:64])
-    np.testing.assert_array_equal(nuclei[0], mask[32:64, 32:64])
+    np.testing.assert_array_equal(nuclei[0], -1.0 * mask[32:64, 32:64])  # of unknown depth
+
+
+def test_a_patch_of_a_labelled_image_has_the_depth_in_its_nuclei(empty, picture):
+    marks = np.zeros((104, 80), np.uint8)
+    marks[:10, :10], marks[20:30, :10], marks[40:50, :10] = 255, 51, 1  # the last in the mask alone
+    table = patches.write_patches(empty, "train", "tissue", picture[0], marks, 32, 24)
+    table += patches.write_patches(empty, "val", "other", *picture, dim=32, stride=32)
+    finish(empty, table, labels="instance_labels/tissue.png")
+    _, depth, _ = PatchDataset(empty, "train", plain_transform)[0]
+    assert depth[0, ::4, 0].tolist() == pytest.approx([1, 1, 1, 0, 0, 0.2, 0.2, 0.2])
+    _, depth, _ = PatchDataset(empty, "train", plain_transform)[3]  # from row 24 on
+    assert depth[0, ::6, 0].tolist() == pytest.approx([0.2, 0, 0, -1, -1, 0])
+    assert table[0]["foreground"] == f"{200 / 1024:.4f}"
 
 
 def test_an_epoch_holds_each_patch_at_most_once_and_whole_batches():
@@ -360,6 +423,22 @@ def test_a_few_patches_do_not_fill_an_epoch():
 def test_a_set_of_one_density_is_drawn_as_ever():
     order = patches.balanced_order(densities(0, 40, 0), np.random.default_rng(0))
     assert sorted(order) == list(range(40))
+
+
+def test_a_set_of_sixteen_times_as_many_patches_counts_four_times_as_much():
+    sets = np.repeat(["small", "large"], [20, 320])
+    order = patches.balanced_order([MIDDLE] * 340, np.random.default_rng(0), sets)
+    assert len(order) == 340 and np.count_nonzero(order < 20) == 68
+    for start in range(0, 340, 34):
+        assert 3 <= np.count_nonzero(order[start : start + 34] < 20) <= 12
+    order = patches.balanced_order([MIDDLE] * 340, np.random.default_rng(0), sets[::-1])
+    assert np.count_nonzero(order >= 320) == 68
+
+
+def test_a_set_too_small_for_its_share_leaves_the_rest_to_the_others():
+    sets = [0] * 2 + [1] * 338
+    views = np.bincount(patches.balanced_order([DENSE] * 340, np.random.default_rng(0), sets))
+    assert set(views[:2]) == {4} and views.sum() == 340
 
 
 def test_balanced_order_and_seeds_follow_from_seed_and_epoch():

@@ -118,15 +118,6 @@ def test_a_batch_of_one_patch_that_has_no_variance_is_named(root, tmp_path):
     learn(root, tmp_path / "log", "--batch_size", 1, "--epoch", 1)  # four values a channel
 
 
-def test_patches_too_small_for_the_network_are_named(tmp_path):
-    for dim in (8, 16, 31):
-        args = train.parse_args(["--root", "somewhere", "--dimensions", "4"])
-        with pytest.raises(InputError, match=f"somewhere: found patches of {dim} x {dim} pixels"):
-            train.check_patches(args, dim)
-    for arch in ("unet", "attention", "resnet34"):
-        train.check_patches(train.parse_args(["--arch", arch]), 32)
-
-
 # --- what a checkpoint says
 
 
@@ -186,12 +177,12 @@ def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
     label(root, 1, 2)
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
-    counted = train.counted_images(str(root), read_manifest(root))
+    counted = train.counted_images([str(root)], [read_manifest(root)])
     assert len(counted) == 2
     best = saved(run, "best.pt") | {"split": DEFAULT}
     checkpoints.save_checkpoint(run / "best.pt", best)
     (root / "tissue_images" / "Drawn_02.tif").write_bytes(b"II*\0 and no more")
-    line = train.choose_split(run / "best.pt", str(root), counted, torch.device("cpu"))
+    line = train.choose_split(run / "best.pt", counted, torch.device("cpu"))
     assert "could not be chosen" in line and "Drawn_02.tif" in line
     assert saved(run, "best.pt")["split"] == DEFAULT
     checkpoints.load_checkpoint(run / "best.pt")
@@ -204,12 +195,12 @@ def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):
     entry = next(image for image in manifest["images"] if image["name"] == "Drawn_01")
     for own, of_set, scale in ((0.125, 0.25, 2), (0.5, 0.25, 0.5), (None, 0.25, 1), (0.5, None, 1)):
         entry["pixel_size_um"], manifest["pixel_size_um"] = own, of_set
-        ((_, found, count),) = train.counted_images(str(root), manifest)
+        ((_, _, found, count),) = train.counted_images([str(root)], [manifest])
         assert found == scale
         assert count == draw_tissue(96, 80, seed=1).labels.max()
     entry["pixel_size_um"], manifest["pixel_size_um"] = 5.0, 0.25
     with pytest.raises(InputError, match=r"Drawn_01\.tif: found a pixel size of 5"):
-        train.counted_images(str(root), manifest)
+        train.counted_images([str(root)], [manifest])
 
 
 # --- a run that is stopped

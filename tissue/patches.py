@@ -16,7 +16,7 @@ import numpy as np
 from patchify import patchify
 
 from tissue.colour import Colour, for_network
-from tissue.depth import FULL
+from tissue.depth import FULL, UNKNOWN
 from tissue.files import InputError, file_hash
 from tissue.manifest import (
     MANIFEST,
@@ -296,8 +296,9 @@ class PatchDataset:
             # same numbers, so that the horizontal flip comes with the vertical one or not at all.
             self.transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         patch = self.transform(image=image, mask=mask.astype(np.float32))
-        mask = patch["mask"][None] / FULL
-        return patch["image"], mask if source["labels"] else -mask, index
+        mask = patch["mask"][None]
+        unknown = mask == UNKNOWN if source["labels"] else mask > 0
+        return patch["image"], (mask / FULL).masked_fill(unknown, -1), index
 
 
 class PatchSampler:

@@ -1,0 +1,208 @@
+"""Several sets at once, and sets with label maps: what is cut, and what is learned from it."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import preprocess
+import train
+import utils
+from model import build
+from tests.scripts import learn
+from tests.test_preprocess import put, refused, run
+from tissue import patches
+from tissue.files import InputError
+from tissue.manifest import read_manifest, read_table
+from tissue.patches import PatchDataset
+from tissue.report import write_image
+from tissue.synthetic import draw_tissue
+
+
+def folder_of(tmp_path, name, um=None, size=96, side=None, numbers=(1, 2, 3)):
+    for number in numbers:
+        put(tmp_path / name, f"{name}_{number:02}", um=um, size=size, side=side, seed=number)
+    return tmp_path / name
+
+
+def label(root, size=96, numbers=(1, 2, 3), scale=1):
+    """Give drawn images their label maps, each pixel of which is `scale` x `scale` of the image."""
+    (root / "instance_labels").mkdir(exist_ok=True)
+    for number in numbers:
+        labels = draw_tissue(size, size, number).labels.astype(np.uint16)
+        labels = labels.repeat(scale, 0).repeat(scale, 1)
+        write_image(root / "instance_labels" / f"{root.name}_{number:02}.png", labels)
+
+
+# --- label maps
+
+
+def test_patches_of_a_labelled_image_tell_its_nuclei_apart(tmp_path):
+    root = folder_of(tmp_path, "one", um=0.25)
+    label(root)
+    run(root)
+    labels = draw_tissue(96, 96, 1).labels
+    number = np.bincount(labels[labels > 0]).argmax()  # the largest nucleus
+    ys, xs = np.nonzero(labels == number)
+    y, x = ys.min() // 16 * 16, xs.min() // 16 * 16
+    row = next(
+        row for row in read_table(root, "train")
+        if row["name"] == "one_01" and (row["y"], row["x"]) == (min(y, 64), min(x, 64))
+    )  # fmt: skip
+    _, mask = patches.read_patch(root, "train", row["file"])
+    own = labels[row["y"] : row["y"] + 32, row["x"] : row["x"] + 32]
+    assert ((mask > 0) == (own > 0)).all()
+    assert mask[own == number].max() > 100 and mask[own == number].min() < 128
+    source = read_manifest(root)["images"][0]
+    assert source["labels"] == "instance_labels/one_01.png" and source["labels_sha256"]
+
+
+def test_label_maps_alone_are_masks_too(tmp_path):
+    root = folder_of(tmp_path, "one", um=0.25)
+    label(root)
+    for mask in (root / "masks").iterdir():
+        mask.unlink()
+    (root / "masks").rmdir()
+    run(root)
+    dataset = PatchDataset(root, "train", utils.transform("val"))
+    masks = torch.stack([dataset[index][1] for index in range(len(dataset))])
+    assert masks.min() == 0 and masks.max() == 1
+    assert read_manifest(root)["images"][0]["mask"] == "instance_labels/one_01.png"
+
+
+def test_what_only_the_mask_has_is_of_unknown_depth(tmp_path):
+    root = folder_of(tmp_path, "one", um=0.25)
+    label(root)
+    empty = np.zeros((96, 96), np.uint16)
+    write_image(root / "instance_labels" / "one_01.png", empty)
+    run(root)
+    dataset = PatchDataset(root, "train", utils.transform("val"))
+    first = torch.stack([dataset[k][1] for k in range(25)])  # of one_01
+    second = torch.stack([dataset[k][1] for k in range(25, 50)])
+    assert set(first.unique().tolist()) == {-1, 0}
+    assert second.min() == 0 and second.max() == 1
+
+
+def test_a_label_map_changes_the_set(tmp_path, capsys):
+    root = folder_of(tmp_path, "one", um=0.25)
+    run(root)
+    label(root)
+    run(root)
+    assert "nothing to do" not in capsys.readouterr().out
+    run(root)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_label_map_of_another_size_or_a_jpeg_is_refused(tmp_path):
+    root = folder_of(tmp_path, "one", um=0.25)
+    label(root)
+    write_image(root / "instance_labels" / "one_01.png", np.ones((40, 50), np.uint16))
+    (root / "instance_labels" / "one_02.png").unlink()
+    tissue = draw_tissue(96, 96, 2)
+    write_image(root / "instance_labels" / "one_02.jpg", tissue.labels > 0)
+    said = refused(root)
+    assert "one_01.png: found a label map of 40 x 50 pixels" in said
+    assert "one_02.jpg: found a JPEG, which holds no numbers" in said
+
+
+# --- pixel sizes
+
+
+def test_several_roots_are_cut_at_one_pixel_size(tmp_path, capsys):
+    roots = [folder_of(tmp_path, "one", um=0.5), folder_of(tmp_path, "two", um=0.25, size=192)]
+    run(tmp_path / "one", "--root", *roots)
+    assert "enlarged" not in capsys.readouterr().out.split("one")[0]
+    sizes = {read_manifest(root)["pixel_size_um"] for root in roots}
+    assert len(sizes) == 1
+    run(tmp_path / "one", "--root", tmp_path)  # a folder of folders
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    run(tmp_path / "one", "--root", *roots, "--patch_pixel_size", 0.5)
+    assert [read_manifest(root)["pixel_size_um"] for root in roots] == [0.5, 0.5]
+    assert [read_manifest(root)["patches"]["train"] for root in roots] == [50, 50]
+
+
+def test_a_set_without_pixel_size_goes_by_its_nuclei(tmp_path, capsys):
+    """Nuclei drawn for 0.25 um, shown twice as large, are those of 0.125 um."""
+    known = folder_of(tmp_path, "known", um=0.25)
+    unknown = folder_of(tmp_path, "unknown", size=384, side=192)
+    label(unknown, size=192, scale=2)
+    drawn = [np.bincount(draw_tissue(192, 192, n).labels.ravel())[1:] for n in (1, 2, 3)]
+    expected = np.sqrt(28 / (4 * np.median(np.concatenate(drawn))))
+    run(known, "--root", known, unknown)
+    said = capsys.readouterr().out
+    own = read_manifest(unknown)["images"][0]["pixel_size_um"]
+    assert own == pytest.approx(expected, rel=0.15)  # nuclei at the edge do not count
+    assert f"{unknown}: taken as {own:g} um a pixel, by its median nucleus of" in said
+    assert read_manifest(unknown)["pixel_size_um"] == read_manifest(known)["pixel_size_um"]
+
+
+def test_a_pixel_size_can_be_given_for_each_root(tmp_path):
+    roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
+    label(roots[1])
+    run(roots[0], "--root", *roots, "--pixel_size", 0.5, "nuclei")
+    one, two = (read_manifest(root)["images"][0]["pixel_size_um"] for root in roots)
+    assert one == 0.5 and two != 0.25
+    assert "found 3 values for 2 roots" in refused(
+        tmp_path, "--root", *roots, "--pixel_size", 1, 1, 1
+    )
+    assert "found no label map with nuclei" in refused(
+        tmp_path, "--root", *roots, "--pixel_size", "nuclei"
+    )
+    assert "expected micrometres or nuclei" in refused(roots[0], "--pixel_size", "many")
+
+
+def test_a_fault_in_one_root_leaves_all_as_they_were(tmp_path):
+    roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
+    (roots[1] / "tissue_images" / "two_02.tif").write_bytes(b"II*\0")
+    assert "two_02.tif" in refused(tmp_path, "--root", *roots)
+
+
+# --- learning
+
+
+def test_a_network_learns_from_several_roots_and_goes_on(tmp_path):
+    roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
+    label(roots[1])
+    run(roots[0], "--root", *roots)
+    log = tmp_path / "log"
+    run_folder = learn(roots[0], log, "--root", *roots, "--epoch", 1, "--sampler", "balanced")
+    best = torch.load(run_folder / "best.pt", weights_only=True)
+    assert best["config"]["instances"] is True
+    assert best["model"]["last_conv.weight"].shape[0] == 2
+    assert "100 training and 50 validation patches" in (run_folder / "train.log").read_text()
+    with pytest.raises(InputError, match="a finished run"):
+        train.main(train.parse_args(["--resume", str(run_folder)]))
+    masks_alone = learn(roots[0], log, "--epoch", 1, "--init", run_folder / "best.pt")
+    assert "instances" not in torch.load(masks_alone / "best.pt", weights_only=True)["config"]
+    both = learn(tmp_path, log, "--epoch", 1, "--init", masks_alone / "best.pt")
+    assert torch.load(both / "best.pt", weights_only=True)["config"]["instances"] is True
+
+
+def test_an_output_that_is_kept_keeps_its_weights():
+    whole, half = (build({"arch": "unet", "dimensions": 4, "instances": i}) for i in (True, False))
+    train.load_origin(half, {"model": whole.state_dict()})
+    assert torch.equal(half.last_conv.weight, whole.last_conv.weight[:1])
+    other = build(whole.config)
+    kept = other.last_conv.weight[1:].clone()
+    train.load_origin(other, {"model": half.state_dict()})
+    assert torch.equal(other.last_conv.weight[:1], half.last_conv.weight)
+    assert torch.equal(other.last_conv.weight[1:], kept)
+    assert torch.equal(other.up1.conv.conv[0].weight, whole.up1.conv.conv[0].weight)
+
+
+def test_the_loss_by_hand():
+    logits = torch.tensor([[[[0.0, 2.0, -1.0]], [[0.0, 1.0, 3.0]]]])  # (1, 2, 1, 3)
+    masks = torch.tensor([[[[0.0, 0.5, -1.0]]]])
+    own = train.total_loss(binary_cross_entropy_with_logits, logits[:, :1], masks)
+    ln = np.log
+    p = 1 / (1 + np.exp(-np.array([0.0, 2.0, -1.0])))
+    assert own.item() == pytest.approx(-(ln(1 - p[0]) + ln(p[1]) + ln(p[2])) / 3, rel=1e-6)
+    d = 1 / (1 + np.exp(-1.0))
+    depth = (ln(2) - (0.5 * ln(d) + 0.5 * ln(1 - d))) / 3  # the nucleus of unknown depth: nothing
+    both = train.total_loss(binary_cross_entropy_with_logits, logits, masks)
+    assert both.item() == pytest.approx(own.item() + depth, rel=1e-6)
+
+
+def test_flags_of_preprocess_name_the_roots():
+    args = preprocess.parse_args(["--root", "a", "b"])
+    assert args.root == ["a", "b"] and preprocess.parse_args([]).root == ["./data/"]
