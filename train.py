@@ -36,6 +36,7 @@ import utils
 from learning import checkpoints, pretrained, runs
 from model import UNET, build, sees_all, usual_dimensions
 from tissue import nuclei
+from tissue.depth import segment
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.masks import read as read_labels
 from tissue.pairs import label_folder
@@ -641,12 +642,15 @@ def best_split(checkpoint: dict, root: str, counted: list, device) -> tuple[nucl
     found, counts, sizes = [], [], []
     for entry, scale, count in counted:
         image = open_image(Path(root) / entry["image"])
-        probability = predict_image(image, predict, scale=scale, **settings)
+        outputs = predict_image(image, predict, scale=scale, **settings)
         image.close()
-        found.append(probability >= checkpoint["threshold"])
+        found.append(segment(outputs, checkpoint["threshold"]))
         counts.append(count)
         sizes.append(entry["pixel_size_um"] or checkpoint["pixel_size_um"])
-    return nuclei.choose_split(found, counts, sizes)
+    instances = settings["outputs"] > 1
+    default, depths = nuclei.default_split(instances), found if instances else None
+    masks = [segmented > 0 for segmented in found]
+    return nuclei.choose_split(masks, counts, sizes, default, depths)
 
 
 if __name__ == "__main__":
