@@ -9,7 +9,8 @@
 
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
-counts.csv and report.html for all images of the folder, those of earlier calls too. Of an image of
+counts.csv and report.html for all images of the folder, those of earlier calls too; with a network
+that has instances also its depth map, <name>_distance.png. Of an image of
 more than 64 megapixels the prediction is a tiled BigTIFF and the others are small views; it is
 never held in memory.
 """

@@ -17,7 +17,7 @@ from tissue.tiling import Tile
 
 
 class Spool:
-    """A file of compressed tiles of a mask or a depth map, tile x tile pixels each, and their places.
+    """A file of compressed tiles of a mask or a depth map, each tile x tile pixels; it knows where.
 
     It is a new, hidden file in `folder`; what a killed run leaves of it, `files.locked` removes.
     """
