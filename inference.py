@@ -10,9 +10,9 @@
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
 counts.csv and report.html for all images of the folder, those of earlier calls too; with a network
-that has instances also its depth map, <name>_distance.png. Of an image of
-more than 64 megapixels the prediction is a tiled BigTIFF and the others are small views; it is
-never held in memory.
+that has instances also its depth map, <name>_distance.png. Of an image of more than 64 megapixels
+prediction and depth map are tiled BigTIFFs and the others are small views; it is never held in
+memory.
 """
 
 import math
@@ -567,8 +567,9 @@ def infer_alone(task, predict, bar) -> dict:
     pixels = image.read(0, 0, *shape)
     row = {"tissue": tissue / segmented.size}
     whole = tiling.tiles_of(*shape, max(shape))
-    (found,) = write_nuclei(task, windows.from_array(segmented), whole, row)
-    labels, mask = found.labels, (segmented > 0) & ~found.dropped
+    parts = write_nuclei(task, windows.from_array(segmented), whole, row)
+    ((labels, dropped),) = ((part.labels, part.dropped) for part in parts)
+    mask = (segmented > 0) & ~dropped
     row["contours"] = len(nuclei.contours(mask))
     if task.has_depth:
         report.write_image(task.distance, segmented)
