@@ -152,7 +152,7 @@ def test_nuclei_that_are_drawn_are_found_and_unsure_ones_dropped(
     (row,) = table_of(folder / "counts.csv")
     assert (row["nuclei"], row["dropped"], row["contours"]) == ("3", "2", "2")
     assert float(row["dice"]) > 0.97
-    assert "dropped" in (folder / "report.html").read_text()
+    assert "<dt>dropped</dt>" in (folder / "report.html").read_text()
 
     found = nuclei_of(folder)
     assert [nucleus["confidence"] for nucleus in found] == ["1.0", "1.0", "0.8"]
@@ -258,9 +258,11 @@ def test_without_instances_there_is_no_word_of_depth(checkpoint, plain, slide, t
     names = {path.name for path in folder.glob("a_*")}
     assert names == {f"a_{kind}" for kind in (*KINDS, "rois.zip", "coco.json")}
     texts = [*folder.glob("a_*.*json"), *folder.glob("*.csv"), *folder.rglob("rows/*")]
-    for path in (*texts, folder / "report.html"):
+    for path in texts:
         text = path.read_text()
         assert "confidence" not in text and "dropped" not in text and '"score"' not in text, path
+    page = (folder / "report.html").read_text()
+    assert "confidence" not in page and ">dropped<" not in page and "_distance" not in page
 
 
 def test_the_seams_of_a_network_with_instances_are_checked(checkpoint, slide, tmp_path, capsys):
@@ -274,15 +276,15 @@ def test_the_seams_of_a_network_with_instances_are_checked(checkpoint, slide, tm
 def test_a_checkpoint_that_says_no_split_has_the_default_of_instances(
     checkpoint, plain, slide, tmp_path, capsys
 ):
-    for path, said in ((checkpoint, "h=0.2 hole=2.5 smallest=2.5 confidence=0.5"),
-                       (plain, "h=0.05 hole=2.5 smallest=2.5\n")):  # fmt: skip
+    for path, said in ((checkpoint, "h=0.2 hole=2.5 smallest=2.5 confidence=0.5 |"),
+                       (plain, "h=0.05 hole=2.5 smallest=2.5 |")):  # fmt: skip
         infer(tmp_path / "out", "--ckpt", path, "--images", slide, "--check_seams")
         assert said in capsys.readouterr().out
     content = torch.load(checkpoint, weights_only=True)
     earlier = {"sigma": 0.5, "h": 0.1, "hole": 1.0, "smallest": 2.0}
     torch.save(content | {"split": earlier}, tmp_path / "net.pt")
     infer(tmp_path / "out", "--ckpt", tmp_path / "net.pt", "--images", slide, "--check_seams")
-    assert "split sigma=0.5 h=0.1 hole=1 smallest=2\n" in capsys.readouterr().out
+    assert "split sigma=0.5 h=0.1 hole=1 smallest=2 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
