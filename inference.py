@@ -565,7 +565,7 @@ def infer_alone(task, predict, bar) -> dict:
         tissue += share * part.height * part.width
         bar.update(part.height * part.width / 1e6)
     pixels = image.read(0, 0, *shape)
-    row = {"tissue": tissue / segmented.size}
+    row = {"tissue": tissue / segmented.size, "contours": 0}
     whole = tiling.tiles_of(*shape, max(shape))
     parts = write_nuclei(task, windows.from_array(segmented), whole, row)
     ((labels, dropped),) = ((part.labels, part.dropped) for part in parts)
@@ -701,7 +701,7 @@ def merge(task, tiles, places) -> dict:
     In a depth map they are found before the mask is written, which is without those that are
     dropped; without depths they are found in the mask.
     """
-    row, spool = {}, None
+    row, spool = {"contours": 0, "nuclei": 0, "nuclei_in_frame": 0}, None
     try:
         if task.has_depth:
             spool = mosaic.Spool(task.results, task.tiled["tile"])

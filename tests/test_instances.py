@@ -10,10 +10,13 @@ import torch
 from pycocotools.coco import COCO
 
 import inference
+import train
+from learning import checkpoints
 from model import UNet
-from tests.scripts import infer, table_of
-from tissue import masks, results, windows
+from tests.scripts import cut, infer, table_of
+from tissue import masks, nuclei, results, windows
 from tissue.files import InputError
+from tissue.patches import read_manifest
 from tissue.report import write_image
 from tissue.synthetic import draw_tissue
 
@@ -268,6 +271,24 @@ def test_without_instances_there_is_no_word_of_depth(checkpoint, plain, slide, t
 def test_the_seams_of_a_network_with_instances_are_checked(checkpoint, slide, tmp_path, capsys):
     infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--check_seams", *TILES)
     assert "a: 0 of 128000 pixels differ" in capsys.readouterr().out
+
+
+def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
+    """By the network's depth maps: the error is that of the nuclei that inference then counts."""
+    tissue = draw_tissue(96, 80, seed=1)
+    (root / "instance_labels").mkdir()
+    labels = tissue.labels.astype(np.uint16)
+    tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
+    cut(root)
+    counted = train.counted_images(str(root), read_manifest(root))
+    content = checkpoints.load_checkpoint(checkpoint)
+    split, error = train.best_split(content, str(root), counted, torch.device("cpu"))
+    assert split.confidence in nuclei.CONFIDENCES
+    checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
+    image = root / "tissue_images" / "Drawn_01.tif"
+    infer(root / "out", "--ckpt", root / "net.pt", "--images", image)
+    (row,) = table_of(root / "out" / "counts.csv")
+    assert abs(int(row["nuclei"]) - tissue.count) / tissue.count == pytest.approx(error, abs=0.05)
 
 
 # --- flags
