@@ -9,9 +9,10 @@
 
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
-counts.csv and report.html for all images of the folder, those of earlier calls too. Of an image of
-more than 64 megapixels the prediction is a tiled BigTIFF and the others are small views; it is
-never held in memory.
+counts.csv and report.html for all images of the folder, those of earlier calls too; with a network
+that has instances also its depth map, <name>_distance.png. Of an image of more than 64 megapixels
+prediction and depth map are tiled BigTIFFs and the others are small views; it is never held in
+memory.
 """
 
 import math
@@ -44,6 +45,7 @@ from tissue import (
     tiling,
     windows,
 )
+from tissue.depth import segment
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.images import bits_in_use
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
@@ -55,7 +57,9 @@ RANGES = {  # of flags that are numbers; --threshold and --split have their own
     "batch_size": (1, 2**10),
     "gpu_id": (-1, 2**10),
     "pixel_size": MICROSCOPE_UM,
+    "confidence": (0, 1),
 }
+SPLITTING = nuclei.Split._fields[:-1]  # what --split can change; confidence has its own flag
 
 
 def parse_args(argv=None):
@@ -82,7 +86,11 @@ def parse_args(argv=None):
     )  # fmt: skip
     segmentation.add_argument(
         "--split", nargs="+", metavar="NAME=VALUE", default=[],
-        help=f"change how touching nuclei are split: {', '.join(nuclei.Split._fields)}",
+        help=f"change how touching nuclei are split: {', '.join(SPLITTING)}",
+    )  # fmt: skip
+    segmentation.add_argument(
+        "--confidence", type=float,
+        help="drop nuclei less deep than this share; without it the checkpoint's; needs instances",
     )  # fmt: skip
     segmentation.add_argument(
         "--export", action="store_true", help="write ImageJ's ROI zip and COCO JSON too"
@@ -208,12 +216,19 @@ def load_network(args, device) -> Network:
             )
     threshold = checkpoint["threshold"] if args.threshold is None else args.threshold
     split = split_of(checkpoint, args.split)
+    if args.confidence is not None:
+        if not model.config.get("instances"):
+            raise InputError(
+                f"--confidence: found a network without instances ({path}), expected one that "
+                f"learned with them; leave the flag out, or choose another --ckpt"
+            )
+        split = split._replace(confidence=args.confidence)
     tiled = utils.prediction_settings(model, checkpoint, args.tta)
     batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
     tiled |= {"tile": args.tile, "halo": halo, "batch_size": batch_size}
     made_with = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
     made_with |= {"sizes": list(tiled["sizes"]), "overlap": halo}
-    made_with |= {"split": split._asdict(), "version": utils.VERSION}
+    made_with |= {"split": split.values(), "version": utils.VERSION}
     return Network(path, checkpoint, model, threshold, split, tiled, made_with)
 
 
@@ -240,6 +255,15 @@ class Task(NamedTuple):
     @property
     def prediction(self) -> Path:
         return self.file("big_prediction" if self.image.is_big else "prediction")
+
+    @property
+    def distance(self) -> Path:
+        return self.file("big_distance" if self.image.is_big else "distance")
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the network has instances, so that nuclei are found in a depth map."""
+        return self.tiled.get("outputs", 1) > 1
 
 
 def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
@@ -513,7 +537,8 @@ def infer(task: Task, predict, bar, shown: dict) -> None:
     elif image.is_big:
         row = infer_shared(task, predict, bar)
     else:
-        results.forget(task.results, task.pair.name, ("gt", "errors", "big_prediction"))
+        outdated = "gt", "errors", "big_prediction", "distance", "big_distance"
+        results.forget(task.results, task.pair.name, outdated)
         row = infer_alone(task, predict, bar)
     if row is None:  # the first process has it
         return
@@ -529,20 +554,25 @@ def infer(task: Task, predict, bar, shown: dict) -> None:
 def infer_alone(task, predict, bar) -> dict:
     """Predict one image in memory, write its files, and return what is counted and scored."""
     image = task.image
-    probability = np.zeros((image.height, image.width), np.float32)
+    shape = image.height, image.width
+    segmented = np.zeros(shape, np.uint8 if task.has_depth else bool)
     tissue = 0.0  # pixels
-    tiles = tiling.tiles_of(image.height, image.width, task.tiled["tile"])
-    for part, values, share in tiling.predict_tiles(image, tiles, predict, **task.tiled):
-        if values is not None:
-            probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
+    tiles = tiling.tiles_of(*shape, task.tiled["tile"])
+    for part, outputs, share in tiling.predict_tiles(image, tiles, predict, **task.tiled):
+        if outputs is not None:
+            at = np.s_[part.y : part.y + part.height, part.x : part.x + part.width]
+            segmented[at] = segment(outputs, task.threshold)
         tissue += share * part.height * part.width
         bar.update(part.height * part.width / 1e6)
-    mask = probability >= task.threshold
-    del probability  # four bytes a pixel
-    pixels = image.read(0, 0, image.height, image.width)
-    row = {"tissue": tissue / mask.size, "contours": len(nuclei.contours(mask))}
-    whole = tiling.tiles_of(image.height, image.width, max(mask.shape))
-    (labels,) = (found.labels for found in write_nuclei(task, windows.from_array(mask), whole, row))
+    pixels = image.read(0, 0, *shape)
+    row = {"tissue": tissue / segmented.size, "contours": 0}
+    whole = tiling.tiles_of(*shape, max(shape))
+    parts = write_nuclei(task, windows.from_array(segmented), whole, row)
+    ((labels, dropped),) = ((part.labels, part.dropped) for part in parts)
+    mask = (segmented > 0) & ~dropped
+    row["contours"] = len(nuclei.contours(mask))
+    if task.has_depth:
+        report.write_image(task.distance, segmented)
     exports.write_labels(task.file("labels"), labels, task.pixel_size_um)
     report.write_image(task.prediction, mask)
     report.write_image(task.file("image"), pixels)
@@ -570,29 +600,48 @@ def reference_nuclei(task: Task, mask: masks.Mask) -> np.ndarray:
     return nuclei.nuclei(mask.foreground, task.split_at_um, nuclei.REFERENCE_SPLIT)
 
 
-def write_nuclei(task, mask, tiles, row) -> Iterator[stitching.FoundNuclei]:
-    """Write the files of a mask's nuclei while they are found, tile by tile, and count them."""
-    find = partial(nuclei.nuclei, pixel_size_um=task.split_at_um, split=task.split)
-    shape = mask.height, mask.width
-    row |= {"nuclei": 0, "nuclei_in_frame": 0}
+def write_nuclei(task, segmented, tiles, row) -> Iterator[stitching.FoundNuclei]:
+    """Write the files of the nuclei of a mask or depth map while they are found, tile by tile, and
+    count them.
+    """
+    find, least = partial(find_nuclei, task), task.split.confidence
+    shape = segmented.height, segmented.width
+    row |= {"nuclei": 0, "nuclei_in_frame": 0, "dropped": 0}
     with exports.NucleiFiles(task.results, task.pair.name, shape, task.formats) as files:
-        for found in stitching.nuclei_by_tiles(mask, tiles, find):
+        for found in stitching.nuclei_by_tiles(segmented, tiles, find, least):
             table = nuclei.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
             corner = np.array([found.window.x, found.window.y])
             table |= {"id": found.ids, "y": table["y"] + corner[1], "x": table["x"] + corner[0]}
+            if found.confidence is not None:
+                table["confidence"] = found.confidence
             rings = [ring + corner for ring in nuclei.outlines(found.new)]
             files.add(table, rings)
             row["nuclei"] += len(rings)
             row["nuclei_in_frame"] += nuclei.count_in_frame(rings)
+            row["dropped"] += found.new_dropped
             yield found
+    if not row["dropped"]:
+        del row["dropped"]
 
 
-def write_nuclei_by_tiles(task, mask, tiles, row) -> None:
-    """`write_nuclei`, and their label map with it, holding neither map nor nuclei."""
-    found = write_nuclei(task, mask, tiles, row)
-    labels = (part.labels.astype(np.uint32) for part in found)
+def find_nuclei(task: Task, segmented: np.ndarray) -> nuclei.Found:
+    """All nuclei of a window of a mask bool (H, W), or of a depth map uint8 (H, W)."""
+    depth = segmented if task.has_depth else None
+    return nuclei.find_nuclei(segmented > 0, task.split_at_um, task.split, depth)
+
+
+def write_nuclei_by_tiles(task, segmented, tiles, row, visit=lambda _: None) -> None:
+    """`write_nuclei`, and their label map with it, holding neither map nor nuclei; `visit` is shown
+    what is found in each tile.
+    """
+
+    def labels():
+        for found in write_nuclei(task, segmented, tiles, row):
+            visit(found)
+            yield found.labels.astype(np.uint32)
+
     how = task.tiled["tile"], np.uint32, task.pixel_size_um
-    mosaic.write_tiles(task.file("labels"), labels, tiles, *how)
+    mosaic.write_tiles(task.file("labels"), labels(), tiles, *how)
 
 
 def infer_shared(task, predict, bar) -> dict | None:
@@ -608,18 +657,19 @@ def infer_shared(task, predict, bar) -> dict | None:
     pixels = {"tissue": 0.0, "skipped": 0.0}
 
     def keep(predicted):
-        part, probability, tissue = predicted
+        part, outputs, tissue = predicted
         size = part.height * part.width
         pixels["tissue"] += tissue * size
-        pixels["skipped"] += size if probability is None else 0
+        pixels["skipped"] += size if outputs is None else 0
         glass = np.zeros((part.height, part.width), bool)
-        spool.add(part, glass if probability is None else probability >= task.threshold)
+        spool.add(part, glass if outputs is None else segment(outputs, task.threshold))
         return size
 
     outcome = {"fault": None, "pixels": pixels, "places": {}}
     try:
         if rank == 0:  # an earlier run's results hold no more
-            results.forget(task.results, task.pair.name, ("gt", "errors", "prediction"))
+            outdated = "gt", "errors", "prediction", "distance", "big_distance"
+            results.forget(task.results, task.pair.name, outdated)
         spool = mosaic.Spool(task.results, tile)
         predicted = tiling.predict_tiles(image, mine, predict, **task.tiled)
         for size in tiling.ahead(keep, predicted, 4):
@@ -646,7 +696,48 @@ def infer_shared(task, predict, bar) -> dict | None:
 
 
 def merge(task, tiles, places) -> dict:
-    """Write the mask of all processes' tiles, count and score it on the way, find its nuclei."""
+    """Put all processes' tiles together, find the nuclei, and return what is counted and scored.
+
+    In a depth map they are found before the mask is written, which is without those that are
+    dropped; without depths they are found in the mask.
+    """
+    row, spool = {"contours": 0, "nuclei": 0, "nuclei_in_frame": 0}, None
+    try:
+        if task.has_depth:
+            spool = mosaic.Spool(task.results, task.tiled["tile"])
+            places = merge_depths(task, tiles, places, spool, row)
+        merge_mask(task, tiles, places, row)
+    finally:
+        if spool:
+            spool.remove()
+    mask = windows.open_mask(task.prediction)
+    if not task.has_depth:
+        write_nuclei_by_tiles(task, mask, tiles, row)
+    small = task.image.view()
+    report.write_image(task.file("image"), small)
+    report.write_image(task.file("overlay"), report.overlay(small, mask.view() > 127))
+    mask.close()
+    return row
+
+
+def merge_depths(task, tiles, places, spool, row) -> dict:
+    """Write the depth map and its nuclei, and return where the tiles of the mask without those that
+    are dropped lie in `spool`.
+    """
+    how = task.tiled["tile"], task.pixel_size_um
+    mosaic.write_mosaic(task.distance, tiles, places, *how, lambda *_: None)
+    depth = windows.open_depth(task.distance)
+
+    def keep(found):
+        spool.add(found.tile, (depth.read(*found.tile) > 0) & ~found.dropped)
+
+    write_nuclei_by_tiles(task, depth, tiles, row, keep)
+    depth.close()
+    return spool.close()
+
+
+def merge_mask(task, tiles, places, row) -> None:
+    """Write the mask that tiles make, and count and score it on the way."""
     image, tile = task.image, task.tiled["tile"]
     counter = stitching.ContourCounter(image.height, image.width)
     reference = windows.open_mask(task.pair.mask) if task.pair.mask else None
@@ -661,36 +752,31 @@ def merge(task, tiles, places) -> dict:
             counts.add_(utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(truth)))
 
     mosaic.write_mosaic(task.prediction, tiles, places, tile, task.pixel_size_um, visit)
-    row = {"contours": counter.count()}
-    mask = windows.open_mask(task.prediction)
-    write_nuclei_by_tiles(task, mask, tiles, row)
+    row["contours"] = counter.count()
     if reference:
-        row |= {"gt_contours": gt_counter.count()}
-        row |= utils.scores(counts)
+        row |= {"gt_contours": gt_counter.count(), **utils.scores(counts)}
         report.write_image(task.file("gt"), reference.view() > 127)
         reference.close()
-    small = image.view()
-    report.write_image(task.file("image"), small)
-    report.write_image(task.file("overlay"), report.overlay(small, mask.view() > 127))
-    mask.close()
-    return row
 
 
 def export_again(task: Task) -> dict:
     """Write the files of the nuclei of a mask that an earlier run predicted; return its row."""
     image, row = task.image, dict(task.row)
-    mask = windows.open_mask(task.prediction)
+    if task.has_depth:
+        segmented = windows.open_depth(task.distance)
+    else:
+        segmented = windows.open_mask(task.prediction)
     if image.is_big:
         tiles = tiling.tiles_of(image.height, image.width, task.tiled["tile"])
-        write_nuclei_by_tiles(task, mask, tiles, row)
+        write_nuclei_by_tiles(task, segmented, tiles, row)
     else:
         whole = tiling.tiles_of(image.height, image.width, max(image.height, image.width))
-        for _ in write_nuclei(task, mask, whole, row):
+        for _ in write_nuclei(task, segmented, whole, row):
             pass
-    mask.close()
+    segmented.close()
     if row["nuclei"] != task.row["nuclei"]:
         raise InputError(
-            f"{task.prediction}: found a mask of {row['nuclei']} nuclei, expected "
+            f"{segmented.path}: found a mask of {row['nuclei']} nuclei, expected "
             f"{task.row['nuclei']} as it was predicted; run inference.py again"
         )
     return row
@@ -701,7 +787,7 @@ def check_seams(task: Task, predict, tiled: dict) -> str:
     pixels, differing, contours = 0, 0, [0, 0]
     tiled = tiled | {"scale": task.tiled["scale"]}
     for pair in tiling.seam_samples(task.image, predict, **tiled):
-        untiled, tiled_mask = (probability >= task.threshold for probability in pair)
+        untiled, tiled_mask = (outputs[0] >= task.threshold for outputs in pair)
         pixels += untiled.size
         differing += np.count_nonzero(untiled != tiled_mask)
         contours = [
@@ -780,7 +866,7 @@ def export(args, model, checkpoint) -> str:
 
 def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
     """How touching nuclei are split: the checkpoint's way, or the default, with `--split`'s."""
-    split = nuclei.PREDICTION_SPLIT._replace(**checkpoint.get("split", {}))
+    split = nuclei.Split(**checkpoint.get("split", nuclei.PREDICTION_SPLIT._asdict()))
     for change in changes:
         name, _, value = change.partition("=")
         try:
@@ -788,10 +874,10 @@ def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:
         except ValueError:
             number = math.nan
         largest = {"sigma": 10, "h": 1}.get(name, 10_000)  # um; share of the depth; um^2
-        if name not in nuclei.Split._fields or not 0 <= number <= largest:
+        if name not in SPLITTING or not 0 <= number <= largest:
             raise InputError(
                 f"--split: found {change}, expected NAME=NUMBER, a name of "
-                f"{', '.join(nuclei.Split._fields)} and a number from 0 up (sigma to 10, h to 1, "
+                f"{', '.join(SPLITTING)} and a number from 0 up (sigma to 10, h to 1, "
                 f"others to 10,000)"
             )
         split = split._replace(**{name: number})

@@ -38,6 +38,7 @@ import utils
 from learning import checkpoints, pretrained, runs
 from model import UNET, build, config_of, sees_all, usual_dimensions
 from tissue import nuclei
+from tissue.depth import segment
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
 from tissue.masks import read as read_labels
@@ -676,11 +677,14 @@ def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
     found, sizes = [], []
     for path, size, scale, _ in counted:
         image = open_image(path)
-        probability = predict_image(image, predict, scale=scale, **settings)
+        outputs = predict_image(image, predict, scale=scale, **settings)
         image.close()
-        found.append(probability >= checkpoint["threshold"])
+        found.append(segment(outputs, checkpoint["threshold"]))
         sizes.append(size or checkpoint["pixel_size_um"])
-    return nuclei.choose_split(found, [one.count for one in counted], sizes)
+    instances = settings["outputs"] > 1
+    default, depths = nuclei.default_split(instances), found if instances else None
+    masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
+    return nuclei.choose_split(masks, counts, sizes, default, depths)
 
 
 if __name__ == "__main__":

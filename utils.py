@@ -703,18 +703,21 @@ def prediction_settings(model: nn.Module, checkpoint: dict, tta: bool = False) -
         "grid": model.grid,
         "sizes": SIZES if tta else SIZES[:1],
         "colour": Colour(**colour) if colour else None,
+        "outputs": model.last_conv.out_channels,
     }
 
 
 def predictor(
     model: nn.Module, checkpoint: dict, device: torch.device, flips_and_turns: bool = False
 ) -> Callable:
-    """A function from RGB uint8 tiles (N, H, W, 3) to nucleus probability float32 (N, H, W).
+    """A function from RGB uint8 tiles (N, H, W, 3) to what the network gives, float32 (N, C, H, W).
 
-    It does all that the checkpoint asks for: normalisation and order of the colour channels. With
-    `flips_and_turns` it averages the eight ways to lay a tile (test-time augmentation). It works on
-    a copy of the network that is fused for inference (`fuse`). A batch too large for the GPU's
-    memory is halved, for good, and a line says so.
+    The first of the C outputs is the probability of a nucleus, the second, of a network with
+    instances, the depth in it; both are 0 to 1. The function does all that the checkpoint asks for:
+    normalisation and order of the colour channels. With `flips_and_turns` it averages the eight
+    ways to lay a tile (test-time augmentation). It works on a copy of the network that is fused for
+    inference (`fuse`). A batch too large for the GPU's memory is halved, for good, and a line says
+    so.
     """
     model = fuse(copy.deepcopy(model).eval(), device)
     model = model.to(device, memory_format=torch.channels_last)
@@ -742,16 +745,16 @@ def predictor(
             with mixed, freed_memory_kept():
                 logits = model(laid)
             finite &= logits.isfinite().all()
-            probability = logits.float().sigmoid()
-            probability = probability.flip(3) if flip else probability
-            total = total + probability.rot90(-turns, (2, 3))
-        probability = (total / len(ways))[:, 0].cpu().numpy()
+            outputs = logits.float().sigmoid()
+            outputs = outputs.flip(3) if flip else outputs
+            total = total + outputs.rot90(-turns, (2, 3))
+        outputs = (total / len(ways)).cpu().numpy()
         if not finite:
             raise InputError(
                 "found predictions that are not finite, expected numbers: the checkpoint's weights "
                 "are too large to multiply; choose another"
             )
-        return probability
+        return outputs
 
     return halving(predict)
 
@@ -879,8 +882,8 @@ def fusable(model: nn.Module) -> list[tuple[str, str, str]]:
 
 
 class WithColours(nn.Module):
-    """A network with its normalisation: RGB 0 to 255 float32 (N, 3, H, W) -> probability (N, 1,
-    H, W), for other programs.
+    """A network with its normalisation: RGB 0 to 255 float32 (N, 3, H, W) -> probability, and with
+    instances depth, (N, 1 or 2, H, W), for other programs.
     """
 
     def __init__(self, model: nn.Module, checkpoint: dict):
@@ -919,6 +922,7 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
     batch = torch.cat([pixels, pixels.flip(2)])
     with torch.inference_mode():
         expected = whole(pixels)
+    outputs = ("probability", "probability and depth")[expected.shape[1] - 1]
     with replacing(path) as beside, torch.no_grad():
         program = torch.export.export(whole, (batch,), dynamic_shapes=free)
         if path.suffix == ".pt2":
@@ -934,7 +938,8 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
                     f"pip install onnx onnxscript onnxruntime"
                 ) from error
             torch.onnx.export(
-                program, dynamo=True, input_names=["images"], output_names=["probability"],
+                program, dynamo=True, input_names=["images"],
+                output_names=[outputs.replace(" ", "_")],
                 external_data=False, verbose=False,
             ).save(beside)  # fmt: skip
             session = onnxruntime.InferenceSession(beside, providers=["CPUExecutionProvider"])
@@ -950,8 +955,9 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
         f"; bring each image to one colour before (tissue/colour.py): {colour}" if colour else ""
     )
     return (
-        f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of {grid} -> probability "
-        f"(N, 1, H, W); differs from the network by {largest:.1e} at most" + before
+        f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of {grid} -> {outputs} "
+        f"(N, {expected.shape[1]}, H, W); differs from the network by {largest:.1e} at most"
+        + before
     )
 
 

@@ -255,7 +255,7 @@ def score(predict: Callable, tiles: dict, pairs: Sequence[Pair]) -> dict[str, fl
     for pair in pairs:
         reference = read_mask(pair.mask)
         image = windows.open_image(pair.image)
-        mask = tiling.predict_image(image, predict, **tiles) >= THRESHOLD
+        mask = tiling.predict_image(image, predict, **tiles)[0] >= THRESHOLD
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
         dices.append(utils.dice(counts))
         accuracies.append(utils.accuracy(counts))

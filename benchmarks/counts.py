@@ -94,7 +94,7 @@ def predictions(args, files) -> list[np.ndarray]:
     predict = utils.predictor(model, checkpoint, utils.choose_device(args.gpu_id), args.tta)
     settings = utils.prediction_settings(model, checkpoint, args.tta)
     return [
-        tiling.predict_image(windows.open_image(file), predict, **settings)
+        tiling.predict_image(windows.open_image(file), predict, **settings)[0]
         >= checkpoint["threshold"]
         for file in files.values()
     ]

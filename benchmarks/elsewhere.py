@@ -51,7 +51,7 @@ def main(args):
     def predict(image, um):
         scale = scale_of(um, checkpoint["pixel_size_um"], "an image")
         found = tiling.predict_image(from_array(image), network, scale=scale, **settings)
-        return found >= checkpoint["threshold"]
+        return found[0] >= checkpoint["threshold"]
 
     masks = find_images(args.masks)
     table = {}

@@ -165,14 +165,14 @@ def a_network(dimensions):
 
 def ours(image, predict, tile):
     if not image.is_big:
-        return len(nuclei.contours(tiling.predict_image(image, predict, tile=tile) >= 0.5))
+        return len(nuclei.contours(tiling.predict_image(image, predict, tile=tile)[0] >= 0.5))
     tiles = tiling.tiles_of(image.height, image.width, tile)
     counter = stitching.ContourCounter(image.height, image.width)
     with tempfile.TemporaryDirectory() as folder:
         spool = mosaic.Spool(Path(folder), tile)
 
         def keep(predicted):
-            spool.add(predicted.tile, predicted.probability >= 0.5)
+            spool.add(predicted.tile, predicted.outputs[0] >= 0.5)
 
         predicted = tiling.predict_tiles(image, tiles, predict, tile=tile)
         deque(tiling.ahead(keep, predicted, 4), maxlen=0)
@@ -278,9 +278,10 @@ def seams(args):
     rows = []
     for number, file in enumerate(pairs.find_images(args.seams).values(), start=1):
         image = windows.open_image(file)
-        whole = tiling.predict_image(image, predict, tile=10**6 // 128 * 128) >= 0.5
+        whole = tiling.predict_image(image, predict, tile=10**6 // 128 * 128)[0] >= 0.5
         masks = {
-            f"ours, halo {halo}": tiling.predict_image(image, predict, tile=512, halo=halo) >= 0.5
+            f"ours, halo {halo}": tiling.predict_image(image, predict, tile=512, halo=halo)[0]
+            >= 0.5
             for halo in (96, 64, 32)
         }
         pixels = image.read(0, 0, image.height, image.width)

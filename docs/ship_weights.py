@@ -60,7 +60,7 @@ def main(args):
         "pixel_size_um": args.pixel_size or common_pixel_size(args.ckpt, checkpoints),
         "args": [run for checkpoint in checkpoints for run in runs_of(checkpoint)],
         "threshold": args.threshold,
-        "split": PREDICTION_SPLIT._asdict(),
+        "split": PREDICTION_SPLIT.values(),
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
     build_model(shipped, f"{args.out}, in half precision")  # what is too large for it is infinite

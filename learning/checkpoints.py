@@ -15,7 +15,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from model import build
 from tissue.files import InputError, replacing
-from tissue.nuclei import PREDICTION_SPLIT
+from tissue.nuclei import default_split
 from tissue.pixel_size import MICROSCOPE_UM
 from tissue.schema import CLOSED, OPEN, Count, Finite, check_content
 
@@ -62,6 +62,7 @@ class SplitValues(TypedDict):
     h: Annotated[Finite, Field(ge=0, le=1)]
     hole: Annotated[Finite, Field(ge=0, le=1e4)]
     smallest: Annotated[Finite, Field(ge=0, le=1e4)]
+    confidence: NotRequired[Annotated[Finite, Field(ge=0, le=1)]]  # earlier versions': 0
 
 
 PixelSize = Annotated[Finite, Field(ge=MICROSCOPE_UM[0], le=MICROSCOPE_UM[1])]
@@ -90,7 +91,6 @@ class Checkpoint(TypedDict):
 CHECKPOINT, CONFIG = TypeAdapter(Checkpoint), TypeAdapter(Config)
 # What earlier versions did not write.
 EARLIER = {"colour": None, "pixel_size_um": None, "bits": None}
-EARLIER |= {"split": PREDICTION_SPLIT._asdict()}
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -118,10 +118,16 @@ def load_checkpoint(path: Path | str) -> dict:
             raise InputError(f"{path}: found a checkpoint without checksums, {ADVICE}")
         content = check_content(CHECKPOINT, content, path, "choose another file")
         check_weights(content["model"], weights_of(content["config"], path), path)
-        return EARLIER | content
+        return completed(content)
     if isinstance(content, dict) and "conv1.conv.0.weight" in content:
-        return EARLIER | of_first_version(content, path)
+        return completed(of_first_version(content, path))
     raise InputError(f"{path}: found a file without a network's weights, {ADVICE}")
+
+
+def completed(content: dict) -> dict:
+    """A checkpoint with the values that were meant for keys that earlier versions did not write."""
+    split = default_split(content["config"].get("instances", False))
+    return EARLIER | {"split": split._asdict()} | content
 
 
 def of_first_version(state: dict, path: Path | str) -> dict:

@@ -64,14 +64,14 @@ def is_usable(path, tile):
     assert checkpoint["bits"] is None or 8 <= checkpoint["bits"] <= 16
     assert checkpoint["channel_order"] in ("rgb", "bgr")
     split = checkpoint["split"]
-    assert split.keys() == {"sigma", "h", "hole", "smallest"}
+    assert split.keys() - {"confidence"} == {"sigma", "h", "hole", "smallest"}
     assert all(0 <= value <= 10_000 for value in split.values())
     if colour := checkpoint["colour"]:
         assert all(map(math.isfinite, (*colour["mean"], *colour["spread"])))
         assert min(colour["spread"]) > 0
     network = checkpoints.build_model(checkpoint, path)
     probability = utils.predictor(network, checkpoint, torch.device("cpu"))(tile)
-    assert probability.shape == (1, 32, 32) and probability.min() >= 0 and probability.max() <= 1
+    assert probability.shape == (1, 1, 32, 32) and probability.min() >= 0 and probability.max() <= 1
     return True
 
 

@@ -110,7 +110,7 @@ def test_tiles_with_the_halo_of_the_network_give_its_untiled_prediction(generato
     @torch.inference_mode()
     def predict(tiles):
         batch = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
-        return network(batch).sigmoid()[:, 0].numpy()
+        return network(batch).sigmoid().numpy()
 
     image = generator.integers(0, 256, (50, 150, 3), dtype=np.uint8).repeat(6, axis=1)
     settings = {"halo": network.halo, "grid": network.grid}

@@ -395,7 +395,7 @@ def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     predict = utils.predictor(model, checkpoint, torch.device("cpu"))
     counts = torch.zeros(4, dtype=torch.int64)
     for path in sorted((root / "patches_rgb_val").iterdir()):
-        predicted = torch.from_numpy(predict(images.read_image(path)[None])[0] >= 0.5)
+        predicted = torch.from_numpy(predict(images.read_image(path)[None])[0, 0] >= 0.5)
         reference = masks.read_mask(root / "patches_mask_val" / path.name)
         counts += utils.pixel_counts(predicted, torch.from_numpy(reference))
     assert utils.dice(counts) == pytest.approx(checkpoint["best_dice"], abs=2e-3)

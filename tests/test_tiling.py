@@ -24,7 +24,7 @@ def predict():
 
 def red(tiles):
     """A network that returns a colour: the prediction is that colour's plane."""
-    return tiles[..., 0].astype(np.float32)
+    return tiles[:, None, ..., 0].astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", [(300, 470), (256, 512), (513, 257)])
@@ -34,7 +34,7 @@ def test_tiles_give_the_untiled_prediction(generator, shape, sizes, flips_and_tu
     image = from_array(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
     untiled = tiling.predict_image(image, predict, sizes=sizes, tile=1024)
     tiled = tiling.predict_image(image, predict, sizes=sizes, tile=128, batch_size=3)
-    assert untiled.shape == tiled.shape == shape
+    assert untiled.shape == tiled.shape == (1, *shape)
     np.testing.assert_allclose(tiled, untiled, atol=1e-2 if bfloat16() else 1e-5)
     assert np.array_equal(tiled >= 0.5, untiled >= 0.5)
 
@@ -48,14 +48,14 @@ def bfloat16():
 def test_small_images_are_padded_and_cut_back(predict, generator, shape, scale):
     image = from_array(generator.integers(60, 180, (*shape, 3), dtype=np.uint8))
     probability = tiling.predict_image(image, predict, scale=scale)
-    assert probability.shape == shape
+    assert probability.shape == (1, *shape)
     assert ((probability > 0) & (probability < 1)).all()
 
 
 def test_every_pixel_comes_from_its_own_place():
     image = np.random.default_rng(1).integers(0, 256, (200, 333, 3), dtype=np.uint8)
     found = tiling.predict_image(from_array(image), red, tile=64, halo=16, batch_size=5)
-    np.testing.assert_array_equal(found, image[..., 0])
+    np.testing.assert_array_equal(found, image[None, ..., 0])
 
 
 @pytest.mark.parametrize("scale", [1.37, 2.0, 3.3, 0.7])
@@ -67,7 +67,7 @@ def test_the_prediction_at_another_pixel_size_lies_where_the_image_does(scale):
     tiled = tiling.predict_image(image, red, scale=scale, tile=96, halo=16, batch_size=2)
     np.testing.assert_array_equal(whole, tiled)
     inner = slice(8, -8)
-    assert np.abs(whole - ramp)[inner, inner].max() < 1.3
+    assert np.abs(whole[0] - ramp)[inner, inner].max() < 1.3
 
 
 def test_seen_at_several_sizes_the_probability_is_their_mean(predict, generator):
@@ -85,12 +85,12 @@ def test_glass_is_not_predicted_and_tissue_is_measured(generator):
     settings = {"tile": 128, "halo": 0}
     outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, **settings))
     assert [outcome.tile for outcome in outcomes] == tiles
-    predicted = [outcome.probability is not None for outcome in outcomes]
+    predicted = [outcome.outputs is not None for outcome in outcomes]
     assert predicted[3] and not any(predicted[k] for k in (0, 1, 4, 5))
     tissue = [0, 0, 0.02, 1, 0, 0, 0, 0.02]  # smoothing makes an edge of two pixels uncertain
     np.testing.assert_allclose([outcome.tissue for outcome in outcomes], tissue, atol=0.02)
     outcomes = list(tiling.predict_tiles(from_array(image), tiles, red, sizes=(1, 2), **settings))
-    found = [outcome.probability is not None for outcome in outcomes]
+    found = [outcome.outputs is not None for outcome in outcomes]
     assert found[3] and not any(found[:1])  # a larger window may reach into its neighbour's tissue
 
 
@@ -98,7 +98,7 @@ def test_the_average_over_flips_and_turns_does_not_depend_on_how_the_image_lies(
     predict = predictor(flips_and_turns=True)
     image = generator.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     turned = predict(np.ascontiguousarray(np.rot90(image, axes=(1, 2))))
-    np.testing.assert_allclose(np.rot90(turned, -1, axes=(1, 2)), predict(image), atol=2e-3)
+    np.testing.assert_allclose(np.rot90(turned, -1, axes=(2, 3)), predict(image), atol=2e-3)
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(capsys):

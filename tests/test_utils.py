@@ -340,7 +340,7 @@ def test_prediction_and_training_feed_the_network_alike(generator):
     patch = utils.transform("val")(image=tile, mask=tile[..., 0])["image"]
     with torch.inference_mode():
         expected = model(patch[None]).sigmoid()[0, 0]
-    np.testing.assert_allclose(predict(tile[None])[0], expected, atol=0.01)
+    np.testing.assert_allclose(predict(tile[None])[0, 0], expected, atol=0.01)
 
 
 class Malice:

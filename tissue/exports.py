@@ -249,7 +249,8 @@ def _write_coco(path, image):
     def annotation(columns, row, ring):
         measures = dict(zip(columns, row, strict=True))
         corner = ring.min(axis=0)
-        return {
+        score = {"score": measures["confidence"]} if "confidence" in measures else {}
+        return score | {
             "id": measures["id"],
             "image_id": 1,
             "category_id": 1,

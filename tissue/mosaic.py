@@ -1,4 +1,4 @@
-"""Writes the mask of an image too big for the memory, tile by tile, into one TIFF.
+"""Writes the mask or depth map of an image too big for the memory, tile by tile, into one TIFF.
 
 Each process puts its tiles, compressed, one behind the other into a file of its own; at the end one
 of them puts all tiles in order. What is compressed once is copied as it is.
@@ -17,7 +17,7 @@ from tissue.tiling import Tile
 
 
 class Spool:
-    """A file of compressed tiles of a mask, each tile x tile pixels, and where each lies in it.
+    """A file of compressed tiles of a mask or a depth map, each tile x tile pixels; it knows where.
 
     It is a new, hidden file in `folder`; what a killed run leaves of it, `files.locked` removes.
     """
@@ -27,10 +27,14 @@ class Spool:
         self.places = {}  # Tile -> (offset, bytes)
         self.file = self.path.open("xb")
 
-    def add(self, part: Tile, mask: np.ndarray) -> None:
-        """Add a tile, bool (h, w), filled up with background to tile x tile pixels."""
+    def add(self, part: Tile, values: np.ndarray) -> None:
+        """Add a tile, bool (h, w), stored as 0 / 255, or uint8, filled up with background to tile x
+        tile pixels.
+        """
         pixels = np.zeros((self.tile, self.tile), np.uint8)
-        pixels[: part.height, : part.width] = mask * np.uint8(255)
+        pixels[: part.height, : part.width] = values
+        if values.dtype == bool:
+            pixels *= 255
         data = zlib.compress(pixels, 1)
         self.places[part] = self.file.tell(), len(data)
         self.file.write(data)
@@ -56,7 +60,7 @@ def write_mosaic(
     pixel_size_um: float | None,
     visit: Callable[[Tile, np.ndarray], None],
 ) -> None:
-    """Write a tiled, compressed BigTIFF, uint8 0 / 255, and show every mask to `visit`, in order.
+    """Write a tiled, compressed BigTIFF, uint8, and show every tile to `visit`, in order.
 
     `tiles` are all of an image, row by row, `places` what the processes' spools returned together.
     `visit` gets each tile's mask as bool (h, w). The spools are left to the caller to remove.

@@ -16,33 +16,51 @@ from scipy import ndimage
 from skimage.color import hed_from_rgb
 from skimage.segmentation import watershed
 
+from tissue.depth import CROSS, confidence, fill_holes
 from tissue.files import InputError
 
 USUAL_PIXEL_SIZE = 0.25  # micrometres; 40x, what an image of unknown pixel size is split as
 DEEPEST = 1000  # pixels; an image without background would have no distance to it
-CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 WINDOW = 1024  # pixels; the side of what is split at once, which bounds the memory
 
 
 class Split(NamedTuple):
     """How objects of a mask become nuclei; lengths in micrometres, areas in square micrometres."""
 
-    sigma: float  # of the Gaussian that smooths the distance to the background
+    sigma: float  # of the Gaussian that smooths the distance to the background, or the depth
     h: float  # a neck is cut if the distance falls there by this share of the smaller peak, or more
     hole: float  # holes up to this area are filled first; larger ones tell nuclei apart
     smallest: float  # smaller objects are dropped, smaller parts stay with their neighbour
+    confidence: float = 0.0  # nuclei are dropped whose largest depth, a share, is below; 0: none
+
+    def values(self) -> dict[str, float]:
+        """The values by name, without a confidence of 0: as before there were depths."""
+        values = self._asdict()
+        if not self.confidence:
+            del values["confidence"]
+        return values
 
     def __str__(self):
-        return " ".join(f"{name}={value:g}" for name, value in self._asdict().items())
+        return " ".join(f"{name}={value:g}" for name, value in self.values().items())
 
 
 # One rule for both: only holes and specks mean less where a network made them.
 REFERENCE_SPLIT = Split(sigma=0.5, h=0.05, hole=0.0, smallest=1.25)
 PREDICTION_SPLIT = Split(sigma=0.5, h=0.05, hole=2.5, smallest=2.5)
-# What `choose_split` tries.
-SIGMAS = (0.25, 0.375, 0.5, 0.75)
-HS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+INSTANCE_SPLIT = Split(sigma=0.25, h=0.2, hole=2.5, smallest=2.5, confidence=0.5)  # of depth maps
+# What `choose_split` tries, and of depth maps.
+SIGMAS, DEPTH_SIGMAS = (0.25, 0.375, 0.5, 0.75), (0.125, 0.25, 0.5)
+HS, DEPTH_HS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2), (0.05, 0.1, 0.2, 0.3)
 SMALLESTS = (1.25, 2.5, 3.75, 5.0)
+CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6)
+NEARLY = 0.005  # of the count; what is better than a depth map's default by less is not better
+
+
+class Found(NamedTuple):
+    """All nuclei of a mask, those that a lack of confidence drops too."""
+
+    labels: np.ndarray  # int32 (H, W), 1 to n
+    confidence: np.ndarray | None  # float64 (n,), 0 to 1, `depth.confidence`; None without depths
 
 
 def contours(mask: np.ndarray) -> list[np.ndarray]:
@@ -58,16 +76,37 @@ def contours(mask: np.ndarray) -> list[np.ndarray]:
 # --- splitting ---
 
 
-def nuclei(mask: np.ndarray, pixel_size_um: float | None, split: Split) -> np.ndarray:
+def default_split(instances: bool) -> Split:
+    """The Split of a network's predictions: with `instances` it gives depths too."""
+    return INSTANCE_SPLIT if instances else PREDICTION_SPLIT
+
+
+def nuclei(
+    mask: np.ndarray, pixel_size_um: float | None, split: Split, depth: np.ndarray | None = None
+) -> np.ndarray:
     """The nuclei of a mask bool (H, W): int32 (H, W), 1 to n in raster order of the first pixels.
 
     Every nucleus is one piece (its pixels share sides) without holes. Small holes are filled, the
     distance to the background is smoothed, each of its maxima floods a basin (watershed, Meyer
     1994, Signal Processing 38:113), and basins whose neck is shallow are joined again, the highest
     neck first. An unknown pixel size (None) is taken as 0.25 micrometres.
+
+    With a depth map, uint8 (H, W), its depths are taken instead of the distance, and nuclei that
+    have not `split.confidence` are dropped.
     """
+    found = find_nuclei(mask, pixel_size_um, split, depth)
+    if found.confidence is None:
+        return found.labels
+    kept = np.append(False, found.confidence >= split.confidence)
+    return (np.cumsum(kept, dtype=np.int32) * kept)[found.labels]
+
+
+def find_nuclei(
+    mask: np.ndarray, pixel_size_um: float | None, split: Split, depth: np.ndarray | None = None
+) -> Found:
+    """`nuclei`, but none is dropped for lack of confidence."""
     um = pixel_size_um or USUAL_PIXEL_SIZE
-    mask = _fill_small_holes(mask, split.hole / um**2)
+    mask, deep = _filled(mask, depth, split.hole / um**2)
     # Objects that meet at a corner only are two, so that each nucleus has a simple outline.
     _, objects, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
     large = stats[:, cv2.CC_STAT_AREA] >= split.smallest / um**2
@@ -77,12 +116,16 @@ def nuclei(mask: np.ndarray, pixel_size_um: float | None, split: Split) -> np.nd
     sigma, smallest = split.sigma / um, split.smallest / um**2
     for window, ids in _windows(stats, large, reach=math.ceil(8 * sigma) + 8):
         own = np.isin(objects[window], ids, kind="table")
-        basins, pairs, saddles, peak, area = _flood(mask[window], own, sigma)
+        depths = None if deep is None else deep[window]
+        basins, pairs, saddles, peak, area = _flood(mask[window], own, sigma, depths)
         nucleus = _join(pairs, saddles, peak, area, split.h, smallest)
         np.add(nucleus[basins], count, out=labels[window], where=own)
         count += int(nucleus.max())
     count = _without_holes(labels, count)
-    return _in_raster_order(labels, count)
+    labels = _in_raster_order(labels, count)
+    if depth is None:
+        return Found(labels, None)
+    return Found(labels, confidence(depth, labels, int(labels.max(initial=0))))
 
 
 def reference_labels(label_map: np.ndarray) -> np.ndarray:
@@ -112,32 +155,59 @@ def choose_split(
     counts: Sequence[int],
     pixel_sizes_um: Sequence[float | None],
     default: Split = PREDICTION_SPLIT,
+    depths: Sequence[np.ndarray] | None = None,
 ) -> tuple[Split, float]:
     """The parameters with the smallest mean |count - true count| / true count, and that error.
 
     `masks` are bool (H, W), `counts` the true numbers of nuclei, which only label maps tell: where
     masks are all that is known, the defaults stay. Images without nuclei do not count; with none
     left it returns the default and NaN. Equally good parameters: the first of the grid wins, which
-    begins with the default.
+    begins with the default. With depth maps, uint8 (H, W), as `depths`, confidences are tried too,
+    and the default stays unless others are better by more than NEARLY.
     """
     known = [i for i, count in enumerate(counts) if count > 0]
     if not known:
         return default, math.nan
-    tried = dict.fromkeys([(default.sigma, default.h, default.smallest)], 0.0)
-    tried |= dict.fromkeys(product(SIGMAS, HS, SMALLESTS), 0.0)
+    grid = (SIGMAS, HS, SMALLESTS) if depths is None else (DEPTH_SIGMAS, DEPTH_HS, SMALLESTS)
+    usual = default.sigma, default.h, default.smallest
+    sure = (0.0,) if depths is None else tuple(dict.fromkeys((default.confidence, *CONFIDENCES)))
+    tried = {(*key, least): 0.0 for key in (usual, *product(*grid)) for least in sure}
     for i in known:
         um = pixel_sizes_um[i] or USUAL_PIXEL_SIZE
-        mask = _fill_small_holes(masks[i], default.hole / um**2)
-        floods = {sigma: _flood(mask, mask, sigma / um) for sigma in {key[0] for key in tried}}
-        for sigma, h, smallest in tried:
-            least = smallest / um**2
-            _, pairs, saddles, peak, area = floods[sigma]
-            nucleus = _join(pairs, saddles, peak, area, h, least)
-            found = np.count_nonzero(np.bincount(nucleus, area)[1:] >= least)
-            tried[sigma, h, smallest] += abs(found - counts[i]) / counts[i] / len(known)
-    sigma, h, smallest = min(tried, key=tried.get)
-    best = default._replace(sigma=sigma, h=h, smallest=smallest)
-    return best, tried[sigma, h, smallest]
+        depth = None if depths is None else depths[i]
+        keys = dict.fromkeys(key[:3] for key in tried)
+        for key, area, confident in _tried(masks[i], depth, um, default.hole, keys):
+            large = area >= key[2] / um**2
+            for least in sure:
+                found = np.count_nonzero(large & (confident >= least))
+                tried[(*key, least)] += abs(found - counts[i]) / counts[i] / len(known)
+    best = min(tried, key=tried.get)
+    first = next(iter(tried))
+    if depths is not None and tried[first] <= tried[best] + NEARLY:
+        best = first
+    chosen = dict(zip(("sigma", "h", "smallest", "confidence"), best, strict=True))
+    return default._replace(**chosen), tried[best]
+
+
+def _tried(mask, depth, um, hole, keys):
+    """Of each key (sigma, h, smallest) the areas in pixels and the confidences of its nuclei, (n,),
+    which are 0 without a depth map.
+    """
+    filled, deep = _filled(mask, depth, hole / um**2)
+    floods = {sigma: _flood(filled, filled, sigma / um, deep) for sigma in {key[0] for key in keys}}
+    for sigma, h, smallest in keys:
+        basins, pairs, saddles, peak, area = floods[sigma]
+        nucleus = _join(pairs, saddles, peak, area, h, smallest / um**2)
+        confident = np.zeros(nucleus.max() + 1)
+        if depth is not None:
+            np.maximum.at(confident, nucleus[1:], confidence(depth, basins, len(area) - 1))
+        yield (sigma, h, smallest), np.bincount(nucleus, area)[1:], confident[1:]
+
+
+def _filled(mask, depth, largest):
+    """A copy of the mask with its holes of up to `largest` pixels filled, and of its depth map."""
+    filled = _fill_small_holes(mask, largest)
+    return filled, None if depth is None else fill_holes(depth * mask, filled & ~mask)
 
 
 def _fill_small_holes(mask, largest):
@@ -166,16 +236,16 @@ def _windows(stats, kept, reach):
         yield (rows, columns), ids[group]
 
 
-def _flood(mask, own, sigma):
-    """Basins of the smoothed distance in the objects `own` of a mask, both bool (H, W).
+def _flood(mask, own, sigma, depth=None):
+    """Basins of the smoothed distance in the objects `own` of a mask, both bool (H, W), or of the
+    smoothed `depth`, uint8 (H, W), which is 0 outside the mask.
 
     Returns basins int (H, W), 1 to n; what touches what, int (m, 2), and the depth of the highest
     way between them (m,); each basin's peak and area, (n + 1,). Lengths and areas in pixels.
     """
-    depth = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # Squared distances are whole numbers; without rounding they would depend on the window's place.
-    depth = np.sqrt(np.rint(np.square(np.minimum(depth, DEEPEST))))
-    depth = cv2.GaussianBlur(depth, (0, 0), sigma) * own
+    if depth is None:
+        depth = _distance(mask)
+    depth = cv2.GaussianBlur(depth.astype(np.float32), (0, 0), sigma) * own
     peaks = own & (depth == cv2.dilate(depth, CROSS))
     _, markers = cv2.connectedComponents(peaks.view(np.uint8), connectivity=4)
     # Peaks of one depth would be flooded in an order that depends on all others in the window.
@@ -186,6 +256,13 @@ def _flood(mask, own, sigma):
     peak[basins[peaks]] = depth[peaks]
     area[0] = 0
     return basins, *_necks(basins, depth), peak, area
+
+
+def _distance(mask):
+    """The distance to the background, float32 (H, W), pixels."""
+    distance = cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Squared distances are whole numbers; without rounding they would depend on the window's place.
+    return np.sqrt(np.rint(np.square(np.minimum(distance, DEEPEST))))
 
 
 def _necks(basins, depth):

@@ -16,7 +16,7 @@ import numpy as np
 from patchify import patchify
 
 from tissue.colour import Colour, for_network
-from tissue.depth import FULL, UNKNOWN
+from tissue.depth import DEEPEST, UNKNOWN
 from tissue.files import InputError, file_hash
 from tissue.manifest import (
     MANIFEST,
@@ -298,7 +298,7 @@ class PatchDataset:
         patch = self.transform(image=image, mask=mask.astype(np.float32))
         mask = patch["mask"][None]
         unknown = mask == UNKNOWN if source["labels"] else mask > 0
-        return patch["image"], (mask / FULL).masked_fill(unknown, -1), index
+        return patch["image"], (mask / DEEPEST).masked_fill(unknown, -1), index
 
 
 class PatchSampler:

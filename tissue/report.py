@@ -44,6 +44,8 @@ FILES = {
     "coco": "COCO",
     "prediction": "mask",
     "big_prediction": "mask",
+    "distance": "depth",
+    "big_distance": "depth",
 }
 
 
@@ -64,6 +66,7 @@ COLUMNS = (
     Column("aji", "AJI", 4),
     Column("pq", "PQ", 4),
     Column("nuclei_per_mm2", "nuclei per mm\u00b2", 0),
+    Column("dropped", "dropped", 1),
 )
 
 PAGE = Path(__file__).with_name("report.html")
@@ -92,6 +95,7 @@ DEFINITIONS = {
     "PQ": "Panoptic quality (Kirillov et al. 2019), of nuclei: detection times segmentation.",
     "nuclei per mm\u00b2": "Nuclei / area of the tissue in the image.",
 }
+DROPPED = "Nuclei that are not counted and not in the mask, for their depth is below --confidence."
 
 
 # --- pictures
@@ -303,6 +307,8 @@ def write_report(
     with ThreadPoolExecutor() as pool:
         cells = list(pool.map(lambda there: _picture_cells(there, layers, side), pictures))
     columns = _columns(rows)
+    dropped = any(column.key == "dropped" for column in columns)
+    definitions = DEFINITIONS | ({"dropped": DROPPED} if dropped else {})
     body = [
         _table_row(place, row, links, columns, folder)
         for place, (row, links) in enumerate(zip(rows, cells, strict=True))
@@ -317,7 +323,7 @@ def write_report(
         body="\n".join(body),
         foot=_foot(rows, layers, columns) if len(rows) > 1 else "",
         definitions="\n".join(
-            f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in DEFINITIONS.items()
+            f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in definitions.items()
         ),
         layers="".join(
             f'<button type="button" data-layer="{layer}">{LAYERS[layer]}</button>'

@@ -38,6 +38,8 @@ ENDINGS = {
     "geojson": "_nuclei.geojson",
     "rois": "_rois.zip",
     "coco": "_coco.json",
+    "distance": "_distance.png",
+    "big_distance": "_distance.tif",
 }
 ROWS = "rows"
 COUNTS, ERRORS, REPORT = "counts.csv", "errors.csv", "report.html"
@@ -84,6 +86,7 @@ class Row(TypedDict):
     tissue: Share
     seconds: Amount
     skipped: NotRequired[Share]
+    dropped: NotRequired[Count]  # nuclei without enough confidence
     tissue_mm2: NotRequired[Amount]
     nuclei_per_mm2: NotRequired[Amount]
     gt_contours: NotRequired[Count]
@@ -376,12 +379,14 @@ def _images(number):
 
 
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
-    """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown.
+    """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown, and
+    `dropped` if nuclei of any image were.
 
     A name that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an
     apostrophe before it, which `read_table` takes away again.
     """
-    _write_table(path, COUNT_COLUMNS, rows)
+    more = ("dropped",) if any("dropped" in row for row in rows) else ()
+    _write_table(path, COUNT_COLUMNS + more, rows)
 
 
 def write_errors(path: Path | str, rows: Sequence[dict]) -> None:

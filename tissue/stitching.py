@@ -138,25 +138,33 @@ class FoundNuclei(NamedTuple):
     window: Tile  # where the new nuclei lie, which may reach beyond the tile
     new: np.ndarray  # int32 (h, w) of the window: 1 to n, the new nuclei alone
     ids: np.ndarray  # int64 (n,): their ids
+    confidence: np.ndarray | None  # float64 (n,): theirs, None without depths
+    dropped: np.ndarray  # bool (h, w): the tile's pixels of nuclei without enough confidence
+    new_dropped: int  # number of those that no tile before has met
 
 
 def nuclei_by_tiles(
-    mask: Windows, tiles: Iterable[Tile], find: Callable[[np.ndarray], np.ndarray]
+    mask: Windows,
+    tiles: Iterable[Tile],
+    find: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+    least: float = 0.0,
 ) -> Iterator[FoundNuclei]:
-    """The nuclei of a mask that is read by windows, each met once, tile by tile.
+    """The nuclei of a mask or a depth map that is read by windows, each met once, tile by tile.
 
-    `find` gives the labels of a mask bool (H, W), int32; what it makes of an object must depend on
-    that object and its nearest surroundings alone. Ids are 1, 2, 3, ... in the order in which tiles
-    meet the nuclei. A nucleus in several tiles is known by its first pixel. That is exact for
-    objects that reach no more than WIDEST pixels beyond the tiles they lie in.
+    `find` gives the labels of a mask bool (H, W) or of a depth map uint8 (H, W), int32, and the
+    confidence of each nucleus, or None: `nuclei.Found`. Nuclei with less than the `least` are
+    dropped: they get no ids. What `find` makes of an object must depend on that object and its
+    nearest surroundings alone. Ids are 1, 2, 3, ... in the order in which tiles meet the nuclei. A
+    nucleus in several tiles is known by its first pixel. That is exact for objects that reach no
+    more than WIDEST pixels beyond the tiles they lie in.
     """
-    known = {}  # first pixel's place -> id, of nuclei that reach beyond a tile seen so far
+    known = {}  # first pixel's place -> id, of nuclei that reach beyond a tile seen so far; 0: none
     count = 0
     for tile in tiles:
         if tile.x == 0:
             above = (tile.y - 2 * WIDEST) * mask.width
             known = {place: number for place, number in known.items() if place >= above}
-        window, labels = _labels_around(mask, tile, find)
+        window, (labels, confidence) = _labels_around(mask, tile, find)
         top, left = tile.y - window.y, tile.x - window.x
         core = labels[top : top + tile.height, left : left + tile.width]
         present = np.flatnonzero(np.bincount(core.ravel(), minlength=1))
@@ -165,19 +173,27 @@ def nuclei_by_tiles(
         y, x = np.divmod(_first_pixels(labels, highest + 1)[present], window.width)
         places = ((window.y + y) * mask.width + window.x + x).tolist()
         number = np.zeros(highest + 1, np.int32)
+        kept = np.ones(highest + 1, bool)
+        if confidence is not None:
+            kept[1:] = confidence >= least
         fresh = np.array([place not in known for place in places], bool)
-        ids = count + 1 + np.arange(np.count_nonzero(fresh))
+        new = present[fresh & kept[present]]
+        ids = count + 1 + np.arange(len(new))
         count += len(ids)
-        number[present[fresh]] = ids
+        number[new] = ids
         number[present[~fresh]] = [
-            known[p] for p, new in zip(places, fresh, strict=True) if not new
+            known[p] for p, is_new in zip(places, fresh, strict=True) if not is_new
         ]
         at_border = np.isin(present, _on_border(core))
         known.update((p, int(number[label])) for p, label, reaches in
                      zip(places, present, at_border, strict=True) if reaches)  # fmt: skip
         local = np.zeros(highest + 1, np.int32)
-        local[present[fresh]] = np.arange(1, len(ids) + 1)
-        yield FoundNuclei(tile, number[core], window, local[labels], ids)
+        local[new] = np.arange(1, len(ids) + 1)
+        yield FoundNuclei(
+            tile, number[core], window, local[labels], ids,
+            None if confidence is None else confidence[new - 1],
+            (~kept)[core], np.count_nonzero(fresh) - len(new),
+        )  # fmt: skip
 
 
 def _labels_around(mask, tile, find):
@@ -188,7 +204,7 @@ def _labels_around(mask, tile, find):
         bottom = min(tile.y + tile.height + margin, mask.height)
         right = min(tile.x + tile.width + margin, mask.width)
         pixels = mask.read(y, x, bottom - y, right - x)
-        _, objects = cv2.connectedComponents(pixels.astype(np.uint8), connectivity=4)
+        _, objects = cv2.connectedComponents((pixels > 0).view(np.uint8), connectivity=4)
         inside = objects[tile.y - y :, tile.x - x :][: tile.height, : tile.width]
         sides = ((y, objects[0]), (x, objects[:, 0]))
         sides += ((mask.height - bottom, objects[-1]), (mask.width - right, objects[:, -1]))

@@ -37,10 +37,10 @@ class Tile(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """A tile's outcome; probability is None where there is no tissue to predict."""
+    """A tile's outcome; outputs are None where there is no tissue to predict."""
 
     tile: Tile
-    probability: np.ndarray | None  # float32 (h, w)
+    outputs: np.ndarray | None  # float32 (C, h, w)
     tissue: float  # fraction of the tile
 
 
@@ -60,18 +60,20 @@ def predict_tiles(
     scale: float = 1.0,
     sizes: Sequence[float] = (1.0,),
     colour: Colour | None = None,
+    outputs: int = 1,
     **settings,
 ) -> Iterator[Predicted]:
     """The outcome of each tile, in their order.
 
-    `predict` takes RGB uint8 (N, h, w, 3) and returns probability float32 (N, h, w). Where the
-    network wants pixels `scale` times as large as the image's, it gets them, and its probability
-    is interpolated back; that is done for each of `sizes`, factors of `scale`, and the
-    probabilities are averaged. Where the network wants all images of one `colour`, the image as a
-    whole is brought to it. `settings` are `tile` and `halo`, pixels, multiples of the network's
-    `grid`, and `batch_size`, windows. The tiles start at multiples of `tile`.
+    `predict` takes RGB uint8 (N, h, w, 3) and returns float32 (N, `outputs`, h, w): probability,
+    and what else the network gives. Where the network wants pixels `scale` times as large as the
+    image's, it gets them, and its outputs are interpolated back; that is done for each of `sizes`,
+    factors of `scale`, and the outputs are averaged. Where the network wants all images of one
+    `colour`, the image as a whole is brought to it. `settings` are `tile` and `halo`, pixels,
+    multiples of the network's `grid`, and `batch_size`, windows. The tiles start at multiples of
+    `tile`.
 
-    The probability of `background` is 0. Margins of one colour (`background.frame_of`) are cut off
+    All outputs of `background` are 0. Margins of one colour (`background.frame_of`) are cut off
     before anything else, so that an image's prediction is with them what it is without.
     """
     whole = Tile(0, 0, image.height, image.width)
@@ -92,15 +94,15 @@ def predict_tiles(
 
     def finish(item):
         tile, part, outcome = item
-        seen = [probability for probability in outcome if probability is not None]
+        seen = [values for values in outcome if values is not None]
         if not seen:
             return Predicted(tile, None, _tissue_of(inner, source, part).mean() if part else 0.0)
         tissue = _tissue_of(inner, source, part)
-        probability = np.zeros((tile.height, tile.width), np.float32)
+        whole_tile = np.zeros((outputs, tile.height, tile.width), np.float32)
         y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
-        inside = probability[y : y + part.height, x : x + part.width]
+        inside = whole_tile[:, y : y + part.height, x : x + part.width]
         np.multiply(np.mean(seen, axis=0), tissue, out=inside)
-        return Predicted(tile, probability, np.count_nonzero(tissue) / probability.size)
+        return Predicted(tile, whole_tile, np.count_nonzero(tissue) / whole_tile[0].size)
 
     yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 2)
 
@@ -143,7 +145,7 @@ def _tissue_of(image, source, part):
 
 
 def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=GRID, batch_size=1):
-    """The probabilities of `predict_tiles` at one size, None for windows without tissue.
+    """The outputs of `predict_tiles` at one size, None for windows without tissue.
 
     `shown` makes of a window what the network sees, and tells what of it is background.
     """
@@ -184,19 +186,21 @@ def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=
             for (part, (rows, columns), _, _), values in zip(items, predicted, strict=True):
                 if scale == (1, 1):
                     y, x = round(rows[0]), round(columns[0])
-                    yield values[y : y + part.height, x : x + part.width]
+                    yield values[:, y : y + part.height, x : x + part.width]
                 else:
-                    yield interpolate(values, rows, columns)
+                    yield np.stack([interpolate(output, rows, columns) for output in values])
 
 
-def predict_image(image: Windows, predict: Callable, **settings) -> np.ndarray:
-    """Nucleus probability of a whole image, float32 (H, W); `settings` are `predict_tiles`'."""
-    probability = np.zeros((image.height, image.width), np.float32)
+def predict_image(image: Windows, predict: Callable, outputs: int = 1, **settings) -> np.ndarray:
+    """What `predict` makes of a whole image, float32 (`outputs`, H, W), the first the probability
+    of a nucleus; `settings` are `predict_tiles`'.
+    """
+    whole = np.zeros((outputs, image.height, image.width), np.float32)
     tiles = tiles_of(image.height, image.width, settings.get("tile", TILE))
-    for part, values, _ in predict_tiles(image, tiles, predict, **settings):
+    for part, values, _ in predict_tiles(image, tiles, predict, outputs=outputs, **settings):
         if values is not None:
-            probability[part.y : part.y + part.height, part.x : part.x + part.width] = values
-    return probability
+            whole[:, part.y : part.y + part.height, part.x : part.x + part.width] = values
+    return whole
 
 
 def seam_samples(
@@ -207,7 +211,7 @@ def seam_samples(
     side: int = 2 * TILE,
     **settings,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows of an image predicted untiled and tiled, both float32 (h, w), for comparing.
+    """Windows of an image predicted untiled and tiled, both float32 (C, h, w), for comparing.
 
     Of a large image three windows of `side` pixels along its diagonal, of a small one all of it. A
     window that is not larger than a tile is cut into four.

@@ -20,6 +20,7 @@ from tissue.images import (
     TIFF_SIGNATURES,
     bits_in_use,
     check_memory,
+    decode,
     decoding,
     image_shape,
     is_negative,
@@ -112,7 +113,9 @@ class Part:
 
 
 def from_array(pixels: np.ndarray, pixel_size_um: float | None = None) -> Windows:
-    """Windows of an image or a mask that is in memory: RGB uint8 (H, W, 3), or bool (H, W)."""
+    """Windows of what is in memory: an image, RGB uint8 (H, W, 3), a mask, bool (H, W), or a depth
+    map, uint8 (H, W).
+    """
     return Windows(Path(), _Whole(lambda: pixels), [pixels.shape[:2]], False, pixel_size_um)
 
 
@@ -131,6 +134,21 @@ def open_mask(path: str | Path, big: float | None = None) -> MaskWindows:
     segments, shape, is_big = _open(path, big, is_mask=True)
     pixels = _MaskSegments(path, segments) if segments else _WholeMask(path)
     return MaskWindows(path, pixels, segments.levels if segments else [shape], is_big)
+
+
+def open_depth(path: str | Path, big: float | None = None) -> Windows:
+    """Open a depth map of ours, uint8 (H, W), for reading by windows, as `open_image` does."""
+    path = Path(path)
+    segments, shape, is_big = _open(path, big, is_mask=True)
+    pixels = segments or _Whole(lambda: _stored(path))
+    return Windows(path, pixels, segments.levels if segments else [shape], is_big)
+
+
+def _stored(path):
+    """The values of a file as they are, (H, W)."""
+    with decoding(path):
+        pixels = decode(path).pixels
+        return masks.grey(path, pixels) if pixels.ndim == 3 else pixels
 
 
 def _open(path, big, is_mask):
