@@ -18,6 +18,7 @@ import warnings
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from tissue.files import InputError
@@ -163,23 +164,48 @@ class EncoderUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
+        is_even = height % self.grid == 0 and width % self.grid == 0
+        if not is_even:
+            x = F.pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
         *skips, y = usable(self.encoder, x)
         skips = [self.stem(x), *[None] * (4 - len(skips)), *skips]  # of 1, 1/2, ... 1/16
         for scale, conv in zip(self.scales, self.convs, strict=True):
             y, skip = scale(y), skips.pop()
             y = conv(y if skip is None else torch.cat([skip, y], dim=1))
-        return self.last_conv(y)[:, :, :height, :width]
+        logits = self.last_conv(y)
+        return logits if is_even else logits[:, :, :height, :width]
+
+
+class EvenConv(Conv2dSame):
+    """timm's Conv2dSame for heights and widths that its strides divide, as those in EncoderUNet.
+
+    The padding that TensorFlow has depends on the size, but is one and the same for all of these;
+    torch.export cannot follow how it depends on them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (
+            max((kernel - 1) * dilation + 1 - stride, 0)
+            for kernel, stride, dilation in zip(
+                self.kernel_size, self.stride, self.dilation, strict=True
+            )
+        )
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return nn.Conv2d.forward(self, x)
 
 
 def create_encoder(arch: str, **settings) -> nn.Module:
-    """timm's network of that name, which gives its features; random weights unless `settings`,
-    those of timm.create_model, say otherwise.
+    """timm's network of that name, which gives the features of images of multiples of 32 pixels;
+    random weights unless `settings`, those of timm.create_model, say otherwise.
     """
     logging.getLogger("timm").setLevel(logging.ERROR)  # it tells of each tensor that it leaves out
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of timm's own names and layers
-        return timm.create_model(arch, features_only=True, **settings)
+        encoder = timm.create_model(arch, features_only=True, **settings)
+    for module in encoder.modules():
+        if type(module) is Conv2dSame:
+            module.__class__ = EvenConv
+    return encoder
 
 
 def usable(encoder: nn.Module, x: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 import torchvision
 from albumentations.pytorch import ToTensorV2
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,6 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from learning.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint
+from model import EvenConv
 from tissue.colour import ONE, Colour
 from tissue.files import InputError, replacing
 from tissue.tiling import SIZES
@@ -846,7 +847,7 @@ def fusable(model: nn.Module) -> list[tuple[str, str, str]]:
 
     A small image shows who takes what: its gradient's graph has each value's makers and takers.
     """
-    kinds = (nn.Conv2d, Conv2dSame, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.ReLU6)
+    kinds = (nn.Conv2d, EvenConv, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.ReLU6)
     names = {module: name for name, module in model.named_modules() if type(module) in kinds}
     taken, made, hooks = defaultdict(list), defaultdict(list), []
     for module in names:

@@ -160,11 +160,16 @@ def of_first_version(state: dict, path: Path | str) -> dict:
 def weights_of(config: dict, path: Path | str) -> dict[str, torch.Tensor]:
     """The state dict of a network without its values: names, shapes and types, but no memory.
 
-    Raises InputError, which names `path`, where `config` names no network.
+    Raises InputError as `network_of`.
     """
+    with torch.device("meta"):
+        return network_of(config, path).state_dict()
+
+
+def network_of(config: dict, path: Path | str) -> nn.Module:
+    """`model.build`, whose InputError then names `path`."""
     try:
-        with torch.device("meta"):
-            return build(config).state_dict()
+        return build(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -260,8 +265,8 @@ def checked_zip(path: Path) -> io.BytesIO:
 def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
     """The network of a checkpoint, with its weights; `path` names it in the error (InputError)."""
     config = check_content(CONFIG, checkpoint["config"], path, "choose another file")
-    check_weights(checkpoint["model"], weights_of(config, path), path)
-    model = build(config)
+    model = network_of(config, path)
+    check_weights(checkpoint["model"], model.state_dict(), path)
     model.load_state_dict(checkpoint["model"])
     return model
 
