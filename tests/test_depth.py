@@ -221,7 +221,7 @@ def test_depth_grows_from_the_border_to_the_middle_and_is_a_share_of_the_largest
 def test_the_edge_of_the_image_is_no_border():
     labels = np.zeros((6, 8), np.int32)
     labels[:, :4] = 7  # numbers may have gaps
-    assert depth_of(labels)[3].tolist() == [255, 191, 128, 64, 0, 0, 0, 0]
+    assert depth.depth_of(labels)[3].tolist() == [255, 191, 128, 64, 0, 0, 0, 0]
     assert (depth.depth_of(np.full((5, 5), 1, np.int32)) == 255).all()
     assert (depth.depth_of(np.zeros((5, 5), np.int32)) == 0).all()
 
