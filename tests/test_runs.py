@@ -123,8 +123,8 @@ def test_patches_too_small_for_the_network_are_named(tmp_path):
         args = train.parse_args(["--root", "somewhere", "--dimensions", "4"])
         with pytest.raises(InputError, match=f"somewhere: found patches of {dim} x {dim} pixels"):
             train.check_patches(args, dim)
-    for arch in ("unet", "attention", "resnet34"):
-        train.check_patches(train.parse_args(["--arch", arch]), 32)
+    for arch in ("unet", "tf_efficientnet_lite0", "resnet34"):
+        train.check_patches(train.parse_args(["--arch", arch, "--dimensions", "4"]), 32)
 
 
 # --- what a checkpoint says
