@@ -320,6 +320,11 @@ def choose_network(args) -> dict | None:
     What the flags leave open is the checkpoint's, or else the usual. Raises InputError for flags
     that contradict it.
     """
+    if args.init and args.pretrained:
+        raise InputError(
+            "--pretrained: found it with --init, whose weights take the place of all others, "
+            "expected one of the two; leave one out"
+        )
     origin = utils.load_origin(args.init) if args.init else None
     config = origin["config"] if origin else {}
     args.arch = args.arch or config.get("arch", UNET)

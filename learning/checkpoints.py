@@ -214,11 +214,11 @@ def misfit(state: Any, wanted: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def load_tensors(path: Path | str) -> Any:
+def load_tensors(path: Path | str, advice: str = ADVICE) -> Any:
     """What torch saved in a file, on the CPU, if it is of plain types and tensors alone.
 
     Raises FileNotFoundError, and InputError for a file that is damaged (a zip's checksums tell, the
-    format before had none) or would execute code.
+    format before had none) or would execute code; `advice` says there what was expected.
     """
     path = Path(path)
     if not path.is_file():
@@ -232,9 +232,9 @@ def load_tensors(path: Path | str) -> Any:
     except Exception as error:  # a pickle's bytes are a program, which can fail in any way
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper():
             raise InputError(
-                f"{path}: found objects that would execute code when loaded (refused), {ADVICE}"
+                f"{path}: found objects that would execute code when loaded (refused), {advice}"
             ) from error
-        raise InputError(f"{path}: found no checkpoint or a damaged one, {ADVICE}") from error
+        raise InputError(f"{path}: found no checkpoint or a damaged one, {advice}") from error
 
 
 def begins_as_zip(path: Path | str) -> bool:

@@ -1,5 +1,6 @@
 """An encoder's first weights: what timm fetches, or a file."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def start_pretrained(model: nn.Module, source: str) -> None:
 
 def fetch(arch: str) -> nn.Module:
     """The encoder with the weights that timm fetches; InputError where none are to be had."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a warning for each try
     try:
         return create_encoder(arch, pretrained=True)
     except Exception as error:  # no network, no such weights, a damaged download
@@ -111,11 +113,12 @@ def read_file(path: Path) -> Any:
     """What a file of torch or safetensors holds; nothing in it is executed."""
     if not path.is_file():
         raise FileNotFoundError(f"--pretrained {path}: not found, expected a file with weights")
+    advice = f"expected weights saved by torch or safetensors; {ADVICE}"
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+        content = load_file(path) if path.suffix == ".safetensors" else load_tensors(path, advice)
     except SafetensorError as error:
         raise InputError(
-            f"--pretrained {path}: found a damaged file ({error}); {ADVICE}"
+            f"--pretrained {path}: found a damaged file ({error}), {advice}"
         ) from error
     except InputError as error:
         raise InputError(f"--pretrained {error}") from error

@@ -206,7 +206,7 @@ def test_a_damaged_file_or_none_is_named(tmp_path, lite0, name):
         start_pretrained(EncoderUNet(LITE0, 4), tmp_path / name)
     path = write(lite0.state_dict(), tmp_path / name)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match=f"--pretrained .*{name}: found .*damaged"):
+    with pytest.raises(InputError, match=f"{name}: found .*damaged.* weights saved by torch"):
         start_pretrained(EncoderUNet(LITE0, 4), path)
 
 
@@ -282,6 +282,8 @@ def test_init_takes_the_network_from_the_checkpoint(root, tmp_path):
     for more in (["--arch", "unet"], ["--arch", "test_resnet"], ["--dimensions", 8]):
         with pytest.raises(InputError, match=rf"--init .*found .*{TINY}.*expected .*{more[1]}"):
             call_train([*flags, "--log", tmp_path / "log3", *more])
+    with pytest.raises(InputError, match="--pretrained: found it with --init"):
+        call_train([*flags, "--log", tmp_path / "log3", "--pretrained"])
     assert not (tmp_path / "log3").exists()
 
 
@@ -430,25 +432,19 @@ def test_networks_that_see_all_of_an_image_are_told_from_others(arch, all_of_it)
     assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A file with a network on Lite0 that has learned nothing."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("network") / "lite0.pt"
-    network = with_statistics(EncoderUNet(LITE0, 4))
-    checkpoints.save_checkpoint(path, checkpoint_of(network))
-    return path
-
-
+@pytest.mark.parametrize("arch", [LITE0, "resnet34"])
 @pytest.mark.parametrize("name", ["net.pt2", "net.onnx"])
-def test_an_exported_network_takes_any_size(trained, tmp_path, capsys, name):
+def test_an_exported_network_takes_any_size(tmp_path, capsys, arch, name):
+    torch.manual_seed(0)
+    trained = tmp_path / "network.pt"
+    network = with_statistics(EncoderUNet(arch, 4))
+    checkpoints.save_checkpoint(trained, checkpoint_of(network))
     if name.endswith("onnx"):
         pytest.importorskip("onnxruntime", reason="the ONNX export needs its packages")
         pytest.importorskip("onnxscript", reason="the ONNX export needs its packages")
     infer(tmp_path / "out", "--ckpt", trained, "--export_model", tmp_path / name)
     assert "multiples of 32" in capsys.readouterr().out
-    network = checkpoints.build_model(checkpoints.load_checkpoint(trained), trained)
-    network = utils.WithColours(network, checkpoints.load_checkpoint(trained)).eval()
+    network = utils.WithColours(network, checkpoint_of(network)).eval()
     for size in [(1, 3, 64, 96), (3, 3, 160, 64)]:
         pixels = torch.rand(size) * 255
         if name.endswith("pt2"):
