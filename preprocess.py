@@ -29,6 +29,7 @@ from tissue import manifest, masks, patches, report, splits, windows
 from tissue.colour import colour_of
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
+from tissue.fitting import areas_within
 from tissue.images import bits_in_use, read_image
 from tissue.nuclei import reference_labels
 from tissue.pairs import (
@@ -243,11 +244,7 @@ def nucleus_areas(label_map: Path) -> np.ndarray:
         return np.zeros(0)  # `check_pair` says why
     if labels is None:
         return np.zeros(0)
-    labels = reference_labels(labels)
-    areas = np.bincount(labels.ravel())
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        areas[edge] = 0
-    return areas[areas > 0]
+    return areas_within(reference_labels(labels))
 
 
 def settle_pixel_size(plans: list[Plan], wanted: float | None) -> None:

@@ -40,6 +40,7 @@ from model import UNET, build, config_of, sees_all, usual_dimensions
 from tissue import nuclei
 from tissue.depth import segment
 from tissue.files import InputError, Parser, locked, run_script
+from tissue.fitting import areas_within
 from tissue.manifest import MANIFEST
 from tissue.masks import read as read_labels
 from tissue.pairs import set_folders
@@ -201,7 +202,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         "precision": str(precision).removeprefix("torch."),
         "versions": utils.versions(),
     }
-    checkpoint = describe(model, manifests[0], settings)
+    checkpoint = describe(model, manifests, settings, nucleus_um2(counted))
     if rank == 0:
         utils.write_json(run / "args.json", settings)
         utils.write_table(run / "metrics.csv", progress["metrics"])
@@ -473,8 +474,11 @@ def make_state(model, args, batches: int, precision: torch.dtype, training: dict
     return State(model, ema, optimizer, schedule, scaler, progress, losses, [()] * len(losses))
 
 
-def describe(model: nn.Module, manifest: dict, settings: dict) -> dict:
+def describe(model: nn.Module, manifests: list[dict], settings: dict, nucleus) -> dict:
     """What best.pt and last.pt say all through a run."""
+    known = {
+        key: next((m[key] for m in manifests if m[key]), None) for key in ("pixel_size_um", "bits")
+    }
     colour = utils.COLOURS[settings["colour"]]
     return {
         "format_version": checkpoints.CHECKPOINT_VERSION,
@@ -482,9 +486,9 @@ def describe(model: nn.Module, manifest: dict, settings: dict) -> dict:
         "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
         "channel_order": "rgb",
         "colour": colour._asdict() if colour else None,
-        "patch_dim": manifest["patch_dim"],
-        "pixel_size_um": utils.typical_pixel_size(manifest),
-        "bits": manifest.get("bits"),
+        "patch_dim": manifests[0]["patch_dim"],
+        **known,
+        "nucleus_um2": nucleus,
         "threshold": 0.5,
         "split": nuclei.PREDICTION_SPLIT._asdict(),
         "args": settings,
@@ -616,7 +620,8 @@ class Counted(NamedTuple):
     path: Path
     pixel_size_um: float | None
     scale: float  # how many of its pixels make one of the network's
-    count: int  # nuclei; 0 where its labels are a mask
+    count: int  # nuclei
+    areas: np.ndarray  # pixels (n,), of those that do not meet the image's edge
 
 
 def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
@@ -633,7 +638,7 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
                 image = open_image(path)
                 if image.is_big:
                     continue
-                scale = scale_of(entry["pixel_size_um"], utils.typical_pixel_size(manifest), path)
+                scale = scale_of(entry["pixel_size_um"], manifest["pixel_size_um"], path)
                 mask = read_labels(label_map)
                 if mask.foreground.shape != (image.height, image.width):
                     found = " x ".join(map(str, mask.foreground.shape))
@@ -641,14 +646,25 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
                         f"{label_map}: found labels of {found} pixels (height x width), expected "
                         f"{image.height} x {image.width} as in {path}; replace or remove it"
                     )
-                labels = mask.labels
-                count = 0 if labels is None else len(np.unique(labels[labels > 0]))
-                counted.append(Counted(path, entry["pixel_size_um"], scale, count))
+                if mask.labels is None:  # it was when the set was cut
+                    raise InputError(f"{label_map}: found a mask, expected a label map, as before")
+                labels = nuclei.reference_labels(mask.labels)
+                areas = areas_within(labels)
+                counted.append(
+                    Counted(path, entry["pixel_size_um"], scale, int(labels.max()), areas)
+                )
             except (InputError, OSError) as error:
                 faults.append(str(error))
     if faults:
         raise InputError("; ".join(faults))
     return counted
+
+
+def nucleus_um2(counted: list[Counted]) -> float | None:
+    """The median area of all nuclei of these images, square micrometres; None where unknown."""
+    areas = [one.areas * one.pixel_size_um**2 for one in counted if one.pixel_size_um]
+    areas = np.concatenate([np.zeros(0), *areas])
+    return float(np.median(areas)) if len(areas) else None
 
 
 def choose_split(best: Path, counted: list[Counted], device) -> str:

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import random
 import signal
-import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -987,18 +986,6 @@ def versions() -> dict[str, str]:
     """Versions that a run's files and checkpoints record."""
     modules = {"torch": torch, "torchvision": torchvision, "timm": timm}
     return {"project": VERSION} | {name: str(m.__version__) for name, m in modules.items()}
-
-
-def typical_pixel_size(manifest: dict) -> float | None:
-    """The one pixel size of a patch set, micrometres; None where no image told one.
-
-    Sets of earlier versions were cut as their images were: the median of those for training.
-    """
-    if "pixel_size_um" in manifest:
-        return manifest["pixel_size_um"]
-    sizes = [image["pixel_size_um"] for image in manifest["images"] if image["split"] == "train"]
-    known = [size for size in sizes if size is not None]
-    return statistics.median(known) if known else None
 
 
 # --- logging ------------------------------------------------------------------------------------
