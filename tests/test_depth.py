@@ -89,6 +89,12 @@ def test_a_neck_is_cut_if_the_depth_falls_there_by_h_of_the_smaller_peak(depths,
     assert labels_of(strips(*depths)).max() == count
 
 
+def test_without_smoothing_ledges_and_plateaus_are_no_peaks_either():
+    for depths, count in (((200, 150, 200), 2), ((50, 100, 200, 150), 1), ((255, 255), 1)):
+        assert labels_of(strips(*depths), EVERY._replace(sigma=0)).max() == count
+    assert nuclei.nuclei(strips(9) > 0, 0.25, PREDICTION_SPLIT._replace(sigma=0)).max() == 1
+
+
 def test_a_small_hole_is_no_pit_that_parts_a_nucleus():
     drawn = cones((50, 50), (25, 25, 15, 255))
     drawn[22:28, 22:28] = 0  # 36 pixels, 2.25 square micrometres

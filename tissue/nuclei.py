@@ -245,6 +245,7 @@ def _flood(mask, own, sigma, depth=None):
     """
     if depth is None:
         depth = _distance(mask)
+    sigma = max(sigma, 1e-6)  # OpenCV knows no sigma of 0; this one leaves all as it is
     depth = cv2.GaussianBlur(depth.astype(np.float32), (0, 0), sigma) * own
     peaks = own & (depth == cv2.dilate(depth, CROSS))
     _, markers = cv2.connectedComponents(peaks.view(np.uint8), connectivity=4)
