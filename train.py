@@ -490,7 +490,7 @@ def describe(model: nn.Module, manifests: list[dict], settings: dict, nucleus) -
         **known,
         "nucleus_um2": nucleus,
         "threshold": 0.5,
-        "split": nuclei.PREDICTION_SPLIT._asdict(),
+        "split": nuclei.default_split("instances" in model.config)._asdict(),
         "args": settings,
         "versions": settings["versions"],
     }
@@ -674,7 +674,7 @@ def choose_split(best: Path, counted: list[Counted], device) -> str:
     Whatever fails, best.pt keeps the defaults: a training is not lost by it.
     """
     checkpoint = checkpoints.load_checkpoint(best)
-    default = f"split {nuclei.PREDICTION_SPLIT}, the default"
+    default = f"split {nuclei.Split(**checkpoint['split'])}, the default"
     if not counted:
         return f"{default} (no training image has a label map to choose on)"
     try:
