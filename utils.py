@@ -57,7 +57,7 @@ STAIN_OFFSET = 0.08  # optical density that a stain has more or less everywhere
 STAIN_HUE = 0.08  # change of each part of a stain's vector
 DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each pixel value, base e
 # Sizes, of one nucleus to another's or of one scanner to another's.
-MODERATE_SCALE, STRONG_SCALE = (0.8, 1.3), (0.7, 1.6)
+MODERATE_SCALE, STRONG_SCALE = (0.65, 1.6), (0.65, 1.6)
 WARP_BEND = 1.5  # pixels, standard deviation of the displacement of knots
 WARP_KNOTS = 32  # pixels from knot to knot
 RIM = (1.0, 3.0)  # pixels, of a nucleus' border that stays dark

@@ -2,11 +2,12 @@
 
     python3 -m benchmarks.left_out --root data/nuinsseg data/tnbc data/dsb2018 \\
         --also MoNuSeg=monuseg/tissue_images:monuseg/instance_labels \\
-        --train --arch tf_efficientnet_lite0 --pretrained FILE --colour own --epoch 1
+        --train --arch tf_efficientnet_lite0 --pretrained FILE --colour own
 
 The sets are cut as for train.py. One network learns from all but the one left out, and is scored
 on images of it, at the pixel size that its patch set has, and on those of --also.
-All flags behind --train are train.py's. Writes a section of benchmarks/RESULTS.md.
+All flags behind --train are train.py's, but for the epochs: --budget says how many patches are
+shown. Writes a section of benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def parse_args(argv=None):
     parser.add_argument("--root", nargs="+", required=True, help="sets, cut for train.py")
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME=IMAGES:MASKS")
     parser.add_argument("--images", type=int, default=32, help="of a set that are scored, at most")
+    parser.add_argument("--budget", type=int, default=9000, help="patches shown in a training")
     parser.add_argument("--log", help="folder that keeps the runs; without it they are removed")
     parser.add_argument("--results", default=results.RESULTS, help="file for the section")
     parser.add_argument("--title", default="One set left out", help="of the section")
@@ -52,7 +54,10 @@ def main(args):
         for left_out in args.root:
             others = [root for root in args.root if root != left_out]
             log = Path(args.log or folder) / Path(left_out).name
-            command = [sys.executable, "train.py", "--log", log, *args.train, "--root", *others]
+            patches = sum(read_manifest(root)["patches"]["train"] for root in others)
+            epochs = max(1, round(args.budget / patches))
+            command = [sys.executable, "train.py", "--log", log, *args.train, "--epoch", epochs]
+            command += ["--root", *others]
             subprocess.run(list(map(str, command)), cwd=REPOSITORY, check=True)
             run = max(log.iterdir())
             own = images_of(left_out, folder / f"{Path(left_out).name}-images", args.images)
@@ -67,8 +72,8 @@ def main(args):
     text = (
         f"`python3 -m benchmarks.left_out --train {' '.join(args.train)}`: mean Dice and the least "
         f"of an image, mean AJI, and mean error of the count of nuclei as a share of the "
-        f"reference's, of at most {args.images} images a set.\n\n"
-        + results.table(["learned from", "scored on", *SCORES], rows)
+        f"reference's, of at most {args.images} images a set; about {args.budget} patches a "
+        f"training.\n\n" + results.table(["learned from", "scored on", *SCORES], rows)
     )
     results.write_section(args.title, text, args.results)
 
