@@ -1,5 +1,6 @@
-"""Make the weights that ship, log/ckpt/nuclei_unet.pt, from finished runs.
+"""Make the weights that ship, log/ckpt/nuclei.pt, from finished runs.
 
+    python3 docs/ship_weights.py log/<run>/best.pt
     python3 docs/ship_weights.py log/<run>/last.pt log/<run>/last.pt --threshold 0.45
 
 Weights of several runs are averaged (Wortsman et al. 2022, ICML, "Model soups"): that works for
@@ -22,12 +23,11 @@ import utils
 from inference import SHIPPED
 from learning.checkpoints import build_model, load_checkpoint, save_checkpoint
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
-from tissue.nuclei import PREDICTION_SPLIT
 from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
 
 KEPT = ("format_version", "config", "normalisation", "channel_order", "colour", "patch_dim")
-KEPT += ("bits", "epoch", "versions")
+KEPT += ("bits", "nucleus_um2", "split", "epoch", "versions")
 SETTINGS = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size")
 SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 
@@ -60,7 +60,6 @@ def main(args):
         "pixel_size_um": args.pixel_size or common_pixel_size(args.ckpt, checkpoints),
         "args": [run for checkpoint in checkpoints for run in runs_of(checkpoint)],
         "threshold": args.threshold,
-        "split": PREDICTION_SPLIT.values(),
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
     build_model(shipped, f"{args.out}, in half precision")  # what is too large for it is infinite
