@@ -49,6 +49,7 @@ from tissue import (
 from tissue.depth import segment
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.images import bits_in_use
+from tissue.manifest import MANIFEST
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei_unet.pt"
@@ -66,7 +67,9 @@ SPLITTING = nuclei.Split._fields[:-1]  # what --split can change; confidence has
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
-    files.add_argument("--root", default="./data/", help="folder given to preprocess.py")
+    files.add_argument(
+        "--root", nargs="+", default=["./data/"], help="folders given to preprocess.py"
+    )
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
     files.add_argument("--masks", help="folder with reference masks for --images")
     files.add_argument("--ckpt", help="checkpoint or run folder; without it the weights that ship")
@@ -272,7 +275,8 @@ def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
     """A Task for each image, what is assumed about the files, and all faults of what is given."""
     todo, told, notes = find_images(args)
     folder = Path(args.image_folder)
-    label_maps = {} if args.images else pairs.label_folder(args.root)
+    roots = () if args.images else pairs.set_folders(args.root, MANIFEST)
+    label_maps = {name: p for root in roots for name, p in pairs.label_folder(root).items()}
     opened, bits, more, faults = open_images(todo, label_maps, network.checkpoint.get("bits"))
     notes += more
     if not args.check_seams:
@@ -321,10 +325,13 @@ def find_images(args) -> tuple[list[pairs.Pair], dict, list[str]]:
     if not args.images:
         if args.masks:
             raise InputError("--masks: found it without --images, expected both; add --images")
-        root = Path(args.root)
-        held_out = [i for i in patches.read_manifest(root)["images"] if i["split"] == "val"]
-        told = {image["name"]: image["pixel_size_um"] for image in held_out}
-        found = [pairs.Pair(i["name"], root / i["image"], root / i["mask"]) for i in held_out]
+        found, told = [], {}
+        for root in map(Path, pairs.set_folders(args.root, MANIFEST)):
+            for image in patches.read_manifest(root)["images"]:
+                if image["split"] == "val":
+                    files = root / image["image"], root / image["mask"]
+                    found.append(pairs.Pair(image["name"], *files))
+                    told[image["name"]] = image["pixel_size_um"]
         return found, told, []
     images = pairs.find_images(*args.images)
     notes = pairs.passed_over(*args.images)

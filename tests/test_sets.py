@@ -1,5 +1,7 @@
 """Several sets at once, and sets with label maps: what is cut, and what is learned from it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import preprocess
 import train
 import utils
 from model import build
-from tests.scripts import learn
+from tests.scripts import infer, learn, table_of
 from tests.test_preprocess import put, refused, run
 from tissue import patches
 from tissue.files import InputError
@@ -176,6 +178,21 @@ def test_a_network_learns_from_several_roots_and_goes_on(tmp_path):
     assert "instances" not in torch.load(masks_alone / "best.pt", weights_only=True)["config"]
     both = learn(tmp_path, log, "--epoch", 1, "--init", masks_alone / "best.pt")
     assert torch.load(both / "best.pt", weights_only=True)["config"]["instances"] is True
+
+
+def test_validation_images_of_several_roots_are_inferred(tmp_path):
+    roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
+    label(roots[1])
+    run(roots[0], "--root", *roots)
+    run_folder = learn(roots[0], tmp_path / "log", "--root", tmp_path, "--epoch", 1)
+    infer(tmp_path / "out", "--root", *roots, "--ckpt", run_folder)
+    rows = table_of(tmp_path / "out" / "counts.csv")
+    assert [row["image"] for row in rows] == ["one_03", "two_03"]
+    assert int(rows[1]["gt_nuclei"]) == draw_tissue(96, 96, 3).labels.max()
+    again = tmp_path / "again"
+    shutil.copytree(roots[0], again)
+    with pytest.raises(InputError, match="one_03"):  # two files of one name
+        infer(tmp_path / "out", "--root", roots[0], again, "--ckpt", run_folder)
 
 
 def test_an_output_that_is_kept_keeps_its_weights():
