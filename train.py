@@ -151,7 +151,11 @@ def main(args):
     stop = utils.StopSignal()
     with ExitStack() as until_the_end:
         until_the_end.callback(utils.end_processes)
-        learn(args, stop, until_the_end)
+        try:
+            learn(args, stop, until_the_end)
+        except RuntimeError as error:  # before the loop, as of a network too wide for the memory
+            utils.explain(error)
+            raise
 
 
 def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:

@@ -760,7 +760,7 @@ def predictor(
 
 
 def halving(predict: Callable) -> Callable:
-    """`predict` for batches of any size: one that does not fit the GPU is halved and tried again.
+    """`predict` for batches of any size: one that does not fit the memory is halved and tried anew.
 
     The size that fitted is kept for all later batches. Raises InputError if one tile is too much.
     """
@@ -773,15 +773,19 @@ def halving(predict: Callable) -> Callable:
             parts = np.split(tiles, range(size, len(tiles), size))
             try:
                 return np.concatenate([predict(part) for part in parts])
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:  # the GPU's has a class of its own, the CPU's has not
+                on_gpu = isinstance(error, torch.OutOfMemoryError)
+                if not on_gpu and "DefaultCPUAllocator" not in str(error):
+                    raise
+                memory = "the GPU's memory" if on_gpu else "the memory"
                 if size == 1:
                     raise InputError(
-                        f"one tile of {tiles.shape[1]} x {tiles.shape[2]} pixels does not fit the "
-                        f"GPU's memory, expected it to; try a smaller --tile"
+                        f"one tile of {tiles.shape[1]} x {tiles.shape[2]} pixels does not fit "
+                        f"{memory}, expected it to; try a smaller --tile"
                     ) from error
             most = size // 2
             torch.cuda.empty_cache()
-            print(f"A batch of {size} tiles does not fit the GPU's memory: going on with {most}.")
+            print(f"A batch of {size} tiles does not fit {memory}: going on with {most}.")
 
     return in_parts
 

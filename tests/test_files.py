@@ -44,6 +44,13 @@ def test_bad_input_is_one_line_and_exit_code_2(error, capsys):
     assert capsys.readouterr().err.endswith(f": {error}\n")
 
 
+def test_a_full_memory_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda args: bytearray(2**60), types.SimpleNamespace)
+    assert stopped.value.code == 2
+    assert "the memory is full" in capsys.readouterr().err
+
+
 def test_a_name_of_several_lines_is_told_in_one(capsys):
     def main(args):
         raise InputError("a\nb.tif: found text")

@@ -5,6 +5,7 @@ import torch
 import utils
 from model import UNet
 from tissue import tiling
+from tissue.files import InputError
 from tissue.windows import from_array
 
 
@@ -128,3 +129,17 @@ def test_seams_are_looked_for_in_large_and_in_small_images():
         image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
         pairs = list(tiling.seam_samples(from_array(image), red, tile=64, side=128, halo=16))
         assert pairs and all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_a_batch_too_large_for_the_cpus_memory_is_halved_too(capsys):
+    def little_memory(tiles):
+        if len(tiles) > 1:
+            torch.empty(2**60, dtype=torch.uint8)  # raises what torch does where there is no more
+        return tiles[..., 0]
+
+    predict = utils.halving(little_memory)
+    tiles = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1)
+    assert predict(tiles).ravel().tolist() == [0, 1, 2]
+    assert "does not fit the memory: going on with 1" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"smaller --tile"):
+        utils.halving(lambda tiles: torch.empty(2**60, dtype=torch.uint8))(tiles[:1])

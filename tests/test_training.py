@@ -254,6 +254,20 @@ def test_a_loss_that_is_no_number_stops_with_the_names_of_its_patches(root, tmp_
     assert str(error.value).count(".png") == 2
 
 
+def test_a_network_too_wide_for_the_memory_is_one_line(root, tmp_path):
+    cut(root)
+    gigabytes = 6 * 2**30  # of addresses; torch itself takes four
+    done = subprocess.run(
+        command(root, tmp_path / "log", "--dimensions", 512),
+        capture_output=True, text=True, cwd=REPOSITORY,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (gigabytes, gigabytes)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "the memory is full" in done.stderr
+    assert not (tmp_path / "log").exists()
+
+
 def test_patience_ends_a_run_early(root, tmp_path):
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 40, "--lr", 1e-12, "--patience", 2)

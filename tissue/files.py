@@ -138,8 +138,8 @@ def check_positive(args: argparse.Namespace, flags) -> None:
 def run_script(main: Callable, parse_args: Callable) -> None:
     """Call `main(parse_args())`, the last line of every script.
 
-    Bad input, and files that cannot be read or written, end the script with one line and exit code
-    2, Ctrl-C with 130. Any other exception is a defect and keeps its traceback.
+    Bad input, files that cannot be read or written, and a full memory end the script with one line
+    and exit code 2, Ctrl-C with 130. Any other exception is a defect and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal cannot show
         stream.reconfigure(errors="backslashreplace")
@@ -148,6 +148,9 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     except (InputError, OSError) as error:
         line = " ".join(str(error).splitlines())  # the names of files may have more
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"{Path(sys.argv[0]).name}: the memory is full ({error})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
