@@ -251,6 +251,8 @@ DOUBTFUL = {
     "probability_255.png": (pillow((PROBABILITY * 255).astype(np.uint8)), "several places"),
     "pale.tif": (tiff(RGB[..., 0] / np.float32(255)), "fractions"),
     "negative.tif": (tiff(-LABELS.astype(np.int16)), "-5"),
+    "all_negative.tif": (tiff(np.full((40, 40), -1, np.int16)), "-1"),
+    "half_negative.tif": (tiff(np.repeat(np.int16([[0], [-1]]), 20, 0).repeat(40, 1)), "-1"),
     "nan.tif": (tiff(np.full((40, 40), np.nan, np.float32)), "not finite"),
     "infinite.tif": (tiff(np.where(MASK, np.inf, 0).astype(np.float32)), "not finite"),
     "colours.png": (pillow(RGB), "several colours"),

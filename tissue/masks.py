@@ -177,7 +177,7 @@ def _tally(path, bands):
         band = _comparable(path, band)
         highest = band.max()
         plain = np.count_nonzero(band == highest)
-        if np.count_nonzero(band) == plain:  # 0 and one value: no need to sort
+        if highest > 0 and np.count_nonzero(band) == plain:  # 0 and one value: no need to sort
             found, pixels = np.array([0, highest], band.dtype), [band.size - plain, plain]
         else:
             found, pixels = np.unique(band, return_counts=True)
