@@ -93,8 +93,9 @@ def parse_args(argv=None):
         help="cross-entropy alone, or with 1 - soft Dice added",
     )  # fmt: skip
     learning.add_argument(
-        "--colour", choices=utils.COLOURS, default="one",
-        help="one: bring all images to one colour first, in inference.py too; own: as they are",
+        "--colour", choices=utils.COLOURS,
+        help="one: bring all images to one colour first, in inference.py too; own: as they are; "
+        "without it one for unet, own with an encoder, or that of --init",
     )  # fmt: skip
     learning.add_argument(
         "--augment", choices=("basic", "moderate", "strong"), default="basic",
@@ -320,7 +321,7 @@ def choose_precision(args, device) -> torch.dtype:
 
 
 def choose_network(args) -> dict | None:
-    """Settle `args.arch` and `args.dimensions`, and return the checkpoint of --init if it is given.
+    """Settle `args.arch`, `dimensions` and `colour`, and return the checkpoint of --init, if any.
 
     What the flags leave open is the checkpoint's, or else the usual. Raises InputError for flags
     that contradict it.
@@ -334,6 +335,8 @@ def choose_network(args) -> dict | None:
     config = origin["config"] if origin else {}
     args.arch = args.arch or config.get("arch", UNET)
     args.dimensions = args.dimensions or config.get("dimensions", usual_dimensions(args.arch))
+    usual = origin["colour"] is not None if origin else args.arch == UNET
+    args.colour = args.colour or ("one" if usual else "own")
     asked = {"arch": args.arch, "dimensions": args.dimensions}
     if origin and any(config[key] != value for key, value in asked.items()):
         raise InputError(

@@ -30,6 +30,7 @@ def parse_args(argv=None):
     parser.add_argument("--draws", type=int, default=3, help="choices of images to learn from")
     parser.add_argument("--budget", type=int, default=3000, help="patches shown in a training")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of both")
+    parser.add_argument("--augment", default="moderate", help="as train.py has it")
     parser.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
     parser.add_argument("--results", default=results.RESULTS, help="file for the table")
     return parser.parse_args(argv)
@@ -39,8 +40,10 @@ def main(args):
     check_positive(args, ("draws", "budget", "lr"))
     device = utils.choose_device(args.gpu_id)
     start = Path(args.init).resolve()
-    flags = {**checkpoints.load_checkpoint(start)["config"], "lr": args.lr, "augment": "strong"}
-    flags["gpu_id"] = args.gpu_id
+    checkpoint = checkpoints.load_checkpoint(start)
+    flags = {key: checkpoint["config"][key] for key in ("arch", "dimensions")}
+    flags |= {"colour": "one" if checkpoint["colour"] else "own", "augment": args.augment}
+    flags |= {"lr": args.lr, "gpu_id": args.gpu_id}
     lines, margins = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, number=6)
@@ -79,7 +82,7 @@ def main(args):
     results.write_section(
         "A few images of one's own",
         f"`python3 -m benchmarks.transfer`, {data.source(args.root)}: {args.budget} patches a "
-        f"training at a highest rate of {args.lr:g}, strong augmentation; mean over {args.draws} "
+        f"training at a highest rate of {args.lr:g}, {args.augment} augmentation; mean over {args.draws} "
         f"choices of images, scored on all the other images, whole.\n\n"
         + results.table(("learned from", "weights", "Dice", "of choices", "contours off by"), lines)
         + "\n\n"
