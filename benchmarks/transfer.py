@@ -82,8 +82,8 @@ def main(args):
     results.write_section(
         "A few images of one's own",
         f"`python3 -m benchmarks.transfer`, {data.source(args.root)}: {args.budget} patches a "
-        f"training at a highest rate of {args.lr:g}, {args.augment} augmentation; mean over {args.draws} "
-        f"choices of images, scored on all the other images, whole.\n\n"
+        f"training at a highest rate of {args.lr:g}, {args.augment} augmentation; mean over "
+        f"{args.draws} choices of images, scored on all the other images, whole.\n\n"
         + results.table(("learned from", "weights", "Dice", "of choices", "contours off by"), lines)
         + "\n\n"
         + " ".join(margins),
