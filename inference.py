@@ -68,7 +68,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--root", nargs="+", default=["./data/"], help="folders given to preprocess.py"
+        "--root", nargs="+", default="./data/", help="folders given to preprocess.py"
     )
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
     files.add_argument("--masks", help="folder with reference masks for --images")

@@ -61,7 +61,7 @@ MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "--root", nargs="+", default=["./data/"],
+        "--root", nargs="+", default="./data/",
         help="folder with images and masks, or several, or a folder of such folders",
     )  # fmt: skip
     parser.add_argument("--patch_dim", type=int, default=128, help="side of a patch, pixels")

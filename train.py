@@ -66,9 +66,7 @@ FIXED += ("seed", "init", "pretrained")
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--root", nargs="+", default=["./data/"], help="folders with a patch set each"
-    )
+    files.add_argument("--root", nargs="+", default="./data/", help="folders with a patch set each")
     files.add_argument("--log", default="./log", help="folder in which the run gets its own")
     files.add_argument("--name", default="", help="added to the name of the run's folder")
     files.add_argument(
@@ -147,7 +145,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    args.root = set_folders([args.root] if isinstance(args.root, str) else args.root, MANIFEST)
+    args.root = set_folders(args.root, MANIFEST)
     runs.check_flags(args)
     stop = utils.StopSignal()
     with ExitStack() as until_the_end:
@@ -703,12 +701,12 @@ def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
     predict = utils.predictor(model, checkpoint, device)
     settings = utils.prediction_settings(model, checkpoint)
     found, sizes = [], []
-    for path, size, scale, _ in counted:
-        image = open_image(path)
-        outputs = predict_image(image, predict, scale=scale, **settings)
+    for one in counted:
+        image = open_image(one.path)
+        outputs = predict_image(image, predict, scale=one.scale, **settings)
         image.close()
         found.append(segment(outputs, checkpoint["threshold"]))
-        sizes.append(size or checkpoint["pixel_size_um"])
+        sizes.append(one.pixel_size_um or checkpoint["pixel_size_um"])
     instances = settings["outputs"] > 1
     default, depths = nuclei.default_split(instances), found if instances else None
     masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]

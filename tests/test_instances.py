@@ -280,7 +280,7 @@ def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
     labels = tissue.labels.astype(np.uint16)
     tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
     cut(root)
-    counted = train.counted_images(str(root), read_manifest(root))
+    counted = train.counted_images([str(root)], [read_manifest(root)])
     content = checkpoints.load_checkpoint(checkpoint)
     split, error = train.best_split(content, str(root), counted, torch.device("cpu"))
     assert split.confidence in nuclei.CONFIDENCES
