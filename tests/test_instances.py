@@ -282,7 +282,7 @@ def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
     cut(root)
     counted = train.counted_images([str(root)], [read_manifest(root)])
     content = checkpoints.load_checkpoint(checkpoint)
-    split, error = train.best_split(content, str(root), counted, torch.device("cpu"))
+    split, error = train.best_split(content, counted, torch.device("cpu"))
     assert split.confidence in nuclei.CONFIDENCES
     checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
     image = root / "tissue_images" / "Drawn_01.tif"

@@ -127,8 +127,8 @@ def find_images(*places: str | Path) -> Files:
 
 
 def set_folders(places: str | Iterable[str], holds: str) -> list[str]:
-    """The folders, of one or several given, that hold a file or folder of that name; one that does not stands for those
-    within it that do, if there are any.
+    """The folders, of one or several given, that hold a file or folder of that name; one that does
+    not stands for those within it that do, if there are any.
     """
     found = []
     for place in [places] if isinstance(places, str) else places:
