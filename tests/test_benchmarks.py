@@ -8,6 +8,7 @@ from benchmarks import (
     data,
     elsewhere,
     finishing,
+    left_out,
     preprocess_speed,
     results,
     results_speed,
@@ -136,6 +137,26 @@ def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "BIG", 1)
     big = inference_speed.measure("ours", path, 96, 2, -1)
     assert small["contours"] == big["contours"] > 0
+
+
+def test_one_set_after_the_other_is_left_out(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        write_demo(tmp_path / name, 2, 160, seed=seed)
+        cut(tmp_path / name, "--patch_stride", "32", "--val_pattern", "*_02")
+    own = tmp_path / "one" / "tissue_images", tmp_path / "one" / "instance_labels"
+    path = tmp_path / "RESULTS.md"
+    flags = ["--root", tmp_path / "one", tmp_path / "two", "--also", "Third={}:{}".format(*own)]
+    flags += ["--budget", 20, "--images", 1, "--results", path, "--log", tmp_path / "log"]
+    flags += ["--train", "--dimensions", 2, "--gpu_id", -1, "--augment", "moderate"]
+    left_out.main(left_out.parse_args(list(map(str, flags))))
+    rows = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows[2:]] == [
+        ["| two", "one"], ["| two", "Third"], ["| one", "two"], ["| one", "Third"]
+    ]  # fmt: skip
+    assert "at most 1 images a set; about 20 patches" in path.read_text()
+    for text in ("Third", "Third=a", "=a:b"):
+        with pytest.raises(InputError, match="--also: found"):
+            left_out.parse_also(text)
 
 
 def test_what_margins_and_pixel_sizes_cost_is_measured(tmp_path):
