@@ -145,9 +145,9 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
         np.testing.assert_array_equal(mask, expected >= threshold)
         assert len(table_of(tmp_path / colour / "counts.csv")) == 1
     capsys.readouterr()
-    learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1)
+    learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1, "--colour", "one")
     assert "learned with --colour own, this run does not" in capsys.readouterr().out
-    learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1, "--colour", "own")
+    learn(root, tmp_path / "log", "--init", run / "last.pt", "--epoch", 1)  # that of --init
     assert "learned with" not in capsys.readouterr().out
 
 
