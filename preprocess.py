@@ -118,8 +118,9 @@ def main(args):
     roots = [Path(root) for root in set_folders(args.root, IMAGE_FOLDER)]
     with ThreadPoolExecutor(args.workers) as pool:
         # --- plan: what there is, and what is to be made of it ---
-        plans = [make_plan(args, root, given_to(given, roots, root), pool) for root in roots]
-        settle_pixel_size(plans, args.patch_pixel_size)
+        sizes = zip(roots, given_to_each(given, roots), strict=True)
+        plans = [make_plan(args, root, size, pool) for root, size in sizes]
+        settle_pixel_size(plans, args.patch_pixel_size, pool)
         todo = []
         for plan in plans:
             sources = describe(plan, pool)
@@ -179,16 +180,14 @@ def as_number(text: str) -> float:
     return size
 
 
-def given_to(given: list, roots: list[Path], root: Path) -> float | str | None:
-    """What --pixel_size gives for a root: the one value for all, or its own."""
-    if len(given) not in (0, 1, len(roots)):
+def given_to_each(given: list, roots: list[Path]) -> list[float | str | None]:
+    """What --pixel_size gives for each root: the one value for all, its own, or None."""
+    if len(given) > 1 and len(given) != len(roots):
         raise InputError(
             f"--pixel_size: found {len(given)} values for {len(roots)} roots, expected one, or one "
             f"each"
         )
-    return (given * len(roots) if len(given) == 1 else given or [None])[
-        roots.index(root) if given else 0
-    ]
+    return given if len(given) > 1 else (given or [None]) * len(roots)
 
 
 def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
@@ -247,7 +246,7 @@ def nucleus_areas(label_map: Path) -> np.ndarray:
     return areas_within(reference_labels(labels))
 
 
-def settle_pixel_size(plans: list[Plan], wanted: float | None) -> None:
+def settle_pixel_size(plans: list[Plan], wanted: float | None, pool) -> None:
     """Put the one pixel size of all patches into the settings: that of --patch_pixel_size, or the
     median of the training images'. A set that tells none goes by its nuclei if there is a size to
     come to, and else is taken as it is.
@@ -256,11 +255,8 @@ def settle_pixel_size(plans: list[Plan], wanted: float | None) -> None:
     wanted = wanted or (statistics.median_low(known) if known else None)
     for plan in plans:
         plan.settings["pixel_size_um"] = wanted
-        if wanted and not any(plan.sizes.values()) and len(plans) > 1 and plan.labels:
-            with ThreadPoolExecutor(1) as pool:
-                plan.sizes.update(
-                    dict.fromkeys(plan.sizes, size_of_set(plan.root, plan.labels, pool))
-                )
+        if wanted and not any(plan.sizes.values()) and plan.labels:
+            plan.sizes.update(dict.fromkeys(plan.sizes, size_of_set(plan.root, plan.labels, pool)))
 
 
 def choose_split(args, root, pairs) -> tuple[dict[str, str], dict]:
@@ -404,15 +400,12 @@ def cut(new: Path, plan: Plan, sources: list[dict], workers: int) -> dict:
     dim, stride = settings["patch_dim"], settings["patch_stride"]
 
     def write(pair):
-        split, scale = (
-            plan.split_of[pair.name],
-            scale_of(plan.sizes[pair.name], settings["pixel_size_um"], pair.image),
-        )
-        image, mask = patches.resample(
-            read_image(pair.image, settings["bits"]), masks.read_mask(pair.mask), scale
-        )
+        scale = scale_of(plan.sizes[pair.name], settings["pixel_size_um"], pair.image)
+        whole = read_image(pair.image, settings["bits"]), masks.read_mask(pair.mask)
+        image, mask = patches.resample(*whole, scale)
         if label_map := plan.labels.get(pair.name):
             mask = with_depth(mask, label_map)
+        split = plan.split_of[pair.name]
         rows = patches.write_patches(new, split, pair.name, image, mask, dim, stride)
         return rows, colour_of(windows.from_array(image))
 
