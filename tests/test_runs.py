@@ -28,6 +28,7 @@ from tissue.patches import read_manifest
 from tissue.synthetic import draw_tissue
 
 DEFAULT = PREDICTION_SPLIT._asdict()
+OF_INSTANCES = {"sigma": 0.25, "h": 0.2, "hole": 2.5, "smallest": 2.5, "confidence": 0.5}
 
 
 def resume(run, *more):
@@ -163,7 +164,7 @@ def test_label_maps_without_nuclei_choose_nothing_and_a_line_says_so(root, tmp_p
     run = learn(root, tmp_path / "log", "--epoch", 1)
     log = (run / "train.log").read_text()
     assert "nan" not in log and "no label map of a training image has nuclei" in log
-    assert saved(run, "best.pt")["split"] == DEFAULT
+    assert saved(run, "best.pt")["split"] == OF_INSTANCES
 
 
 def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
@@ -240,7 +241,7 @@ def test_a_signal_after_the_loop_is_heard_and_resume_completes_the_run(root, tmp
     assert stopped.value.code == 143
     (run,) = tmp_path.glob("log/*")
     assert "go on with: train.py --resume" in (run / "train.log").read_text()
-    assert saved(run, "best.pt")["split"] == DEFAULT
+    assert saved(run, "best.pt")["split"] == OF_INSTANCES
     assert not saved(run)["training"]["progress"]["finished"]
     resume(run)
     assert saved(run)["training"]["progress"]["finished"]
