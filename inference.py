@@ -52,7 +52,7 @@ from tissue.images import bits_in_use
 from tissue.manifest import MANIFEST
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
 
-SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei_unet.pt"
+SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei.pt"
 RANGES = {  # of flags that are numbers; --threshold and --split have their own
     "tile": (1, 2**14),
     "overlap": (0, 2**13),
