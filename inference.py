@@ -33,7 +33,6 @@ from model import sees_all
 from tissue import (
     agreement,
     exports,
-    fitting,
     masks,
     mosaic,
     nuclei,
@@ -251,7 +250,6 @@ class Task(NamedTuple):
     results: Path
     made_with: dict | None = None  # results.MadeWith
     row: dict | None = None  # of an earlier run, of which only files of nuclei are missing
-    usual_nucleus: float | None = None  # pixels, of an image by whose nuclei its scale is chosen
 
     def file(self, kind: str) -> Path:
         """Where a file of this image lies; `kind` is one of results.ENDINGS."""
@@ -295,15 +293,13 @@ def plan(args, network: Network) -> tuple[list[Task], list[str], list[str]]:
             faults.append(str(error))
             continue
         how = at_scale(network.tiled, scale)
-        area = network.checkpoint["nucleus_um2"]
-        usual = None if size or not (area and trained_at) else area / trained_at**2
         files = [file_mark(path) for path in (*pair[1:], label_map)]
         made_with = network.made_with | {"pixel_size": size, "files": files}
         made_with["bits"] = bits.get(pair.name)
         tasks.append(
             Task(
                 pair, image, size, size or trained_at, label_map, network.threshold, network.split,
-                formats, how, folder, made_with, usual_nucleus=usual,
+                formats, how, folder, made_with,
             )
         )  # fmt: skip
     return tasks, notes, list(dict.fromkeys(faults))
@@ -501,8 +497,7 @@ def choose(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
         if any(kind not in exports.FORMATS for kind in lost):
             todo.append(task)
         elif lost or any(key not in kept for key in both):
-            at = record["row"].get("taken_as_um", task.split_at_um)
-            todo.append(task._replace(row=record["row"], split_at_um=at))
+            todo.append(task._replace(row=record["row"]))
     utils.everyone(None)  # nobody writes before all have looked
     notes = at_most(notes)
     exported = len([task for task in todo if task.row])
@@ -548,11 +543,6 @@ def infer(task: Task, predict, bar, shown: dict) -> None:
     """Infer one image, alone or together with the other processes, and record it as finished."""
     started = time.monotonic()
     image = task.image
-    taken_as = {}
-    if task.usual_nucleus and not task.row:
-        task = fitted(task, predict)
-        if task.tiled["scale"] != 1:
-            taken_as = {"taken_as_um": task.split_at_um}
     if task.row:
         results.forget(task.results, task.pair.name)
         row = export_again(task)
@@ -565,38 +555,13 @@ def infer(task: Task, predict, bar, shown: dict) -> None:
         row = infer_alone(task, predict, bar)
     if row is None:  # the first process has it
         return
-    row |= {"image": task.pair.name, "height": image.height, "width": image.width, **taken_as}
+    row |= {"image": task.pair.name, "height": image.height, "width": image.width}
     if size := task.pixel_size_um:
         row["tissue_mm2"] = row["tissue"] * megapixels(image) * size**2
         if row["tissue"]:
             row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
     row.setdefault("seconds", time.monotonic() - started)
     results.write(task.results, row, task.made_with, shown)
-
-
-def fitted(task: Task, predict) -> Task:
-    """The task of an image that tells no pixel size, at the scale at which its nuclei are as large
-    as those that the network has learned, if they are much larger or smaller; a line says so.
-    """
-
-    def find(pixels):
-        outputs = tiling.predict_image(windows.from_array(pixels), predict, **task.tiled)
-        segmented = segment(outputs, task.threshold)
-        depth = segmented if task.has_depth else None
-        return nuclei.nuclei(segmented > 0, task.split_at_um, task.split, depth)
-
-    scale, count = fitting.nuclear_scale(task.image, find, task.usual_nucleus)
-    if task.image.is_big:  # all processes work on it
-        scale = utils.everyone(scale)[0]
-    if scale == 1:
-        return task
-    size = task.split_at_um / scale
-    times = f"{scale:.2g} times as large as" if scale > 1 else f"1 / {1 / scale:.2g} as large as"
-    tqdm.write(
-        f"{task.pair.name}: {count} nuclei are {times} those learned: predicted again as of "
-        f"{size:.2g} um a pixel; --pixel_size tells it"
-    )
-    return task._replace(tiled=at_scale(task.tiled, scale), split_at_um=size)
 
 
 def infer_alone(task, predict, bar) -> dict:

@@ -29,7 +29,6 @@ from tissue import manifest, masks, patches, report, splits, windows
 from tissue.colour import colour_of
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
-from tissue.fitting import areas_within
 from tissue.images import bits_in_use, read_image
 from tissue.nuclei import reference_labels
 from tissue.pairs import (
@@ -236,14 +235,19 @@ def size_of_set(root: Path, labels: Files, pool) -> float:
 
 
 def nucleus_areas(label_map: Path) -> np.ndarray:
-    """The pixels of each nucleus of a label map that does not meet the image's edge."""
+    """The pixels of each nucleus of a label map that does not meet the image's edge, (n,)."""
     try:
         labels = masks.read_label_map(label_map)
     except (InputError, OSError):
         return np.zeros(0)  # `check_pair` says why
     if labels is None:
         return np.zeros(0)
-    return areas_within(reference_labels(labels))
+    labels = reference_labels(labels)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        areas[edge] = 0
+    return areas[areas > 0]
 
 
 def settle_pixel_size(plans: list[Plan], wanted: float | None, pool) -> None:

@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -40,7 +39,6 @@ from model import UNET, build, config_of, sees_all, usual_dimensions
 from tissue import nuclei
 from tissue.depth import segment
 from tissue.files import InputError, Parser, locked, run_script
-from tissue.fitting import areas_within
 from tissue.manifest import MANIFEST
 from tissue.masks import read as read_labels
 from tissue.pairs import set_folders
@@ -205,7 +203,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         "precision": str(precision).removeprefix("torch."),
         "versions": utils.versions(),
     }
-    checkpoint = describe(model, manifests, settings, nucleus_um2(counted))
+    checkpoint = describe(model, manifests, settings)
     if rank == 0:
         utils.write_json(run / "args.json", settings)
         utils.write_table(run / "metrics.csv", progress["metrics"])
@@ -479,7 +477,7 @@ def make_state(model, args, batches: int, precision: torch.dtype, training: dict
     return State(model, ema, optimizer, schedule, scaler, progress, losses, [()] * len(losses))
 
 
-def describe(model: nn.Module, manifests: list[dict], settings: dict, nucleus) -> dict:
+def describe(model: nn.Module, manifests: list[dict], settings: dict) -> dict:
     """What best.pt and last.pt say all through a run."""
     known = {
         key: next((m[key] for m in manifests if m[key]), None) for key in ("pixel_size_um", "bits")
@@ -493,7 +491,6 @@ def describe(model: nn.Module, manifests: list[dict], settings: dict, nucleus) -
         "colour": colour._asdict() if colour else None,
         "patch_dim": manifests[0]["patch_dim"],
         **known,
-        "nucleus_um2": nucleus,
         "threshold": 0.5,
         "split": nuclei.default_split("instances" in model.config)._asdict(),
         "args": settings,
@@ -626,7 +623,6 @@ class Counted(NamedTuple):
     pixel_size_um: float | None
     scale: float  # how many of its pixels make one of the network's
     count: int  # nuclei
-    areas: np.ndarray  # pixels (n,), of those that do not meet the image's edge
 
 
 def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
@@ -654,22 +650,12 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
                 if mask.labels is None:  # it was when the set was cut
                     raise InputError(f"{label_map}: found a mask, expected a label map, as before")
                 labels = nuclei.reference_labels(mask.labels)
-                areas = areas_within(labels)
-                counted.append(
-                    Counted(path, entry["pixel_size_um"], scale, int(labels.max()), areas)
-                )
+                counted.append(Counted(path, entry["pixel_size_um"], scale, int(labels.max())))
             except (InputError, OSError) as error:
                 faults.append(str(error))
     if faults:
         raise InputError("; ".join(faults))
     return counted
-
-
-def nucleus_um2(counted: list[Counted]) -> float | None:
-    """The median area of all nuclei of these images, square micrometres; None where unknown."""
-    areas = [one.areas * one.pixel_size_um**2 for one in counted if one.pixel_size_um]
-    areas = np.concatenate([np.zeros(0), *areas])
-    return float(np.median(areas)) if len(areas) else None
 
 
 def choose_split(best: Path, counted: list[Counted], device) -> str:

@@ -27,7 +27,7 @@ from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
 
 KEPT = ("format_version", "config", "normalisation", "channel_order", "colour", "patch_dim")
-KEPT += ("bits", "nucleus_um2", "split", "epoch", "versions")
+KEPT += ("bits", "split", "epoch", "versions")
 SETTINGS = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size")
 SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 

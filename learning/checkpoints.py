@@ -79,7 +79,6 @@ class Checkpoint(TypedDict):
     colour: NotRequired[ColourValues | None]
     pixel_size_um: NotRequired[PixelSize | None]
     bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images
-    nucleus_um2: NotRequired[Annotated[Finite, Field(gt=0, le=1e6)] | None]  # median area
     split: NotRequired[SplitValues]
     patch_dim: NotRequired[Annotated[int, Field(ge=1, le=2**16)]]
     epoch: NotRequired[Count]
@@ -91,7 +90,7 @@ class Checkpoint(TypedDict):
 
 CHECKPOINT, CONFIG = TypeAdapter(Checkpoint), TypeAdapter(Config)
 # What earlier versions did not write.
-EARLIER = {"colour": None, "pixel_size_um": None, "bits": None, "nucleus_um2": None}
+EARLIER = {"colour": None, "pixel_size_um": None, "bits": None}
 
 
 # --- reading ------------------------------------------------------------------------------------

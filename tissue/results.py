@@ -87,7 +87,6 @@ class Row(TypedDict):
     seconds: Amount
     skipped: NotRequired[Share]
     dropped: NotRequired[Count]  # nuclei without enough confidence
-    taken_as_um: NotRequired[Annotated[float, Field(gt=0)]]  # by its nuclei, where none was told
     tissue_mm2: NotRequired[Amount]
     nuclei_per_mm2: NotRequired[Amount]
     gt_contours: NotRequired[Count]
