@@ -635,6 +635,8 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
         few = min(len(wanted), MOST_COUNTED)
         for entry in (wanted[len(wanted) * k // few] for k in range(few)):
             path, label_map = Path(root) / entry["image"], Path(root) / entry["labels"]
+            if not (path.is_file() and label_map.is_file()):  # patches alone were brought here
+                continue
             try:
                 image = open_image(path)
                 if image.is_big:

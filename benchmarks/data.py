@@ -23,7 +23,7 @@ def tissue(folder: Path | str, root: str | None, number: int, size: int = 512) -
         write_demo(folder, number, size)
         return folder
     pairs.find_pairs(root)  # or it says what is missing
-    for name in (pairs.IMAGE_FOLDER, *pairs.MASK_FOLDERS):
+    for name in (pairs.IMAGE_FOLDER, *pairs.MASK_FOLDERS, pairs.LABEL_FOLDER):
         if (Path(root) / name).is_dir():
             shutil.copytree(Path(root) / name, folder / name)
     return folder

@@ -195,6 +195,19 @@ def test_validation_images_of_several_roots_are_inferred(tmp_path):
         infer(tmp_path / "out", "--root", roots[0], again, "--ckpt", run_folder)
 
 
+def test_patches_without_the_images_they_were_cut_from_are_learned_from(tmp_path):
+    root = folder_of(tmp_path, "one", um=0.25)
+    label(root)
+    run(root)
+    for folder in ("tissue_images", "masks", "instance_labels"):
+        shutil.rmtree(root / folder)
+    run_folder = learn(root, tmp_path / "log", "--epoch", 1)
+    assert torch.load(run_folder / "best.pt", weights_only=True)["config"]["instances"] is True
+    assert (
+        "no training image has a label map to choose on" in (run_folder / "train.log").read_text()
+    )
+
+
 def test_an_output_that_is_kept_keeps_its_weights():
     whole, half = (build({"arch": "unet", "dimensions": 4, "instances": i}) for i in (True, False))
     train.load_origin(half, {"model": whole.state_dict()})
