@@ -231,6 +231,9 @@ def test_the_loss_by_hand():
     depth = (ln(2) - (0.5 * ln(d) + 0.5 * ln(1 - d))) / 3  # the nucleus of unknown depth: nothing
     both = train.total_loss(binary_cross_entropy_with_logits, logits, masks)
     assert both.item() == pytest.approx(own.item() + depth, rel=1e-6)
+    beside = torch.cat([masks, torch.tensor([[[[0.0, -1.0, 0.0]]]])])  # a patch of a mask alone
+    found = utils.depth_loss(logits[:, 1:].repeat(2, 1, 1, 1), beside)
+    assert found.item() == pytest.approx(depth / 2, rel=1e-6)
 
 
 def test_flags_of_preprocess_name_the_roots():
