@@ -268,8 +268,8 @@ def depth_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Cross-entropy with the depth in the nucleus as probability, a scalar.
 
     `logits` and `masks` are float32 (N, 1, H, W), the latter as patches.PatchDataset has them:
-    nuclei of unknown depth, -1, do not count. Nor does a patch without a nucleus of known depth: the
-    background of masks alone would teach that there is no depth in tissue like theirs.
+    nuclei of unknown depth, -1, do not count. Nor does a patch without a nucleus of known depth:
+    the background of masks alone would teach that there is no depth in tissue like theirs.
     """
     tells = (masks > 0).flatten(1).any(1).view(-1, 1, 1, 1)
     known = ((masks >= 0) & tells).float()
