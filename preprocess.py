@@ -129,8 +129,13 @@ def main(args):
                 continue
             # --- check: every fault of every image, before anything is written ---
             todo.append((plan, sources, check(plan, pool)))
-    if faults := [fault for *_, checked in todo for fault in checked if isinstance(fault, str)]:
-        raise InputError("; ".join(faults))
+        faults = [fault for *_, checked in todo for fault in checked if isinstance(fault, str)]
+        if faults:
+            raise InputError("; ".join(faults))
+        for plan, *_ in todo:
+            # 16-bit images are as bright as they are to each other: one number of bits for all.
+            bits = pool.map(bits_in_use, [pair.image for pair in plan.pairs])
+            plan.settings["bits"] = max(filter(None, bits), default=None)
 
     # --- cut: beside the old set, in whose place it is put when it is complete ---
     for plan, sources, checked in todo:
@@ -208,9 +213,6 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
         sizes = dict.fromkeys(names, size_of_set(root, labels, pool))
     else:
         sizes = dict(zip(names, pool.map(told_size, pairs), strict=True))
-    # 16-bit images are as bright as they are to each other: one number of bits for all.
-    bits = filter(None, pool.map(told_bits, [pair.image for pair in pairs]))
-    settings["bits"] = max(bits, default=None)
     return Plan(root, pairs, labels, split_of, settings, sizes)
 
 
@@ -340,14 +342,6 @@ def told_size(pair) -> float | None:
     """Micrometres per pixel as the image tells them; None also where it cannot be read."""
     try:
         return pixel_size_um(pair.image)
-    except (InputError, OSError):
-        return None  # `check_pair` says why
-
-
-def told_bits(path: Path) -> int | None:
-    """How many bits a 16-bit image uses; None also where it cannot be read."""
-    try:
-        return bits_in_use(path)
     except (InputError, OSError):
         return None  # `check_pair` says why
 
