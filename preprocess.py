@@ -132,14 +132,14 @@ def main(args):
         faults = [fault for *_, checked in todo for fault in checked if isinstance(fault, str)]
         if faults:
             raise InputError("; ".join(faults))
-        for plan, *_ in todo:
+        for plan, _, checked in todo:
+            check_pictures(plan, checked)
             # 16-bit images are as bright as they are to each other: one number of bits for all.
             bits = pool.map(bits_in_use, [pair.image for pair in plan.pairs])
             plan.settings["bits"] = max(filter(None, bits), default=None)
 
     # --- cut: beside the old set, in whose place it is put when it is complete ---
     for plan, sources, checked in todo:
-        check_pictures(plan, checked)
         say(plan, checked)
         for source, facts in zip(sources, checked, strict=True):
             source["height"], source["width"] = facts.height, facts.width

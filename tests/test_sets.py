@@ -159,6 +159,13 @@ def test_a_fault_in_one_root_leaves_all_as_they_were(tmp_path):
     assert "two_02.tif" in refused(tmp_path, "--root", *roots)
 
 
+def test_a_picture_on_both_sides_in_one_root_leaves_all_as_they_were(tmp_path):
+    roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
+    for folder, suffix in (("tissue_images", "tif"), ("masks", "png")):
+        shutil.copy(roots[1] / folder / f"two_01.{suffix}", roots[1] / folder / f"two_03.{suffix}")
+    assert "two_01 = two_03" in refused(tmp_path, "--root", *roots)
+
+
 # --- learning
 
 
