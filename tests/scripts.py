@@ -9,6 +9,8 @@ from pathlib import Path
 import inference
 import preprocess
 import train
+import utils
+from learning import checkpoints
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ["--patch_dim", "32", "--patch_stride", "16", "--val_pattern", "*04"]
@@ -52,6 +54,18 @@ def call(folder, code, arguments, processes):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def checkpoint_of(model):
+    """A checkpoint of a network as it is, with nothing that it can do without."""
+    return {
+        "format_version": checkpoints.CHECKPOINT_VERSION,
+        "model": model.state_dict(),
+        "config": model.config,
+        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
+        "channel_order": "rgb",
+        "threshold": 0.5,
+    }
 
 
 def fingerprint(folder):

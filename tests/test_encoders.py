@@ -17,7 +17,7 @@ import utils
 from learning import checkpoints
 from learning.pretrained import read_weights, start_pretrained
 from model import EncoderUNet, UNet, build, sees_all
-from tests.scripts import call, cut, infer, learn, table_of
+from tests.scripts import call, checkpoint_of, cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.synthetic import draw_tissue
 from tissue.tiling import predict_image
@@ -37,17 +37,6 @@ def with_statistics(network):
             for tensor in (module.bias.data, module.running_mean):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
     return network.eval()
-
-
-def checkpoint_of(model):
-    return {
-        "format_version": checkpoints.CHECKPOINT_VERSION,
-        "model": model.state_dict(),
-        "config": model.config,
-        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
-        "channel_order": "rgb",
-        "threshold": 0.5,
-    }
 
 
 # --- names

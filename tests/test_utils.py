@@ -11,6 +11,7 @@ import torch
 import utils
 from learning import checkpoints, runs
 from model import UNet
+from tests.scripts import checkpoint_of
 from tissue.files import InputError
 
 # --- transforms
@@ -290,17 +291,6 @@ def test_counters_are_copied_not_averaged():
 
 
 # --- checkpoints
-
-
-def checkpoint_of(model):
-    return {
-        "format_version": checkpoints.CHECKPOINT_VERSION,
-        "model": model.state_dict(),
-        "config": model.config,
-        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
-        "channel_order": "rgb",
-        "threshold": 0.5,
-    }
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
