@@ -349,25 +349,27 @@ class Threads:
         self.most = torch.get_num_threads()
         fixed = "OMP_NUM_THREADS" in os.environ or not Path("/proc/stat").is_file()
         self.adapts = device.type == "cpu" and self.most > 1 and not fixed
-        self.before = self._moment() if self.adapts else None
+        self.before = moment() if self.adapts else None
 
     def adapt(self) -> None:
         """Look at what other programs take, if it is time to, and set the number of threads."""
         if not self.adapts or time.monotonic() - self.before[0] < self.INTERVAL:
             return
-        now = self._moment()
+        now = moment()
         seconds, others = (after - before for after, before in zip(now, self.before, strict=True))
         self.before = now
         threads = min(self.most, max(1, round(self.most - others / seconds)))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
-    @staticmethod
-    def _moment() -> tuple[float, float]:
-        """The time, and the processor seconds of all programs but this one and its children."""
+
+def moment() -> tuple[float, float]:
+    """The time, and the processor seconds of all programs but this one and its children (Linux)."""
+    busy = 0.0
+    if Path("/proc/stat").is_file():
         ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
-        own = sum(os.times()[:4])
-        return time.monotonic(), sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - own
+        busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+    return time.monotonic(), busy
 
 
 def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, int, int]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import torch
 
+from utils import moment
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADER = "# Results\n\nEach section is written by the script that it names, and replaced by it.\n"
 
@@ -20,7 +22,7 @@ def write_section(
     """Print a section and put it into the results file: in place of the one of that title, if any.
 
     The machine and the date are added, and how busy others kept the processors `since` a
-    `moment()`. Other sections stay as they are.
+    `utils.moment()`. Other sections stay as they are.
     """
     path = Path(path)
     section = f"## {title}\n\n{text.strip()}\n\n{machine_line()}\n"
@@ -36,15 +38,6 @@ def write_section(
     else:
         sections.append(section)
     path.write_text("\n".join(part.rstrip() + "\n" for part in (head, *sections)))
-
-
-def moment() -> tuple[float, float]:
-    """The time, and the processor seconds of all programs but this one and its children (Linux)."""
-    busy = 0.0
-    if Path("/proc/stat").is_file():
-        ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
-        busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
-    return time.monotonic(), busy
 
 
 def has_section(title: str, path: Path | str = RESULTS) -> bool:
