@@ -29,6 +29,10 @@ from tqdm import tqdm
 
 import utils
 from learning import checkpoints
+from learning.export import export_model
+from learning.predictor import prediction_settings, predictor
+from learning.processes import everyone, place_among_processes, start_processes
+from learning.signals import end_processes
 from model import sees_all
 from tissue import (
     agreement,
@@ -122,7 +126,7 @@ def parse_args(argv=None):
 
 def main(args):
     check_flags(args)
-    device, rank, processes = utils.start_processes(args.gpu_id, waiting=True)
+    device, rank, processes = start_processes(args.gpu_id, waiting=True)
     say = print if rank == 0 else (lambda *_: None)
     network = load_network(args, device)
     if args.export_model:
@@ -139,7 +143,7 @@ def main(args):
     said = [*said_of_colours(network), *said_of_tiles(network), *said_of_sizes(tasks, network)]
     for note in [*said, *notes]:
         say(note)
-    predict = utils.predictor(network.model, network.checkpoint, device, args.tta)
+    predict = predictor(network.model, network.checkpoint, device, args.tta)
     if args.check_seams:
         for task in tasks[rank::processes]:
             print(check_seams(task, predict, network.tiled))
@@ -159,7 +163,7 @@ def main(args):
             failures += everyones(check_all_exports(tasks))
         if rank == 0:
             write_report(Path(args.image_folder), {task.pair.name for task in tasks})
-    utils.end_processes()
+    end_processes()
     if failures and rank == 0:
         raise InputError("; ".join(failures))
 
@@ -226,7 +230,7 @@ def load_network(args, device) -> Network:
                 f"learned with them; leave the flag out, or choose another --ckpt"
             )
         split = split._replace(confidence=args.confidence)
-    tiled = utils.prediction_settings(model, checkpoint, args.tta)
+    tiled = prediction_settings(model, checkpoint, args.tta)
     batch_size = args.batch_size or (4 if device.type == "cuda" else 1)
     tiled |= {"tile": args.tile, "halo": halo, "batch_size": batch_size}
     made_with = {"checkpoint": file_hash(path), "threshold": threshold, "tta": args.tta}
@@ -352,7 +356,7 @@ def open_images(todo, label_maps, learned_bits) -> tuple[dict, dict, list[str], 
     all faults. 16-bit images are as bright as they are to each other, and to those that the network
     learned from: all have the most bits that any of them uses.
     """
-    rank, processes = utils.place_among_processes()
+    rank, processes = place_among_processes()
     opened, bits, notes, faults = {}, {}, [], []
     for pair in todo:
         try:
@@ -468,7 +472,7 @@ def keep_others_out(folder: Path, held: ExitStack, rank: int) -> str | None:
             held.enter_context(results.writing(folder))
         except (InputError, OSError) as error:
             fault = str(error)
-    return utils.everyone(fault)[0]
+    return everyone(fault)[0]
 
 
 def choose(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
@@ -498,7 +502,7 @@ def choose(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
             todo.append(task)
         elif lost or any(key not in kept for key in both):
             todo.append(task._replace(row=record["row"]))
-    utils.everyone(None)  # nobody writes before all have looked
+    everyone(None)  # nobody writes before all have looked
     notes = at_most(notes)
     exported = len([task for task in todo if task.row])
     if done := len(tasks) - len(todo) + exported:
@@ -515,12 +519,12 @@ def at_most(lines: list[str], most: int = 5) -> list[str]:
 
 def everyones(texts: list[str]) -> list[str]:
     """The texts of all processes, each once."""
-    return list(dict.fromkeys(text for given in utils.everyone(texts) for text in given))
+    return list(dict.fromkeys(text for given in everyone(texts) for text in given))
 
 
 def infer_all(tasks: list[Task], predict, shown: dict) -> list[str]:
     """Infer this process's share of the images, write their files and records; return faults."""
-    rank, processes = utils.place_among_processes()
+    rank, processes = place_among_processes()
     shared = [task for task in tasks if task.image.is_big and not task.row]
     mine = [task for task in tasks if task.row or not task.image.is_big][rank::processes]
     failures = []
@@ -662,7 +666,7 @@ def infer_shared(task, predict, bar) -> dict | None:
 
     The first process puts the mask together, finds the nuclei, and returns what is counted.
     """
-    rank, processes = utils.place_among_processes()
+    rank, processes = place_among_processes()
     image, tile = task.image, task.tiled["tile"]
     tiles = tiling.tiles_of(image.height, image.width, tile)
     mine = [part for part in tiles if part.y // tile % processes == rank]
@@ -690,7 +694,7 @@ def infer_shared(task, predict, bar) -> dict | None:
         outcome["places"] = spool.close()
     except (InputError, OSError) as error:
         outcome["fault"] = str(error)
-    outcomes = utils.everyone(outcome)
+    outcomes = everyone(outcome)
     fault = next((o["fault"] for o in outcomes if o["fault"]), None)
     row = None
     try:
@@ -700,7 +704,7 @@ def infer_shared(task, predict, bar) -> dict | None:
             places = {part: place for o in outcomes for part, place in o["places"].items()}
             row |= merge(task, tiles, places)
     finally:
-        utils.everyone(None)  # the others' tiles are read
+        everyone(None)  # the others' tiles are read
         if spool:
             spool.remove()
     if fault and rank == 0:
@@ -819,7 +823,7 @@ def check_seams(task: Task, predict, tiled: dict) -> str:
 
 def check_all_exports(tasks: list[Task]) -> list[str]:
     """Read back this process's share of all finished images' exports, and return the faults."""
-    rank, processes = utils.place_among_processes()
+    rank, processes = place_among_processes()
     faults = []
     for task in tasks[rank::processes]:
         try:
@@ -874,7 +878,7 @@ def export(args, model, checkpoint) -> str:
         image = windows.open_image(next(iter(pairs.find_images(*args.images).values())))
         if min(image.height, image.width) >= 3 * model.grid:
             pixels = image.read(0, 0, min(512, image.height), min(512, image.width))
-    return utils.export_model(Path(args.export_model), model, checkpoint, pixels)
+    return export_model(Path(args.export_model), model, checkpoint, pixels)
 
 
 def split_of(checkpoint: dict, changes: list[str]) -> nuclei.Split:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tissue.files import InputError
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB, 0 to 1
 UNET = "unet"  # what `arch` is of the UNet; of others it is timm's name of the encoder
 LADDERS = ([1, 2, 4, 8, 16, 32], [2, 4, 8, 16, 32], [4, 8, 16, 32])  # how an encoder may shrink
 

@@ -35,8 +35,23 @@ from tqdm import tqdm
 
 import utils
 from learning import checkpoints, pretrained, runs
-from model import UNET, build, config_of, sees_all, usual_dimensions
+from learning.augment import transform
+from learning.devices import Threads, choose_precision, choose_workers
+from learning.losses import bce_dice, depth_loss
+from learning.optimisation import check_finite, depthwise_in_float32, one_cycle, warm_ema
+from learning.predictor import prediction_settings, predictor
+from learning.processes import (
+    add_up,
+    everyone,
+    seed_everything,
+    share_batch_norm,
+    share_of_batch,
+    start_processes,
+)
+from learning.signals import Stopped, StopSignal, end_processes, explain, ignore_signals
+from model import IMAGENET_MEAN, IMAGENET_STD, UNET, build, config_of, sees_all, usual_dimensions
 from tissue import nuclei
+from tissue.colour import COLOURS
 from tissue.depth import segment
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
@@ -55,7 +70,7 @@ EMA_EVERY = 4  # steps between updates of the averaged weights, each of which co
 EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
 MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is chosen
 SHEET_PATCHES = 24  # of the contact sheet of augmented patches
-LOSSES = {"bce": binary_cross_entropy_with_logits, "bce_dice": utils.bce_dice}
+LOSSES = {"bce": binary_cross_entropy_with_logits, "bce_dice": bce_dice}
 # what --resume cannot change
 FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
 FIXED += ("seed", "init", "pretrained")
@@ -89,7 +104,7 @@ def parse_args(argv=None):
         help="cross-entropy alone, or with 1 - soft Dice added",
     )  # fmt: skip
     learning.add_argument(
-        "--colour", choices=utils.COLOURS,
+        "--colour", choices=COLOURS,
         help="one: bring all images to one colour first, in inference.py too; own: as they are; "
         "without it one for unet, own with an encoder, or that of --init",
     )  # fmt: skip
@@ -145,20 +160,20 @@ def parse_args(argv=None):
 def main(args):
     args.root = set_folders(args.root, MANIFEST)
     runs.check_flags(args)
-    stop = utils.StopSignal()
+    stop = StopSignal()
     with ExitStack() as until_the_end:
-        until_the_end.callback(utils.end_processes)
+        until_the_end.callback(end_processes)
         try:
             learn(args, stop, until_the_end)
         except RuntimeError as error:  # before the loop, as of a network too wide for the memory
-            utils.explain(error)
+            explain(error)
             raise
 
 
-def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
+def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
     """All of a training; what must be closed however it ends goes onto `until_the_end`."""
-    device, rank, processes = utils.start_processes(args.gpu_id)
-    precision = utils.everyone(choose_precision(args, device))[0]  # one for all processes
+    device, rank, processes = start_processes(args.gpu_id)
+    precision = everyone(precision_of(args, device))[0]  # one for all processes
     autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
 
@@ -174,7 +189,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
     grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
 
     # --- network ---
-    utils.seed_everything(args.seed)
+    seed_everything(args.seed)
     model = build(config)
     if not args.resume and args.pretrained:
         pretrained.start_pretrained(model, args.pretrained)
@@ -182,9 +197,9 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         load_origin(model, origin)
     model = model.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
-        utils.depthwise_in_float32(model)
+        depthwise_in_float32(model)
     if processes > 1:
-        utils.share_batch_norm(model)
+        share_batch_norm(model)
 
     # --- run folder, and where an interrupted run goes on ---
     stop.hold(processes)  # until the loop is done: a signal waits for where last.pt can be written
@@ -228,19 +243,19 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
 
     def save_last():
         nonlocal saved
-        utils.check_finite(state.losses, state.seen, train_set.files)
+        check_finite(state.losses, state.seen, train_set.files)
         progress["seconds"] = time.monotonic() - started
         writer.flush()  # the curves reach at least as far as what is saved
         weights = {"model": state.ema.module.state_dict(), "training": state.to_save(patch_set)}
         checkpoints.save_checkpoint(run / "last.pt", checkpoint | weights)
         saved = time.monotonic()
 
-    threads = utils.Threads(device)
+    threads = Threads(device)
 
     def after_step():
         threads.adapt()
         if progress["batch"] % LOG_EVERY == 0 or progress["batch"] == batches:
-            utils.check_finite(state.losses, state.seen, train_set.files)
+            check_finite(state.losses, state.seen, train_set.files)
             loss = end_losses(state, batches, processes)
             if rank == 0:
                 point = {"loss": loss, "learning_rate": state.schedule.get_last_lr()[0]}
@@ -280,7 +295,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
                 save_last()
                 utils.write_table(run / "metrics.csv", progress["metrics"])
                 utils.log_line(run, utils.epoch_line(row, args.epoch, progress["best_dice"]))
-        utils.end_processes()
+        end_processes()
         stop.release()
         if rank == 0:
             utils.log_line(run, choose_split(run / "best.pt", counted, device))
@@ -290,7 +305,7 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
             save_last()
             best = f"best validation Dice {progress['best_dice']:.4f}: {run / 'best.pt'}"
             utils.log_line(run, best)
-    except utils.Stopped as stopped:
+    except Stopped as stopped:
         if rank == 0:
             check_set(args.root, patch_set)
             save_last()
@@ -298,14 +313,14 @@ def learn(args, stop: utils.StopSignal, until_the_end: ExitStack) -> None:
         raise
     except (InputError, RuntimeError, OSError, EOFError) as error:
         check_set(args.root, patch_set)
-        utils.explain(error)
+        explain(error)
         raise
 
 
 # --- what a training needs ----------------------------------------------------------------------
 
 
-def choose_precision(args, device) -> torch.dtype:
+def precision_of(args, device) -> torch.dtype:
     """This device's fast number format, or that in which the run to go on with began: measured
     anew it might come out otherwise, and the run with it.
     """
@@ -313,7 +328,7 @@ def choose_precision(args, device) -> torch.dtype:
         began = runs.read_settings(args.resume)
         if (began["device"], began["amp"]) == (str(device), args.amp):
             return getattr(torch, began["precision"])
-    return utils.choose_precision(device) if args.amp else torch.float32
+    return choose_precision(device) if args.amp else torch.float32
 
 
 def choose_network(args) -> dict | None:
@@ -327,7 +342,7 @@ def choose_network(args) -> dict | None:
             "--pretrained: found it with --init, whose weights take the place of all others, "
             "expected one of the two; leave one out"
         )
-    origin = utils.load_origin(args.init) if args.init else None
+    origin = checkpoints.load_origin(args.init) if args.init else None
     config = origin["config"] if origin else {}
     args.arch = args.arch or config.get("arch", UNET)
     args.dimensions = args.dimensions or config.get("dimensions", usual_dimensions(args.arch))
@@ -362,7 +377,7 @@ def has_label_maps(manifests: list[dict]) -> bool:
 def total_loss(mask_loss, logits, masks) -> torch.Tensor:
     """The loss of the mask and, of a network that has that output, of the depth in nuclei."""
     loss = mask_loss(logits[:, :1], (masks != 0).float())
-    return loss + utils.depth_loss(logits[:, 1:], masks) if logits.shape[1] > 1 else loss
+    return loss + depth_loss(logits[:, 1:], masks) if logits.shape[1] > 1 else loss
 
 
 def check_patches(args, config: dict, dim: int) -> None:
@@ -394,21 +409,21 @@ def check_set(roots: list[str], patch_set: str) -> None:
 
 def make_loaders(args, device, rank: int, processes: int) -> tuple[DataLoader, DataLoader]:
     """This process's share of the training patches, a batch at a time, and of those to validate."""
-    colour = utils.COLOURS[args.colour]
-    train_set = PatchDataset(args.root, "train", utils.transform("train", args.augment), colour)
-    val_set = PatchDataset(args.root, "val", utils.transform("val"), colour)
+    colour = COLOURS[args.colour]
+    train_set = PatchDataset(args.root, "train", transform("train", args.augment), colour)
+    val_set = PatchDataset(args.root, "val", transform("val"), colour)
     if not len(val_set):
         raise InputError("--root: found no validation patch, expected some; cut the sets anew")
-    batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
+    batch_size = share_of_batch(args.batch_size, len(train_set), processes)
     sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
     if args.sampler == "balanced":
         sampler.foreground, sampler.sets = train_set.foreground, train_set.roots
-    workers = utils.choose_workers(device) if args.workers is None else args.workers
+    workers = choose_workers(device) if args.workers is None else args.workers
     loading = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": device.type == "cuda",
-        "worker_init_fn": utils.ignore_signals,
+        "worker_init_fn": ignore_signals,
         "generator": torch.Generator(),  # else the loaders draw from the one that is saved
     }
     # Every process validates every n-th patch, none of them twice.
@@ -448,7 +463,7 @@ class State:
 def make_state(model, args, batches: int, precision: torch.dtype, training: dict | None) -> State:
     """The state at a run's first step or, with what `runs.load_training` read, where it goes on."""
     device = next(model.parameters()).device
-    average = utils.warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
+    average = warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
     ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     ema.n_averaged = ema.n_averaged.cpu()  # it is looked at on each update
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
@@ -471,7 +486,7 @@ def make_state(model, args, batches: int, precision: torch.dtype, training: dict
             scaler.load_state_dict(training["scaler"])
         torch.set_rng_state(training["random"])
     steps = args.epoch * batches + 1  # the rate after the last step counts as one, too
-    rate = partial(utils.one_cycle, steps=steps)
+    rate = partial(one_cycle, steps=steps)
     schedule = LambdaLR(optimizer, rate, last_epoch=done - 1)
     losses = [torch.tensor(loss, device=device) for loss in progress["losses"]]
     return State(model, ema, optimizer, schedule, scaler, progress, losses, [()] * len(losses))
@@ -482,11 +497,11 @@ def describe(model: nn.Module, manifests: list[dict], settings: dict) -> dict:
     known = {
         key: next((m[key] for m in manifests if m[key]), None) for key in ("pixel_size_um", "bits")
     }
-    colour = utils.COLOURS[settings["colour"]]
+    colour = COLOURS[settings["colour"]]
     return {
         "format_version": checkpoints.CHECKPOINT_VERSION,
         "config": model.config,
-        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
+        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "channel_order": "rgb",
         "colour": colour._asdict() if colour else None,
         "patch_dim": manifests[0]["patch_dim"],
@@ -531,7 +546,7 @@ def train_one_epoch(state: State, network, loader, loss_of, autocast, after_step
 def end_losses(state: State, batches: int, processes: int) -> float:
     """The mean loss of the steps since the last call, over all processes; waits for the device."""
     mean_loss = torch.stack(state.losses).mean() / processes
-    utils.add_up([mean_loss], processes)
+    add_up([mean_loss], processes)
     loss = mean_loss.item()
     state.progress["epoch_loss"] += loss * len(state.losses) / batches
     state.losses, state.seen = [], []
@@ -609,7 +624,7 @@ def validate(network, loader, device, autocast, processes, stop) -> tuple[float,
         loss += torch.stack([batch_loss * len(masks), torch.tensor(len(masks), device=device)])
         counts += utils.pixel_counts(logits > 0, masks != 0)  # logit 0 is probability 0.5
         stop.check(meeting=batch < meetings)
-    utils.add_up([loss, counts], processes)
+    add_up([loss, counts], processes)
     return (loss[0] / loss[1]).item(), counts.cpu()
 
 
@@ -686,8 +701,8 @@ def choose_split(best: Path, counted: list[Counted], device) -> str:
 def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
     """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
     model = checkpoints.build_model(checkpoint, "best.pt")
-    predict = utils.predictor(model, checkpoint, device)
-    settings = utils.prediction_settings(model, checkpoint)
+    predict = predictor(model, checkpoint, device)
+    settings = prediction_settings(model, checkpoint)
     found, sizes = [], []
     for one in counted:
         image = open_image(one.path)

@@ -31,6 +31,8 @@ from matplotlib.figure import Figure
 import utils
 from benchmarks import data, results
 from learning import checkpoints
+from learning.devices import choose_device
+from learning.predictor import prediction_settings, predictor
 from tissue import nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
 from tissue.manifest import write_manifest
@@ -109,7 +111,7 @@ def parse_args(argv=None):
 
 def main(args):
     check_positive(args, ("budget", "dimensions", "folds"))
-    device = utils.choose_device(args.gpu_id)
+    device = choose_device(args.gpu_id)
     output = Path(args.results)
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, number=27)
@@ -245,8 +247,8 @@ def score_checkpoint(
     """`score` of a checkpoint file, or of other weights for its network."""
     checkpoint = checkpoints.load_checkpoint(path)
     model = checkpoints.build_model(checkpoint | ({"model": weights} if weights else {}), path)
-    predict = utils.predictor(model, checkpoint, device, flips_and_turns=tta)
-    return score(predict, utils.prediction_settings(model, checkpoint, tta), pairs)
+    predict = predictor(model, checkpoint, device, flips_and_turns=tta)
+    return score(predict, prediction_settings(model, checkpoint, tta), pairs)
 
 
 def score(predict: Callable, tiles: dict, pairs: Sequence[Pair]) -> dict[str, float]:

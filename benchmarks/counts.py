@@ -12,9 +12,10 @@ import argparse
 import numpy as np
 
 import inference
-import utils
 from benchmarks import results
 from learning import checkpoints
+from learning.devices import choose_device
+from learning.predictor import prediction_settings, predictor
 from tissue import agreement, nuclei, tiling, windows
 from tissue.files import InputError, run_script
 from tissue.masks import read_label_map
@@ -91,8 +92,8 @@ def predictions(args, files) -> list[np.ndarray]:
     path = inference.find_checkpoint(args.ckpt)
     checkpoint = checkpoints.load_checkpoint(path)
     model = checkpoints.build_model(checkpoint, path)
-    predict = utils.predictor(model, checkpoint, utils.choose_device(args.gpu_id), args.tta)
-    settings = utils.prediction_settings(model, checkpoint, args.tta)
+    predict = predictor(model, checkpoint, choose_device(args.gpu_id), args.tta)
+    settings = prediction_settings(model, checkpoint, args.tta)
     return [
         tiling.predict_image(windows.open_image(file), predict, **settings)[0]
         >= checkpoint["threshold"]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import inference
-import utils
 from benchmarks import results
 from learning import checkpoints
+from learning.predictor import prediction_settings, predictor
 from tissue import tiling
 from tissue.files import InputError, Parser, run_script
 from tissue.images import read_image
@@ -45,8 +45,8 @@ def main(args):
     path = inference.find_checkpoint(args.ckpt)
     checkpoint = checkpoints.load_checkpoint(path)
     model = checkpoints.build_model(checkpoint, path)
-    network = utils.predictor(model, checkpoint, torch.device("cpu"))
-    settings = utils.prediction_settings(model, checkpoint)
+    network = predictor(model, checkpoint, torch.device("cpu"))
+    settings = prediction_settings(model, checkpoint)
 
     def predict(image, um):
         scale = scale_of(um, checkpoint["pixel_size_um"], "an image")

@@ -12,9 +12,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import utils
 from benchmarks import ablation, data, results
 from learning import checkpoints
+from learning.devices import choose_device
 from tissue.files import check_positive, run_script
 from tissue.pairs import find_pairs
 
@@ -39,7 +39,7 @@ def parse_args(argv=None):
 
 def main(args):
     check_positive(args, ("budget", "dimensions", "folds"))
-    device = utils.choose_device(args.gpu_id)
+    device = choose_device(args.gpu_id)
     flags = {"gpu_id": args.gpu_id, "dimensions": args.dimensions}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def main(args):
                 path, _ = ablation.call_train(sample, log=sample / end, **going_on, **flags)
                 ways |= {f"{START}, then {end}": [path], f"{end}: mean of both": [start, path]}
             for way, paths in ways.items():
-                mean = utils.mean_of_weights(
+                mean = checkpoints.mean_of_weights(
                     [checkpoints.load_checkpoint(path)["model"] for path in paths]
                 )
                 scores = [

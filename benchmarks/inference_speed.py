@@ -29,11 +29,12 @@ import torch
 from monai.inferers import sliding_window_inference
 
 import inference
-import utils
 from benchmarks.data import draw_giant
 from benchmarks.results import moment, table, write_section
 from learning import checkpoints
-from model import UNet
+from learning.devices import choose_device, choose_precision
+from learning.predictor import freed_memory_kept, fuse, predictor
+from model import IMAGENET_MEAN, IMAGENET_STD, UNet
 from tissue import images, masks, mosaic, nuclei, pairs, stitching, tiling, windows
 from tissue.files import run_script
 from tissue.synthetic import draw_tissue
@@ -42,7 +43,7 @@ SIDES = (512, 4096, 16384)  # pixels
 GIANT_SIDES = (8192, 16384, 32768)
 MONAI_TILES = (512, 1024)
 ROUNDS = {512: 5, 4096: 3, 16384: 1}
-NORMALISATION = {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD}
+NORMALISATION = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def parse_args(argv=None):
@@ -135,16 +136,16 @@ def plain_fits(path, dimensions, gpu_id):
 
 def measure(way, path, tile, dimensions, gpu_id):
     """Predict and count one image in one of the three ways."""
-    device = utils.choose_device(gpu_id)
+    device = choose_device(gpu_id)
     model = a_network(dimensions)
     checkpoint = {"normalisation": NORMALISATION, "channel_order": "rgb"}
     started = time.perf_counter()
     image = windows.open_image(path)
     if way == "ours":
-        predict = utils.predictor(model, checkpoint, device)
+        predict = predictor(model, checkpoint, device)
         contours = ours(image, predict, tile)
     else:
-        network = model.to(device) if way == "plain" else utils.fuse(model, device).to(device)
+        network = model.to(device) if way == "plain" else fuse(model, device).to(device)
         contours = in_memory(way, images.read_image(path), network, tile, device)
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -187,13 +188,13 @@ def ours(image, predict, tile):
 def in_memory(way, image, network, tile, device):
     """The image as one tensor, in MONAI's tiles or whole."""
     mean, std = (torch.tensor(NORMALISATION[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
-    precision = utils.choose_precision(device) if way == "MONAI" else torch.float32
+    precision = choose_precision(device) if way == "MONAI" else torch.float32
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float().sub_(mean).div_(std)
 
     def predict(part):
         layout = torch.channels_last if way == "MONAI" else torch.contiguous_format
         part = part.to(device).contiguous(memory_format=layout)
-        kept = utils.freed_memory_kept() if way == "MONAI" else contextlib.nullcontext()
+        kept = freed_memory_kept() if way == "MONAI" else contextlib.nullcontext()
         mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
         with mixed, kept:
             return network(part).float().cpu()
@@ -263,12 +264,12 @@ def seams(args):
     path = inference.find_checkpoint(args.ckpt)
     checkpoint = checkpoints.load_checkpoint(path)
     model = checkpoints.build_model(checkpoint, path).eval()
-    device = utils.choose_device(args.gpu_id)
-    predict = utils.predictor(model, checkpoint, device)
-    network = utils.fuse(model, device)
+    device = choose_device(args.gpu_id)
+    predict = predictor(model, checkpoint, device)
+    network = fuse(model, device)
     mean, std = (torch.tensor(checkpoint["normalisation"][key]).view(3, 1, 1) * 255
                  for key in ("mean", "std"))  # fmt: skip
-    precision = utils.choose_precision(device)
+    precision = choose_precision(device)
 
     @torch.inference_mode()
     def logits(part):

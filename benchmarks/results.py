@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from utils import moment
+from learning.devices import moment
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADER = "# Results\n\nEach section is written by the script that it names, and replaced by it.\n"
@@ -22,7 +22,7 @@ def write_section(
     """Print a section and put it into the results file: in place of the one of that title, if any.
 
     The machine and the date are added, and how busy others kept the processors `since` a
-    `utils.moment()`. Other sections stay as they are.
+    `devices.moment()`. Other sections stay as they are.
     """
     path = Path(path)
     section = f"## {title}\n\n{text.strip()}\n\n{machine_line()}\n"

@@ -28,8 +28,10 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-import utils
 from benchmarks import data, results
+from learning.augment import transform
+from learning.devices import choose_device, choose_precision
+from learning.optimisation import warm_ema
 from model import UNet
 from tissue import patches
 from tissue.files import run_script
@@ -66,7 +68,7 @@ def parse_args(argv=None):
 
 def main(args):
     since = results.moment()
-    device = utils.choose_device(args.gpu_id)
+    device = choose_device(args.gpu_id)
     with tempfile.TemporaryDirectory() as folder:
         root = data.tissue(Path(folder) / "data", args.root, IMAGES)
         data.cut(root)
@@ -83,7 +85,7 @@ def main(args):
 
 def measure_speeds(args, root: Path, device: torch.device) -> tuple[list[float], dict]:
     """TFLOP/s of matrix products, and for each width a list of figures a round, by their names."""
-    precision = utils.choose_precision(device)
+    precision = choose_precision(device)
     rates, speeds = [], {width: [] for width in args.widths}
     for number in range(1, args.rounds + 1):
         rates.append(product_rate(device, precision))
@@ -107,7 +109,7 @@ def measure_speeds(args, root: Path, device: torch.device) -> tuple[list[float],
 def plain_recipe(root: Path, width: int, device: torch.device, seconds: float) -> float:
     """Patches a second of a plain script."""
     torch.backends.cudnn.benchmark = False
-    dataset = patches.PatchDataset(root, "train", utils.transform("train"))
+    dataset = patches.PatchDataset(root, "train", transform("train"))
     batches = endless(DataLoader(dataset, BATCH, shuffle=True, drop_last=True))
     model = UNet(width).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -128,12 +130,12 @@ def step_in_memory(
 ) -> float:
     """Patches a second of what train.py does in a step, on one batch that is on the device."""
     torch.backends.cudnn.benchmark = True
-    dataset = patches.PatchDataset(root, "train", utils.transform("train"))
+    dataset = patches.PatchDataset(root, "train", transform("train"))
     images, masks, _ = next(iter(DataLoader(dataset, BATCH)))
     images = images.to(device, memory_format=torch.channels_last)
     masks = masks.to(device)
     model = UNet(width).to(device, memory_format=torch.channels_last)
-    average = utils.warm_ema(train.EMA_DECAY, lambda: schedule.last_epoch // train.EMA_EVERY)
+    average = warm_ema(train.EMA_DECAY, lambda: schedule.last_epoch // train.EMA_EVERY)
     ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     ema.n_averaged = ema.n_averaged.cpu()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -293,7 +295,7 @@ def write_speeds(args, device: torch.device, rates: list[float], speeds: dict, s
                 f"{middle['gpu']:.1f} GiB" if device.type == "cuda" else "-",
             )
         )
-    precision = str(utils.choose_precision(device)).removeprefix("torch.")
+    precision = str(choose_precision(device)).removeprefix("torch.")
     header = "width", "a: plain", "b: train.py", "c: in memory", "b/a", "b/c", "GFLOP a patch"
     header += "b, TFLOP/s", "share of products", "memory of b", "on the GPU"
     results.write_section(

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 import inference
-import utils
 from benchmarks import ablation, data, results
 from learning import checkpoints
+from learning.devices import choose_device
 from tissue.files import InputError, check_positive, run_script
 from tissue.pairs import find_pairs
 
@@ -38,7 +38,7 @@ def parse_args(argv=None):
 
 def main(args):
     check_positive(args, ("draws", "budget", "lr"))
-    device = utils.choose_device(args.gpu_id)
+    device = choose_device(args.gpu_id)
     start = Path(args.init).resolve()
     checkpoint = checkpoints.load_checkpoint(start)
     flags = {key: checkpoint["config"][key] for key in ("arch", "dimensions")}

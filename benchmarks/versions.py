@@ -21,8 +21,13 @@ from tissue.files import Parser, run_script
 
 # The number format is the machine's choice; a program of its own may make another.
 IN_FLOAT32 = (
-    "import sys, torch, utils, inference\n"
-    "utils.choose_precision = lambda device: torch.float32\n"
+    "import sys, torch\n"
+    "try:\n"
+    "    import learning.devices as room\n"
+    "except ImportError:\n"  # 0.1.0
+    "    import utils as room\n"
+    "room.choose_precision = lambda device: torch.float32\n"
+    "import inference\n"
     "inference.main(inference.parse_args(sys.argv[1:]))\n"
 )
 

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 
-import utils
 from inference import SHIPPED
-from learning.checkpoints import build_model, load_checkpoint, save_checkpoint
+from learning.checkpoints import build_model, load_checkpoint, mean_of_weights, save_checkpoint
+from learning.predictor import predictor
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
@@ -55,7 +55,7 @@ def main(args):
                     f"{path}: found {key} {checkpoint[key]}, expected {checkpoints[0][key]}, that "
                     f"of {args.ckpt[0]}; average runs of one network"
                 )
-    weights = utils.mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
+    weights = mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
     shipped = {key: checkpoints[0][key] for key in KEPT if key in checkpoints[0]} | {
         "pixel_size_um": args.pixel_size or common_pixel_size(args.ckpt, checkpoints),
         "args": [run for checkpoint in checkpoints for run in runs_of(checkpoint)],
@@ -69,7 +69,7 @@ def main(args):
     image = draw_tissue(512, 512, seed=0).image[None]
     device = torch.device("cpu")
     before, after = (
-        utils.predictor(build_model(checkpoint, args.out), checkpoint, device)(image)
+        predictor(build_model(checkpoint, args.out), checkpoint, device)(image)
         for checkpoint in (shipped | {"model": weights}, load_checkpoint(args.out))
     )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

@@ -13,15 +13,13 @@ from pydantic import Field, Strict, TypeAdapter, with_config
 from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
-from model import build
+from model import IMAGENET_MEAN, IMAGENET_STD, build
 from tissue.files import InputError, replacing
 from tissue.nuclei import default_split
 from tissue.pixel_size import MICROSCOPE_UM
 from tissue.schema import CLOSED, OPEN, Count, Finite, check_content
 
 CHECKPOINT_VERSION = 1
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DIMENSIONS = (1, 512)  # the least and the most
 ADVICE = "expected a checkpoint by train.py; choose another file"
 ZIP = b"PK\x03\x04"  # how a file begins that torch has saved since 1.6
@@ -271,6 +269,17 @@ def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
     return model
 
 
+def load_origin(path: Path | str) -> dict:
+    """The checkpoint that --init names; InputError for one that no training can start from."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint["channel_order"] != "rgb":
+        raise InputError(
+            f"--init {path}: found weights of the first version, for blue, green, red (bgr), "
+            f"expected weights for red, green, blue; choose a checkpoint by this train.py"
+        )
+    return checkpoint
+
+
 # --- writing ------------------------------------------------------------------------------------
 
 
@@ -287,3 +296,17 @@ def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
             raise OSError(
                 f"{path}: could not be written (is the disk full?); the last whole one is kept"
             ) from error
+
+
+def mean_of_weights(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor, batch norm's statistics included; integers are the first's.
+
+    That of networks which learned on from the same weights is as good as an average of their
+    probabilities would be (Wortsman et al. 2022, ICML, "Model soups"); of others it is nonsense.
+    """
+    return {
+        key: torch.stack([model[key].float() for model in models]).mean(0)
+        if value.is_floating_point()
+        else value
+        for key, value in models[0].items()
+    }

@@ -9,8 +9,8 @@ from pathlib import Path
 import inference
 import preprocess
 import train
-import utils
 from learning import checkpoints
+from model import IMAGENET_MEAN, IMAGENET_STD
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ["--patch_dim", "32", "--patch_stride", "16", "--val_pattern", "*04"]
@@ -62,7 +62,7 @@ def checkpoint_of(model):
         "format_version": checkpoints.CHECKPOINT_VERSION,
         "model": model.state_dict(),
         "config": model.config,
-        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
+        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "channel_order": "rgb",
         "threshold": 0.5,
     }

@@ -1,6 +1,7 @@
 """A checkpoint is read as it was written, or refused in one line that names it."""
 
 import math
+import pickle
 import random
 import struct
 import warnings
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-import utils
 from learning import checkpoints
+from learning.predictor import predictor
 from model import UNet, build
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places, with_entry
+from tests.scripts import checkpoint_of
 from tissue.files import InputError
 from tissue.nuclei import PREDICTION_SPLIT
 
@@ -70,7 +72,7 @@ def is_usable(path, tile):
         assert all(map(math.isfinite, (*colour["mean"], *colour["spread"])))
         assert min(colour["spread"]) > 0
     network = checkpoints.build_model(checkpoint, path)
-    probability = utils.predictor(network, checkpoint, torch.device("cpu"))(tile)
+    probability = predictor(network, checkpoint, torch.device("cpu"))(tile)
     assert probability.shape == (1, 1, 32, 32) and probability.min() >= 0 and probability.max() <= 1
     return True
 
@@ -200,7 +202,7 @@ def test_weights_too_large_to_multiply_are_named_when_they_predict(tmp_path, mod
         checkpoint["model"][key].fill_(1e30)
     torch.save(checkpoint, tmp_path / "best.pt")
     loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
-    predict = utils.predictor(checkpoints.build_model(loaded, "x"), loaded, torch.device("cpu"))
+    predict = predictor(checkpoints.build_model(loaded, "x"), loaded, torch.device("cpu"))
     with pytest.raises(InputError, match="not finite"):
         predict(tile)
 
@@ -377,3 +379,72 @@ def test_equal_checkpoints_are_equal_files(tmp_path, model):
     for name in ("best.pt", "last.pt"):
         checkpoints.save_checkpoint(tmp_path / name, whole_checkpoint(model))
     assert (tmp_path / "best.pt").read_bytes() == (tmp_path / "last.pt").read_bytes()
+
+
+# --- what is no checkpoint, or a bare one
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    model = UNet(4)
+    checkpoints.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
+    loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
+    again = checkpoints.build_model(loaded, "best.pt")
+    assert again.config == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    assert loaded["channel_order"] == "rgb"
+
+
+def test_a_bare_state_dict_loads_with_its_width_and_swapped_colours(tmp_path):
+    torch.save(UNet(8).state_dict(), tmp_path / "original.pth")
+    loaded = checkpoints.load_checkpoint(tmp_path / "original.pth")
+    assert loaded["config"] == {"arch": "unet", "dimensions": 8}
+    assert loaded["channel_order"] == "bgr"
+    checkpoints.build_model(loaded, "original.pth")
+
+
+def test_a_checkpoint_that_would_execute_code_is_refused_and_executes_nothing(tmp_path):
+    victim = tmp_path / "written_by_the_checkpoint"
+    torch.save({"format_version": 1, "model": Malice(victim)}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match=r"evil\.pt.*execute code.*refused"):
+        checkpoints.load_checkpoint(tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malice(victim)))
+    with pytest.raises(InputError, match=r"plain\.pt"):
+        checkpoints.load_checkpoint(tmp_path / "plain.pt")
+    assert not victim.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path):
+    torch.save(UNet(4), tmp_path / "whole.pt")
+    with pytest.raises(InputError, match="execute code"):
+        checkpoints.load_checkpoint(tmp_path / "whole.pt")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -100])
+def test_a_truncated_checkpoint_is_named(tmp_path, keep):
+    torch.save(checkpoint_of(UNet(4)), tmp_path / "whole.pt")
+    path = tmp_path / "cut.pt"
+    path.write_bytes((tmp_path / "whole.pt").read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"cut\.pt.*damaged"):
+        checkpoints.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.zeros(3)])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt.*without a network"):
+        checkpoints.load_checkpoint(tmp_path / "other.pt")
+
+
+def test_an_image_given_as_checkpoint_is_named(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    with pytest.raises(InputError, match=r"image\.png"):
+        checkpoints.load_checkpoint(tmp_path / "image.png")
+
+
+def test_weights_that_do_not_fit_their_config_are_named():
+    checkpoint = checkpoint_of(UNet(4)) | {"config": {"arch": "unet", "dimensions": 8}}
+    with pytest.raises(InputError, match=r"best\.pt"):
+        checkpoints.build_model(checkpoint, "best.pt")
+    with pytest.raises(InputError, match="another"):
+        checkpoints.build_model(checkpoint | {"config": {"arch": "another"}}, "best.pt")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import utils
 from learning import checkpoints
+from learning.predictor import prediction_settings, predictor
 from model import UNet
 from tests.scripts import cut, infer, learn, table_of
 from tissue import images, masks, pairs, patches, tiling
@@ -133,7 +133,7 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
         last = checkpoints.load_checkpoint(run / "last.pt")
         assert last["colour"] == (ONE._asdict() if colour == "one" else None)
         model = checkpoints.build_model(last, run)
-        predict = utils.predictor(model, last, torch.device("cpu"))
+        predict = predictor(model, last, torch.device("cpu"))
         seen = to_colour(restained, own(restained), ONE) if colour == "one" else restained
         settings = {"halo": model.halo, "grid": model.grid}
         expected = tiling.predict_image(from_array(seen), predict, **settings)[0]
@@ -154,7 +154,7 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
 def test_a_checkpoint_without_a_colour_leaves_images_alone(tmp_path):
     def settings_of(checkpoint):
         checkpoints.save_checkpoint(tmp_path / "net.pt", checkpoint)
-        return utils.prediction_settings(UNet(4), checkpoints.load_checkpoint(tmp_path / "net.pt"))
+        return prediction_settings(UNet(4), checkpoints.load_checkpoint(tmp_path / "net.pt"))
 
     older = {
         "format_version": checkpoints.CHECKPOINT_VERSION,

@@ -13,10 +13,11 @@ from skimage import data
 from torch import nn
 from torch.nn import functional as F
 
-import utils
 from learning import checkpoints
+from learning.export import WithColours
+from learning.predictor import fuse, predictor
 from learning.pretrained import read_weights, start_pretrained
-from model import EncoderUNet, UNet, build, sees_all
+from model import IMAGENET_MEAN, IMAGENET_STD, EncoderUNet, UNet, build, sees_all
 from tests.scripts import call, checkpoint_of, cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.synthetic import draw_tissue
@@ -231,9 +232,7 @@ def test_the_packages_weights_know_a_cat_and_an_espresso():
     for picture, kinds in ((data.chelsea(), range(281, 286)), (data.coffee(), (967, 968))):
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
         pixels = F.interpolate(pixels[..., :300], (224, 224), mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(v).view(3, 1, 1) for v in (utils.IMAGENET_MEAN, utils.IMAGENET_STD)
-        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         with torch.inference_mode():
             images = (pixels - mean) / std
             probability = classifier(images).softmax(1)[0]
@@ -308,16 +307,16 @@ def test_without_dimensions_an_encoder_has_16_and_the_unet_64(root, tmp_path):
 IN_FLOAT64 = """
 import sys
 import torch
-import utils
+from learning.processes import share_batch_norm, start_processes
 from model import build
 from torch.nn.parallel import DistributedDataParallel
 
-device, rank, processes = utils.start_processes(-1)
+device, rank, processes = start_processes(-1)
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 model = build({"arch": "tf_efficientnet_lite0", "dimensions": 2})
 if processes > 1:
-    utils.share_batch_norm(model)
+    share_batch_norm(model)
 network = DistributedDataParallel(model) if processes > 1 else model
 for step in range(2):
     images = torch.randn(8, 3, 64, 64)
@@ -353,11 +352,11 @@ def test_two_processes_compute_what_one_does_on_the_whole_batch(tmp_path):
     ],
 )
 def test_a_fused_network_computes_what_it_did(monkeypatch, arch, fused):
-    monkeypatch.setattr(utils, "choose_precision", lambda device: torch.float32)
+    monkeypatch.setattr("learning.predictor.choose_precision", lambda device: torch.float32)
     torch.manual_seed(0)
     network = with_statistics(build({"arch": arch, "dimensions": 4}))
     network.last_conv.weight.data *= 100  # logits of some size
-    lean = utils.fuse(copy.deepcopy(network), torch.device("cpu"))
+    lean = fuse(copy.deepcopy(network), torch.device("cpu"))
     left = [sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (network, lean)]
     assert left[0] - left[1] == fused
     images = torch.randn(2, 3, 96, 64)
@@ -384,9 +383,9 @@ class Twice(nn.Module):
 
 
 def test_what_others_take_too_is_not_fused(monkeypatch):
-    monkeypatch.setattr(utils, "choose_precision", lambda device: torch.float32)
+    monkeypatch.setattr("learning.predictor.choose_precision", lambda device: torch.float32)
     network = with_statistics(Twice())
-    lean = utils.fuse(copy.deepcopy(network), torch.device("cpu"))
+    lean = fuse(copy.deepcopy(network), torch.device("cpu"))
     assert isinstance(lean.norm, nn.BatchNorm2d) and isinstance(lean.with_gelu, nn.GELU)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
@@ -395,11 +394,11 @@ def test_what_others_take_too_is_not_fused(monkeypatch):
 
 def test_tiles_nearly_give_the_untiled_prediction(monkeypatch):
     """What the halo leaves out is small (docs/lab_notes.md has it for trained weights)."""
-    monkeypatch.setattr(utils, "choose_precision", lambda device: torch.float32)
+    monkeypatch.setattr("learning.predictor.choose_precision", lambda device: torch.float32)
     torch.manual_seed(0)
     network = with_statistics(EncoderUNet(LITE0, 4))
     image = draw_tissue(512, 640, seed=1).image
-    predict = utils.predictor(network, checkpoint_of(network), torch.device("cpu"))
+    predict = predictor(network, checkpoint_of(network), torch.device("cpu"))
 
     def tiled(tile, halo):
         settings = {"tile": tile, "halo": halo, "grid": network.grid}
@@ -433,7 +432,7 @@ def test_an_exported_network_takes_any_size(tmp_path, capsys, arch, name):
         pytest.importorskip("onnxscript", reason="the ONNX export needs its packages")
     infer(tmp_path / "out", "--ckpt", trained, "--export_model", tmp_path / name)
     assert "multiples of 32" in capsys.readouterr().out
-    network = utils.WithColours(network, checkpoint_of(network)).eval()
+    network = WithColours(network, checkpoint_of(network)).eval()
     for size in [(1, 3, 64, 96), (3, 3, 160, 64)]:
         pixels = torch.rand(size) * 255
         if name.endswith("pt2"):

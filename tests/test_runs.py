@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import train
 import utils
-from learning import checkpoints
+from learning import checkpoints, runs
+from learning.optimisation import one_cycle
+from learning.signals import Stopped
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places
 from tests.scripts import REPOSITORY, cut, fingerprint, learn, table_of
 from tissue import report
@@ -59,7 +61,7 @@ def test_rates_are_those_of_one_cycle_for_every_length_and_no_length_fails():
     warnings.simplefilter("ignore")  # of steps without an optimiser's
     failed = []
     for steps in range(1, 301):
-        rates = [0.003 * utils.one_cycle(step, steps) for step in range(steps)]
+        rates = [0.003 * one_cycle(step, steps) for step in range(steps)]
         assert all(0 < rate <= 0.003 for rate in rates)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.003)
         try:
@@ -217,7 +219,7 @@ def test_a_run_stopped_in_validation_logs_its_real_speed(root, tmp_path, monkeyp
     cut(root)
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", signalling(train.validate))
-        with pytest.raises(utils.Stopped) as stopped:
+        with pytest.raises(Stopped) as stopped:
             learn(root, tmp_path / "log", "--epoch", 1)
     assert stopped.value.code == 130
     (run,) = tmp_path.glob("log/*")
@@ -236,7 +238,7 @@ def test_a_signal_after_the_loop_is_heard_and_resume_completes_the_run(root, tmp
     undisturbed = learn(root, tmp_path / "undisturbed", "--epoch", 1)
     with monkeypatch.context() as patch:
         patch.setattr(train, "open_image", signalling(train.open_image, signal.SIGTERM, calls=4))
-        with pytest.raises(utils.Stopped) as stopped:
+        with pytest.raises(Stopped) as stopped:
             learn(root, tmp_path / "log", "--epoch", 1)
     assert stopped.value.code == 143
     (run,) = tmp_path.glob("log/*")
@@ -254,7 +256,7 @@ def test_a_signal_after_the_loop_is_heard_and_resume_completes_the_run(root, tmp
 def test_a_signal_before_the_run_has_a_folder_leaves_none(root, tmp_path, monkeypatch):
     cut(root)
     monkeypatch.setattr(train, "make_loaders", signalling(train.make_loaders))
-    with pytest.raises(utils.Stopped):
+    with pytest.raises(Stopped):
         learn(root, tmp_path / "log")
     assert not (tmp_path / "log").exists()
 
@@ -295,7 +297,7 @@ def begun(root, tmp_path, monkeypatch):
     undisturbed = learn(root, tmp_path / "undisturbed", *flags)
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", signalling(train.validate, calls=2))
-        with pytest.raises(utils.Stopped):
+        with pytest.raises(Stopped):
             learn(root, tmp_path / "log", *flags)
     (run,) = tmp_path.glob("log/*")
     return run, undisturbed
@@ -317,7 +319,7 @@ def test_resume_needs_no_file_that_the_run_began_with(root, tmp_path, monkeypatc
     shutil.copy(first / "best.pt", tmp_path / "start.pt")
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", signalling(train.validate))
-        with pytest.raises(utils.Stopped):
+        with pytest.raises(Stopped):
             learn(root, tmp_path / "log", "--epoch", 1, "--init", tmp_path / "start.pt")
     (tmp_path / "start.pt").unlink()
     (run,) = tmp_path.glob("log/*")
@@ -377,7 +379,7 @@ def test_two_processes_cannot_go_on_with_one_run(root, tmp_path):
 
 STOP_ONE_OF_TWO = """
 import os, signal, sys, time
-import train, utils
+import train
 
 validate = train.validate
 
@@ -571,3 +573,9 @@ def test_a_run_of_an_earlier_version_goes_on(begun):
     utils.write_json(run / "args.json", settings)
     resume(run)
     assert same_end(run, undisturbed)
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path):
+    folders = {runs.make_run_folder(tmp_path, "same") for _ in range(2)}
+    assert len(folders) == 2
+    assert all(folder.name.endswith("-same") for folder in folders)

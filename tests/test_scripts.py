@@ -17,6 +17,7 @@ import preprocess
 import train
 import utils
 from learning import checkpoints
+from learning.predictor import predictor
 from model import UNet
 from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
 from tissue import images, masks, report
@@ -392,7 +393,7 @@ def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     run = learn(root, root / "log", "--colour", "own")  # as the patches are
     checkpoint = checkpoints.load_checkpoint(run / "best.pt")
     model = checkpoints.build_model(checkpoint, run)
-    predict = utils.predictor(model, checkpoint, torch.device("cpu"))
+    predict = predictor(model, checkpoint, torch.device("cpu"))
     counts = torch.zeros(4, dtype=torch.int64)
     for path in sorted((root / "patches_rgb_val").iterdir()):
         predicted = torch.from_numpy(predict(images.read_image(path)[None])[0, 0] >= 0.5)

@@ -9,7 +9,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import preprocess
 import train
-import utils
+from learning.augment import transform
+from learning.losses import depth_loss
 from model import build
 from tests.scripts import infer, learn, table_of
 from tests.test_preprocess import put, refused, run
@@ -66,7 +67,7 @@ def test_label_maps_alone_are_masks_too(tmp_path):
         mask.unlink()
     (root / "masks").rmdir()
     run(root)
-    dataset = PatchDataset(root, "train", utils.transform("val"))
+    dataset = PatchDataset(root, "train", transform("val"))
     masks = torch.stack([dataset[index][1] for index in range(len(dataset))])
     assert masks.min() == 0 and masks.max() == 1
     assert read_manifest(root)["images"][0]["mask"] == "instance_labels/one_01.png"
@@ -78,7 +79,7 @@ def test_what_only_the_mask_has_is_of_unknown_depth(tmp_path):
     empty = np.zeros((96, 96), np.uint16)
     write_image(root / "instance_labels" / "one_01.png", empty)
     run(root)
-    dataset = PatchDataset(root, "train", utils.transform("val"))
+    dataset = PatchDataset(root, "train", transform("val"))
     first = torch.stack([dataset[k][1] for k in range(25)])  # of one_01
     second = torch.stack([dataset[k][1] for k in range(25, 50)])
     assert set(first.unique().tolist()) == {-1, 0}
@@ -239,7 +240,7 @@ def test_the_loss_by_hand():
     both = train.total_loss(binary_cross_entropy_with_logits, logits, masks)
     assert both.item() == pytest.approx(own.item() + depth, rel=1e-6)
     beside = torch.cat([masks, torch.tensor([[[[0.0, -1.0, 0.0]]]])])  # a patch of a mask alone
-    found = utils.depth_loss(logits[:, 1:].repeat(2, 1, 1, 1), beside)
+    found = depth_loss(logits[:, 1:].repeat(2, 1, 1, 1), beside)
     assert found.item() == pytest.approx(depth / 2, rel=1e-6)
 
 

@@ -2,25 +2,26 @@ import numpy as np
 import pytest
 import torch
 
-import utils
-from model import UNet
+from learning.devices import choose_precision
+from learning.predictor import halving, predictor
+from model import IMAGENET_MEAN, IMAGENET_STD, UNet
 from tissue import tiling
 from tissue.files import InputError
 from tissue.windows import from_array
 
 
-def predictor(**settings):
+def predictor_of(**settings):
     torch.manual_seed(0)
     checkpoint = {
-        "normalisation": {"mean": utils.IMAGENET_MEAN, "std": utils.IMAGENET_STD},
+        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "channel_order": "rgb",
     }
-    return utils.predictor(UNet(4), checkpoint, torch.device("cpu"), **settings)
+    return predictor(UNet(4), checkpoint, torch.device("cpu"), **settings)
 
 
 @pytest.fixture(scope="module")
 def predict():
-    return predictor()
+    return predictor_of()
 
 
 def red(tiles):
@@ -31,7 +32,7 @@ def red(tiles):
 @pytest.mark.parametrize("shape", [(300, 470), (256, 512), (513, 257)])
 @pytest.mark.parametrize("sizes, flips_and_turns", [((1.0,), False), (tiling.SIZES, True)])
 def test_tiles_give_the_untiled_prediction(generator, shape, sizes, flips_and_turns):
-    predict = predictor(flips_and_turns=flips_and_turns)
+    predict = predictor_of(flips_and_turns=flips_and_turns)
     image = from_array(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
     untiled = tiling.predict_image(image, predict, sizes=sizes, tile=1024)
     tiled = tiling.predict_image(image, predict, sizes=sizes, tile=128, batch_size=3)
@@ -41,7 +42,7 @@ def test_tiles_give_the_untiled_prediction(generator, shape, sizes, flips_and_tu
 
 
 def bfloat16():
-    return utils.choose_precision(torch.device("cpu")) == torch.bfloat16
+    return choose_precision(torch.device("cpu")) == torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(2, 30), (5, 40), (16, 16), (31, 17)])
@@ -96,7 +97,7 @@ def test_glass_is_not_predicted_and_tissue_is_measured(generator):
 
 
 def test_the_average_over_flips_and_turns_does_not_depend_on_how_the_image_lies(generator):
-    predict = predictor(flips_and_turns=True)
+    predict = predictor_of(flips_and_turns=True)
     image = generator.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     turned = predict(np.ascontiguousarray(np.rot90(image, axes=(1, 2))))
     np.testing.assert_allclose(np.rot90(turned, -1, axes=(2, 3)), predict(image), atol=2e-3)
@@ -112,7 +113,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(capsys):
         return red(tiles)
 
     tiles = np.arange(7 * 4 * 4 * 3, dtype=np.uint8).reshape(7, 4, 4, 3)
-    predict = utils.halving(small_memory)
+    predict = halving(small_memory)
     np.testing.assert_array_equal(predict(tiles), red(tiles))
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     assert "going on with 3" in capsys.readouterr().out
@@ -137,9 +138,9 @@ def test_a_batch_too_large_for_the_cpus_memory_is_halved_too(capsys):
             torch.empty(2**60, dtype=torch.uint8)  # raises what torch does where there is no more
         return tiles[..., 0]
 
-    predict = utils.halving(little_memory)
+    predict = halving(little_memory)
     tiles = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1)
     assert predict(tiles).ravel().tolist() == [0, 1, 2]
     assert "does not fit the memory: going on with 1" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"smaller --tile"):
-        utils.halving(lambda tiles: torch.empty(2**60, dtype=torch.uint8))(tiles[:1])
+        halving(lambda tiles: torch.empty(2**60, dtype=torch.uint8))(tiles[:1])

@@ -18,6 +18,10 @@ from torch.utils.data import DataLoader
 import train
 import utils
 from learning import checkpoints
+from learning.augment import transform
+from learning.devices import choose_precision
+from learning.processes import share_of_batch
+from learning.signals import Stopped, StopSignal
 from model import UNet
 from tests.scripts import REPOSITORY, call, cut, infer, learn, table_of
 from tissue.files import PART, InputError
@@ -100,18 +104,18 @@ def test_a_signal_ends_at_the_next_step_and_resume_ends_as_if_nothing_happened(
 
 def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkeypatch):
     cut(root)
-    began = utils.choose_precision(torch.device("cpu"))
+    began = choose_precision(torch.device("cpu"))
     other = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32}[began]
 
     def stop(self, *_):
-        raise utils.Stopped(signal.SIGINT)
+        raise Stopped(signal.SIGINT)
 
-    monkeypatch.setattr(utils.StopSignal, "check", stop)
-    with pytest.raises(utils.Stopped):
+    monkeypatch.setattr(StopSignal, "check", stop)
+    with pytest.raises(Stopped):
         learn(root, tmp_path / "log")
-    monkeypatch.setattr(utils, "choose_precision", lambda device: other)
+    monkeypatch.setattr(train, "choose_precision", lambda device: other)
     for more, expected in (([], began), (["--no-amp"], torch.float32)):
-        with pytest.raises(utils.Stopped):
+        with pytest.raises(Stopped):
             train.main(train.parse_args(["--log", str(tmp_path / "log"), "--resume", *more]))
         (settings,) = tmp_path.glob("log/*/args.json")
         precision = json.loads(settings.read_text())["precision"]
@@ -359,7 +363,7 @@ def test_a_contact_sheet_shows_what_the_network_is_fed(root, tmp_path):
 
 
 def batches(root, seed, epoch, workers, augment="basic"):
-    dataset = PatchDataset(root, "train", utils.transform("train", augment))
+    dataset = PatchDataset(root, "train", transform("train", augment))
     sampler = PatchSampler(len(dataset), 4, seed)
     sampler.epoch = epoch
     return list(DataLoader(dataset, 4, sampler=sampler, num_workers=workers))
@@ -388,7 +392,7 @@ def test_augmentation_differs_between_epochs_seeds_and_patches(root, workers):
     first = brightness(0, 1)
     for other in (brightness(0, 2), brightness(1, 1)):
         assert (first != other).float().mean() > 0.5
-    dataset = PatchDataset(root, "train", utils.transform("val"))
+    dataset = PatchDataset(root, "train", transform("val"))
     plain = torch.stack([dataset[index][0].mean() for index in range(60)])
     changes = (first - plain).abs() > 1e-3
     assert 0.2 < changes.float().mean() < 0.8  # about half of the patches get another brightness
@@ -419,32 +423,33 @@ def test_an_interrupted_epoch_goes_on_with_the_patches_that_are_left():
 
 WITHOUT_AUGMENTATION = """
 import sys
-import train, utils
+import train
 
-plain = utils.transform
-utils.transform = lambda split, augment="basic": plain("val")
+plain = train.transform
+train.transform = lambda split, augment="basic": plain("val")
 train.main(train.parse_args(sys.argv[1:]))
 """
 
 IN_FLOAT64 = """
 import sys
 import torch
-import utils
+from learning.losses import bce_dice
+from learning.processes import share_batch_norm, start_processes
 from model import UNet
 from torch.nn.parallel import DistributedDataParallel
 
-device, rank, processes = utils.start_processes(-1)
+device, rank, processes = start_processes(-1)
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 model = UNet(4)
 if processes > 1:
-    utils.share_batch_norm(model)
+    share_batch_norm(model)
 network = DistributedDataParallel(model) if processes > 1 else model
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for step in range(5):
     images, masks = torch.randn(8, 3, 32, 32), (torch.rand(8, 1, 32, 32) > 0.7).double()
     logits = network(images[rank::processes])
-    loss = utils.bce_dice(logits, masks[rank::processes])
+    loss = bce_dice(logits, masks[rank::processes])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -489,4 +494,4 @@ def test_two_processes_train_as_one_with_the_same_whole_batch(root, tmp_path):
 
 def test_a_batch_that_processes_cannot_share_is_named():
     with pytest.raises(InputError, match="multiple of the 3 processes"):
-        utils.share_of_batch(8, 100, 3)
+        share_of_batch(8, 100, 3)

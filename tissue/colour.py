@@ -27,6 +27,7 @@ class Colour(NamedTuple):
 
 # A section stained well, with room above and below: neither chromatin nor lumina are cut off.
 ONE = Colour((62.0, 26.0, -18.0), (17.0, 10.5, 8.5))
+COLOURS = {"own": None, "one": ONE}  # by the names that --colour gives them
 
 
 def colour_of(image) -> Colour | None:

@@ -1,0 +1,113 @@
+"""The device, the number format that it multiplies fast, and how many threads and workers pay."""
+
+import functools
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from tissue.files import InputError
+
+
+def choose_device(gpu_id: int) -> torch.device:
+    """The GPU of that number; the CPU for -1 and, with a line that says so, where no GPU is.
+
+    Raises InputError for a number beyond the last GPU.
+    """
+    if gpu_id < 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"No GPU here: --gpu_id {gpu_id} means the CPU.")
+        return torch.device("cpu")
+    if gpu_id >= torch.cuda.device_count():
+        raise InputError(
+            f"--gpu_id: found {gpu_id}, expected 0 to {torch.cuda.device_count() - 1} "
+            f"(or -1 for the CPU)"
+        )
+    torch.cuda.set_device(gpu_id)
+    return torch.device("cuda", gpu_id)
+
+
+@functools.cache  # one answer a process, whatever else the processor does meanwhile
+def choose_precision(device: torch.device) -> torch.dtype:
+    """The number format that this device multiplies fast: bfloat16 on GPUs since Ampere and on CPUs
+    that do so, float16 on GPUs since Volta, else float32.
+
+    With AMX a CPU does. With AVX512-BF16 alone it depends on the processor (a step takes half as
+    long as in float32 on an AMD EPYC, half as long again on a Xeon; docs/lab_notes.md), so products
+    of both kinds are timed, in a tenth of a second; the ratios found are far from the limit.
+    """
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return torch.bfloat16
+        return torch.float16 if capability >= (7, 0) else torch.float32
+    has = torch.cpu.get_capabilities()
+    fast = has.get("amx_bf16", False)
+    if not fast and has.get("avx512_bf16", False):
+        fast = bfloat16_gain() > 1.3
+    return torch.bfloat16 if fast else torch.float32
+
+
+def bfloat16_gain() -> float:
+    """How many times as fast as float32 the CPU multiplies matrices of 512 x 512 in bfloat16.
+
+    The fastest of thirty products each, in turns, so that other programs hold up both alike.
+    """
+    seconds = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(30):
+        for precision, its in seconds.items():
+            matrix = torch.ones(512, 512, dtype=precision)
+            started = time.perf_counter()
+            matrix @ matrix
+            its.append(time.perf_counter() - started)
+    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+
+
+def choose_workers(device: torch.device) -> int:
+    """How many loader processes pay: on a GPU, all that this process's share of the cores gives (16
+    at most); on a CPU none, because each would hold up one of the threads that the others wait for.
+    """
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+class Threads:
+    """Leaves cores to other programs: of PyTorch's threads on the CPU only as many as are free.
+
+    Threads that wait for each other within an operation, as oneDNN's do, hold a core while they
+    wait; two trainings with all threads each are four times as slow as one after the other. Where
+    OMP_NUM_THREADS is set (torchrun sets it), and without Linux's /proc/stat, their number stays.
+    """
+
+    INTERVAL = 2.0  # seconds over which it is seen what others take
+
+    def __init__(self, device: torch.device):
+        self.most = torch.get_num_threads()
+        fixed = "OMP_NUM_THREADS" in os.environ or not Path("/proc/stat").is_file()
+        self.adapts = device.type == "cpu" and self.most > 1 and not fixed
+        self.before = moment() if self.adapts else None
+
+    def adapt(self) -> None:
+        """Look at what other programs take, if it is time to, and set the number of threads."""
+        if not self.adapts or time.monotonic() - self.before[0] < self.INTERVAL:
+            return
+        now = moment()
+        seconds, others = (after - before for after, before in zip(now, self.before, strict=True))
+        self.before = now
+        threads = min(self.most, max(1, round(self.most - others / seconds)))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
+def moment() -> tuple[float, float]:
+    """The time, and the processor seconds of all programs but this one and its children (Linux)."""
+    busy = 0.0
+    if Path("/proc/stat").is_file():
+        ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
+        busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+    return time.monotonic(), busy
