@@ -39,7 +39,7 @@ from learning.augment import transform
 from learning.devices import Threads, choose_precision, choose_workers
 from learning.losses import bce_dice, depth_loss
 from learning.optimisation import check_finite, depthwise_in_float32, one_cycle, warm_ema
-from learning.predictor import prediction_settings, predictor
+from learning.predictor import Predictor
 from learning.processes import (
     add_up,
     everyone,
@@ -50,7 +50,7 @@ from learning.processes import (
 )
 from learning.signals import Stopped, StopSignal, end_processes, explain, ignore_signals
 from model import IMAGENET_MEAN, IMAGENET_STD, UNET, build, config_of, sees_all, usual_dimensions
-from tissue import nuclei
+from tissue import agreement, nuclei
 from tissue.colour import COLOURS
 from tissue.depth import segment
 from tissue.files import InputError, Parser, locked, run_script
@@ -555,7 +555,7 @@ def end_losses(state: State, batches: int, processes: int) -> float:
 
 def end_epoch(state: State, val_loss: float, counts, batch_size: int, seconds: float) -> bool:
     """Take an epoch's scores into the state's progress, and return whether they are the best."""
-    progress, dice = state.progress, utils.dice(counts)
+    progress, dice = state.progress, agreement.dice(counts)
     is_best = dice > progress["best_dice"]
     if is_best:
         progress |= {"best_dice": dice, "best_epoch": progress["epoch"]}
@@ -564,7 +564,7 @@ def end_epoch(state: State, val_loss: float, counts, batch_size: int, seconds: f
         "epoch": progress["epoch"],
         "train_loss": progress["epoch_loss"],
         "val_loss": val_loss,
-        "val_accuracy": utils.accuracy(counts),
+        "val_accuracy": agreement.accuracy(counts),
         "val_dice": dice,
         "learning_rate": state.schedule.get_last_lr()[0],
         "patches_per_second": patches / timed if timed else 0.0,
@@ -701,17 +701,16 @@ def choose_split(best: Path, counted: list[Counted], device) -> str:
 def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
     """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
     model = checkpoints.build_model(checkpoint, "best.pt")
-    predict = predictor(model, checkpoint, device)
-    settings = prediction_settings(model, checkpoint)
+    network = Predictor.of(model, checkpoint, device)
     found, sizes = [], []
     for one in counted:
         image = open_image(one.path)
-        outputs = predict_image(image, predict, scale=one.scale, **settings)
+        outputs = predict_image(image, network.at_scale(one.scale))
         image.close()
-        found.append(segment(outputs, checkpoint["threshold"]))
-        sizes.append(one.pixel_size_um or checkpoint["pixel_size_um"])
-    instances = settings["outputs"] > 1
-    default, depths = nuclei.default_split(instances), found if instances else None
+        found.append(segment(outputs, network.threshold))
+        sizes.append(one.pixel_size_um or network.pixel_size_um)
+    depths = found if network.has_depth else None
+    default = nuclei.default_split(network.has_depth)
     masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
     return nuclei.choose_split(masks, counts, sizes, default, depths)
 

@@ -22,43 +22,14 @@ VERSION = "0.1.0"
 def pixel_counts(prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """True positive, false positive, false negative and true negative pixels: int64 (4,).
 
-    Both arguments are bool tensors of one shape, True where there is a nucleus. Counts of batches,
-    images and processes add up; the scores below divide their sum once.
+    Both arguments are bool tensors of one shape, True where there is a nucleus, on one device.
+    Counts of batches, images and processes add up; `agreement.scores` divides their sum once.
     """
     hits = (prediction & reference).sum()
     predicted, present = prediction.sum(), reference.sum()
     false_positive, false_negative = predicted - hits, present - hits
     true_negative = prediction.numel() - hits - false_positive - false_negative
     return torch.stack([hits, false_positive, false_negative, true_negative])
-
-
-def accuracy(counts: torch.Tensor) -> float:
-    """Correct pixels / pixels, from `pixel_counts`."""
-    true_positive, false_positive, false_negative, true_negative = counts.tolist()
-    correct = true_positive + true_negative
-    return correct / (correct + false_positive + false_negative)
-
-
-def dice(counts: torch.Tensor) -> float:
-    """2 TP / (2 TP + FP + FN) from `pixel_counts`; 1 where both masks are empty (Dice 1945)."""
-    true_positive, false_positive, false_negative, _ = counts.tolist()
-    pixels = 2 * true_positive + false_positive + false_negative
-    return 2 * true_positive / pixels if pixels else 1.0
-
-
-def iou(counts: torch.Tensor) -> float:
-    """TP / (TP + FP + FN) from `pixel_counts`; 1 where both masks are empty (Jaccard 1912)."""
-    true_positive, false_positive, false_negative, _ = counts.tolist()
-    pixels = true_positive + false_positive + false_negative
-    return true_positive / pixels if pixels else 1.0
-
-
-def scores(counts: torch.Tensor) -> dict[str, float]:
-    """Accuracy, Dice and IoU by these names, from `pixel_counts`."""
-    return {"accuracy": accuracy(counts), "dice": dice(counts), "iou": iou(counts)}
-
-
-# --- files and logging --------------------------------------------------------------------------
 
 
 def versions() -> dict[str, str]:

@@ -21,19 +21,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import utils
 from benchmarks import data, results
 from learning import checkpoints
 from learning.devices import choose_device
-from learning.predictor import prediction_settings, predictor
-from tissue import nuclei, patches, tiling, windows
+from learning.predictor import Predictor
+from tissue import agreement, nuclei, patches, tiling, windows
 from tissue.files import InputError, check_positive, replacing, run_script
 from tissue.manifest import write_manifest
 from tissue.masks import read_mask
@@ -247,20 +246,19 @@ def score_checkpoint(
     """`score` of a checkpoint file, or of other weights for its network."""
     checkpoint = checkpoints.load_checkpoint(path)
     model = checkpoints.build_model(checkpoint | ({"model": weights} if weights else {}), path)
-    predict = predictor(model, checkpoint, device, flips_and_turns=tta)
-    return score(predict, prediction_settings(model, checkpoint, tta), pairs)
+    return score(Predictor.of(model, checkpoint, device, tta), pairs)
 
 
-def score(predict: Callable, tiles: dict, pairs: Sequence[Pair]) -> dict[str, float]:
+def score(network: tiling.Network, pairs: Sequence[Pair]) -> dict[str, float]:
     """Scores of whole images, averaged; of contour counts the error and the bias, as fractions."""
     dices, accuracies, errors = [], [], []
     for pair in pairs:
         reference = read_mask(pair.mask)
         image = windows.open_image(pair.image)
-        mask = tiling.predict_image(image, predict, **tiles)[0] >= THRESHOLD
-        counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference))
-        dices.append(utils.dice(counts))
-        accuracies.append(utils.accuracy(counts))
+        mask = tiling.predict_image(image, network)[0] >= THRESHOLD
+        counts = agreement.pixel_counts(mask, reference)
+        dices.append(agreement.dice(counts))
+        accuracies.append(agreement.accuracy(counts))
         there = len(nuclei.contours(reference))
         errors.append((len(nuclei.contours(mask)) - there) / max(there, 1))
     return {

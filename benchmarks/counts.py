@@ -13,9 +13,8 @@ import numpy as np
 
 import inference
 from benchmarks import results
-from learning import checkpoints
 from learning.devices import choose_device
-from learning.predictor import prediction_settings, predictor
+from learning.predictor import Predictor
 from tissue import agreement, nuclei, tiling, windows
 from tissue.files import InputError, run_script
 from tissue.masks import read_label_map
@@ -90,13 +89,9 @@ def main(args):
 def predictions(args, files) -> list[np.ndarray]:
     """The masks of a network, bool (H, W) each."""
     path = inference.find_checkpoint(args.ckpt)
-    checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoints.build_model(checkpoint, path)
-    predict = predictor(model, checkpoint, choose_device(args.gpu_id), args.tta)
-    settings = prediction_settings(model, checkpoint, args.tta)
+    network = Predictor.load(path, choose_device(args.gpu_id), args.tta)
     return [
-        tiling.predict_image(windows.open_image(file), predict, **settings)[0]
-        >= checkpoint["threshold"]
+        tiling.predict_image(windows.open_image(file), network)[0] >= network.threshold
         for file in files.values()
     ]
 

@@ -16,8 +16,7 @@ import torch
 
 import inference
 from benchmarks import results
-from learning import checkpoints
-from learning.predictor import prediction_settings, predictor
+from learning.predictor import Predictor
 from tissue import tiling
 from tissue.files import InputError, Parser, run_script
 from tissue.images import read_image
@@ -43,15 +42,13 @@ def parse_args(argv=None):
 
 def main(args):
     path = inference.find_checkpoint(args.ckpt)
-    checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoints.build_model(checkpoint, path)
-    network = predictor(model, checkpoint, torch.device("cpu"))
-    settings = prediction_settings(model, checkpoint)
+    network = Predictor.load(path, torch.device("cpu"))
 
     def predict(image, um):
-        scale = scale_of(um, checkpoint["pixel_size_um"], "an image")
-        found = tiling.predict_image(from_array(image), network, scale=scale, **settings)
-        return found[0] >= checkpoint["threshold"]
+        scale = scale_of(um, network.pixel_size_um, "an image")
+        return (
+            tiling.predict_image(from_array(image), network.at_scale(scale))[0] >= network.threshold
+        )
 
     masks = find_images(args.masks)
     table = {}

@@ -13,6 +13,7 @@ all take turns.
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import resource
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +35,12 @@ from benchmarks.data import draw_giant
 from benchmarks.results import moment, table, write_section
 from learning import checkpoints
 from learning.devices import choose_device, choose_precision
-from learning.predictor import freed_memory_kept, fuse, predictor
+from learning.fusing import freed_memory_kept, fuse
+from learning.predictor import Predictor
 from model import IMAGENET_MEAN, IMAGENET_STD, UNet
-from tissue import images, masks, mosaic, nuclei, pairs, stitching, tiling, windows
+from tissue import images, masks, nuclei, pairs, stitching, tiling, windows
 from tissue.files import run_script
+from tissue.store import Store
 from tissue.synthetic import draw_tissue
 
 SIDES = (512, 4096, 16384)  # pixels
@@ -142,8 +146,7 @@ def measure(way, path, tile, dimensions, gpu_id):
     started = time.perf_counter()
     image = windows.open_image(path)
     if way == "ours":
-        predict = predictor(model, checkpoint, device)
-        contours = ours(image, predict, tile)
+        contours = ours(image, replace(Predictor.of(model, checkpoint, device), tile=tile))
     else:
         network = model.to(device) if way == "plain" else fuse(model, device).to(device)
         contours = in_memory(way, images.read_image(path), network, tile, device)
@@ -164,24 +167,21 @@ def a_network(dimensions):
     return model
 
 
-def ours(image, predict, tile):
-    if not image.is_big:
-        return len(nuclei.contours(tiling.predict_image(image, predict, tile=tile)[0] >= 0.5))
-    tiles = tiling.tiles_of(image.height, image.width, tile)
-    counter = stitching.ContourCounter(image.height, image.width)
-    with tempfile.TemporaryDirectory() as folder:
-        spool = mosaic.Spool(Path(folder), tile)
+def ours(image, network):
+    """Contours of an image's mask, which is written to disk as inference.py does."""
+    tiles = tiling.tiles_of(image.height, image.width, network.tile)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store(Path(folder), (image.height, image.width), bool) as mask,
+    ):
 
         def keep(predicted):
-            spool.add(predicted.tile, predicted.outputs[0] >= 0.5)
+            mask.write(predicted.tile, predicted.outputs[0] >= 0.5)
 
-        predicted = tiling.predict_tiles(image, tiles, predict, tile=tile)
+        predicted = tiling.predict_tiles(image, tiles, network)
         deque(tiling.ahead(keep, predicted, 4), maxlen=0)
-        mosaic.write_mosaic(
-            Path(folder) / "mask.tif", tiles, spool.close(), tile, None,
-            lambda part, mask: counter.add(mask, part.y, part.x),
-        )  # fmt: skip
-    return counter.count()
+        mask.save(Path(folder) / "mask.tif", None)
+        return stitching.count_contours(mask, tiles)
 
 
 @torch.inference_mode()
@@ -262,11 +262,10 @@ def giants(args):
 def seams(args):
     """Tiled against untiled on the user's images: pixels and contours that differ."""
     path = inference.find_checkpoint(args.ckpt)
-    checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoints.build_model(checkpoint, path).eval()
     device = choose_device(args.gpu_id)
-    predict = predictor(model, checkpoint, device)
-    network = fuse(model, device)
+    whole_network = Predictor.load(path, device)
+    checkpoint = whole_network.checkpoint
+    network = fuse(copy.deepcopy(whole_network.model).eval(), device)
     mean, std = (torch.tensor(checkpoint["normalisation"][key]).view(3, 1, 1) * 255
                  for key in ("mean", "std"))  # fmt: skip
     precision = choose_precision(device)
@@ -279,12 +278,13 @@ def seams(args):
     rows = []
     for number, file in enumerate(pairs.find_images(args.seams).values(), start=1):
         image = windows.open_image(file)
-        whole = tiling.predict_image(image, predict, tile=10**6 // 128 * 128)[0] >= 0.5
-        masks = {
-            f"ours, halo {halo}": tiling.predict_image(image, predict, tile=512, halo=halo)[0]
-            >= 0.5
-            for halo in (96, 64, 32)
-        }
+
+        def mask(tile, halo):
+            how = replace(whole_network, tile=tile, halo=halo)
+            return tiling.predict_image(image, how)[0] >= 0.5  # noqa: B023, used at once
+
+        whole = mask(10**6 // 128 * 128, whole_network.halo)
+        masks = {f"ours, halo {halo}": mask(512, halo) for halo in (96, 64, 32)}
         pixels = image.read(0, 0, image.height, image.width)
         tensor = (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - mean) / std
         with torch.inference_mode():

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-import inference
 from benchmarks import data, results
-from tissue import exports, mosaic, nuclei, pairs, report, tiling, windows
+from tissue import exports, nuclei, pairs, report, segmentation, tiling, windows
 from tissue.files import run_script
+from tissue.inputs import Task
+from tissue.store import Store
 from tissue.synthetic import ORGANS, PIXEL_SIZE, draw_tissue
 
 CELL = 32  # pixels between two nuclei
@@ -49,8 +50,8 @@ def main(args):
         print(f"{seconds:6.2f} s | {what}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        task, tiles = slide(Path(folder), args.nuclei)
-        measure("split, measured, all files written", lambda: write_nuclei(task, tiles))
+        task, mask = slide(Path(folder), args.nuclei)
+        measure("split, measured, all files written", lambda: write_nuclei(task, mask))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         for key in (*exports.FORMATS, "labels"):
             path = task.file(key)
@@ -73,9 +74,9 @@ held at most {memory:.2f} GiB, libraries included); and the report.
     results.write_section("Writing results", text, args.results, since)
 
 
-def slide(folder: Path, count: int) -> tuple[inference.Task, list[tiling.Tile]]:
+def slide(folder: Path, count: int) -> tuple[Task, Store]:
     """What inference.py does with an image of drawn tissue once its mask, of `count` tilted
-    ellipses, is predicted; and its tiles.
+    ellipses, is predicted; and that mask.
     """
     side = int(np.ceil(count**0.5))
     mask = np.zeros((side * CELL, side * CELL), np.uint8)
@@ -87,23 +88,27 @@ def slide(folder: Path, count: int) -> tuple[inference.Task, list[tiling.Tile]]:
     for number in range(count):
         top, left = np.array(divmod(number, side)) * CELL
         mask[top : top + CELL, left : left + CELL][shapes[number % len(shapes)]] = 255
-    tiles = tiling.tiles_of(*mask.shape, tiling.TILE)
-    task = inference.Task(
+    task = Task(
         pair=pairs.Pair("a", data.draw_giant(folder / "tissue.tif", side * CELL), None),
-        image=windows.open_image(folder / "tissue.tif", big=0), pixel_size_um=PIXEL_SIZE,
-        split_at_um=PIXEL_SIZE, label_map=None, threshold=0.5, split=nuclei.PREDICTION_SPLIT,
-        formats=exports.FORMATS, tiled={"tile": tiling.TILE}, results=folder,
+        image=windows.open_image(folder / "tissue.tif", big=0), label_map=None, bits=None,
+        results=folder, pixel_size_um=PIXEL_SIZE, split_at_um=PIXEL_SIZE, formats=exports.FORMATS,
     )  # fmt: skip
-    contents = (mask[t.y : t.y + t.height, t.x : t.x + t.width] for t in tiles)
-    path = task.file("big_prediction")
-    mosaic.write_tiles(path, contents, tiles, tiling.TILE, np.uint8, PIXEL_SIZE)
-    return task, tiles
+    store = Store(folder, mask.shape, bool)
+    for tile in tiling.tiles_of(*mask.shape, tiling.TILE):
+        store.write(tile, mask[tile.y :, tile.x :][: tile.height, : tile.width] > 0)
+    return task, store
 
 
-def write_nuclei(task: inference.Task, tiles: list[tiling.Tile]) -> None:
-    """Find, measure and write the nuclei of a mask by windows."""
-    mask = windows.open_mask(task.file("big_prediction"), big=0)
-    inference.write_nuclei_by_tiles(task, mask, tiles, {})
+def write_nuclei(task: Task, mask: Store) -> None:
+    """Find, measure and write the nuclei of a mask by windows, and their label map."""
+    with Store(task.results, task.shape, np.uint32) as labels:
+        segmentation.write_nuclei(
+            task,
+            nuclei.PREDICTION_SPLIT,
+            mask,
+            lambda found: labels.write(found.tile, found.labels),
+        )
+        labels.save(task.file("labels"), task.pixel_size_um)
 
 
 def draw_results(folder: Path, count: int) -> list[dict]:

@@ -21,7 +21,7 @@ import torch
 
 from inference import SHIPPED
 from learning.checkpoints import build_model, load_checkpoint, mean_of_weights, save_checkpoint
-from learning.predictor import predictor
+from learning.predictor import Predictor
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
@@ -69,7 +69,7 @@ def main(args):
     image = draw_tissue(512, 512, seed=0).image[None]
     device = torch.device("cpu")
     before, after = (
-        predictor(build_model(checkpoint, args.out), checkpoint, device)(image)
+        Predictor.of(build_model(checkpoint, args.out), checkpoint, device).predict(image)
         for checkpoint in (shipped | {"model": weights}, load_checkpoint(args.out))
     )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

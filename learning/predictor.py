@@ -1,51 +1,85 @@
-"""From tiles of an image to what the network of a checkpoint makes of them, at full speed."""
+"""From an image to what the network of a checkpoint makes of it, with all that this needs."""
 
-import contextlib
 import copy
-import ctypes
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from timm.layers import BatchNormAct2d
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from learning.checkpoints import build_model, load_checkpoint
 from learning.devices import Threads, choose_precision
-from model import EvenConv
+from learning.fusing import freed_memory_kept, fuse
+from tissue import nuclei
 from tissue.colour import Colour
 from tissue.files import InputError
+from tissue.segmentation import Finder
 from tissue.tiling import SIZES
 
 
-def prediction_settings(model: nn.Module, checkpoint: dict, tta: bool = False) -> dict:
-    """What `tiling.predict_tiles` must know of a network, and the sizes that --tta averages over.
+@dataclass(frozen=True, kw_only=True)
+class Predictor(Finder):
+    """The network of a checkpoint, and what its outputs mean.
 
-    Beside `predictor`: what concerns the whole image and not a tile.
+    `predict` takes RGB uint8 (N, H, W, 3) and returns float32 (N, C, H, W), 0 to 1: the probability
+    of a nucleus and, of a network with instances, the depth in it. It does all that the checkpoint
+    asks for: normalisation and order of the colour channels. With `tta` it averages the eight ways
+    to lay a tile and two sizes (test-time augmentation). It works on a copy of `model` that is
+    fused for inference. A batch too large for the GPU's memory is halved, for good, and a line says
+    so. `dataclasses.replace` gives one that is used in another way.
     """
-    colour = checkpoint["colour"]
-    return {
-        "halo": model.halo,
-        "grid": model.grid,
-        "sizes": SIZES if tta else SIZES[:1],
-        "colour": Colour(**colour) if colour else None,
-        "outputs": model.last_conv.out_channels,
-    }
+
+    model: nn.Module  # as it was loaded
+    checkpoint: dict
+    path: Path | None = None  # of the checkpoint
+    tta: bool = False
+    pixel_size_um: float | None  # micrometres, of the images that it learned from
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, tta: bool = False) -> "Predictor":
+        """The network of a checkpoint's file; errors as `checkpoints.load_checkpoint`."""
+        checkpoint = load_checkpoint(path)
+        return cls.of(build_model(checkpoint, path), checkpoint, device, tta, path)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        checkpoint: dict,
+        device: torch.device,
+        tta: bool = False,
+        path: Path | None = None,
+    ) -> "Predictor":
+        """A network in memory, with what a checkpoint says of it."""
+        colour = checkpoint.get("colour")
+        return cls(
+            predict=halving(_predict(model, checkpoint, device, tta)),
+            outputs=model.last_conv.out_channels,
+            grid=model.grid,
+            halo=model.halo,
+            sizes=SIZES if tta else SIZES[:1],
+            colour=Colour(**colour) if colour else None,
+            model=model,
+            checkpoint=checkpoint,
+            path=path,
+            tta=tta,
+            threshold=checkpoint.get("threshold", 0.5),
+            split=nuclei.Split(**checkpoint.get("split", nuclei.PREDICTION_SPLIT._asdict())),
+            pixel_size_um=checkpoint.get("pixel_size_um"),
+        )
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the network has instances, so that nuclei are found in a depth map."""
+        return self.outputs > 1
 
 
-def predictor(
-    model: nn.Module, checkpoint: dict, device: torch.device, flips_and_turns: bool = False
+def _predict(
+    model: nn.Module, checkpoint: dict, device: torch.device, flips_and_turns: bool
 ) -> Callable:
-    """A function from RGB uint8 tiles (N, H, W, 3) to what the network gives, float32 (N, C, H, W).
-
-    The first of the C outputs is the probability of a nucleus, the second, of a network with
-    instances, the depth in it; both are 0 to 1. The function does all that the checkpoint asks for:
-    normalisation and order of the colour channels. With `flips_and_turns` it averages the eight
-    ways to lay a tile (test-time augmentation). It works on a copy of the network that is fused for
-    inference (`fuse`). A batch too large for the GPU's memory is halved, for good, and a line says
-    so.
-    """
+    """`Predictor.predict` for batches that fit the memory."""
     model = fuse(copy.deepcopy(model).eval(), device)
     model = model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(device)
@@ -55,6 +89,8 @@ def predictor(
         for key in ("mean", "std")
     )
     swapped = checkpoint["channel_order"] == "bgr"
+    ways = [(turns, flip) for turns in range(4) for flip in (False, True)]
+    ways = ways if flips_and_turns else ways[:1]
 
     @torch.inference_mode()
     def predict(tiles: np.ndarray) -> np.ndarray:
@@ -62,8 +98,6 @@ def predictor(
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
         total, finite = torch.zeros((), device=device), torch.ones((), device=device, dtype=bool)
-        ways = [(turns, flip) for turns in range(4) for flip in (False, True)]
-        ways = ways if flips_and_turns else ways[:1]
         for turns, flip in ways:
             laid = batch.rot90(turns, (2, 3))
             laid = laid.flip(3) if flip else laid
@@ -83,7 +117,7 @@ def predictor(
             )
         return outputs
 
-    return halving(predict)
+    return predict
 
 
 def halving(predict: Callable) -> Callable:
@@ -115,119 +149,3 @@ def halving(predict: Callable) -> Callable:
             print(f"A batch of {size} tiles does not fit {memory}: going on with {most}.")
 
     return in_parts
-
-
-class FusedConvReLU(nn.Module):
-    """A convolution and its ReLU or ReLU6 in one pass over the memory, as oneDNN has it on a CPU.
-
-    The operator is the one that torch.compile's CPU code calls; it is half as fast again as
-    convolution and ReLU one after the other.
-    """
-
-    operator = None
-    if torch.backends.mkldnn.is_available():
-        operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-    kinds = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}  # noqa: RUF012
-
-    def __init__(self, convolution: nn.Conv2d, activation: nn.Module, precision: torch.dtype):
-        super().__init__()
-        self.register_buffer("weight", convolution.weight.detach().to(precision))
-        self.register_buffer("bias", convolution.bias.detach().to(precision))
-        self.geometry = convolution.padding, convolution.stride, convolution.dilation
-        self.kind = self.kinds[type(activation)]
-
-    @classmethod
-    def can(cls, convolution: nn.Conv2d, activation: nn.Module) -> bool:
-        """Whether there is such a pass for these two, on a CPU, that is faster."""
-        plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
-        plain &= convolution.groups == 1 and not isinstance(convolution.padding, str)
-        return cls.operator is not None and plain and type(activation) in cls.kinds
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.weight.dtype)
-        return self.operator(x, self.weight, self.bias, *self.geometry, 1, *self.kind, "")
-
-
-def fuse(model: nn.Module, device: torch.device) -> nn.Module:
-    """Take batch norm into the convolution before it, and on a CPU the ReLU after it, in place.
-
-    For inference alone.
-    """
-    precision = choose_precision(device)
-    for convolution_name, norm_name, relu_name in fusable(model):
-        norm = model.get_submodule(norm_name)
-        convolution = fuse_conv_bn_eval(model.get_submodule(convolution_name), norm)
-        model.set_submodule(norm_name, own_activation(norm))
-        relu = model.get_submodule(relu_name)
-        if device.type == "cpu" and FusedConvReLU.can(convolution, relu):
-            convolution = FusedConvReLU(convolution, relu, precision)
-            model.set_submodule(relu_name, nn.Identity())
-        model.set_submodule(convolution_name, convolution)
-    return model
-
-
-def own_activation(norm: nn.BatchNorm2d) -> nn.Module:
-    """The activation that timm's BatchNormAct2d has within; of others an nn.Identity."""
-    return getattr(norm, "act", nn.Identity())
-
-
-def fusable(model: nn.Module) -> list[tuple[str, str, str]]:
-    """The names of each convolution, of the batch norm that alone takes what it makes, and of the
-    ReLU that alone takes what that makes (the batch norm's again where it has one or none).
-
-    A small image shows who takes what: its gradient's graph has each value's makers and takers.
-    """
-    kinds = (nn.Conv2d, EvenConv, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.ReLU6)
-    names = {module: name for name, module in model.named_modules() if type(module) in kinds}
-    taken, made, hooks = defaultdict(list), defaultdict(list), []
-    for module in names:
-        hooks += [
-            module.register_forward_pre_hook(lambda m, inputs: taken[m].append(inputs[0].grad_fn)),
-            module.register_forward_hook(lambda m, _, output: made[m].append(output.grad_fn)),
-        ]
-    with torch.inference_mode(False), torch.enable_grad():
-        parameter = next(model.parameters())
-        todo = [model(torch.zeros(1, 3, 64, 64).to(parameter)).grad_fn]
-    for hook in hooks:
-        hook.remove()
-    takers, seen = Counter(), set(todo)
-    while todo:
-        makers = [node for node, _ in todo.pop().next_functions if node is not None]
-        takers.update(makers)
-        todo += set(makers) - seen
-        seen.update(makers)
-    maker = {nodes[0]: module for module, nodes in made.items() if len(nodes) == 1}
-    after = {
-        maker[nodes[0]]: module
-        for module, nodes in taken.items()
-        if len(nodes) == 1 and nodes[0] in maker and takers[nodes[0]] == 1
-    }
-    found = []
-    for module, name in names.items():
-        norm = after.get(module)
-        if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            relu = after.get(norm)
-            is_alone = isinstance(own_activation(norm), nn.Identity) and type(relu) in kinds[-2:]
-            found.append((name, names[norm], names[relu if is_alone else norm]))
-    return found
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Within, glibc keeps large blocks that are freed instead of giving them back to the system.
-
-    The network's activations are tens of megabytes; fetching zeroed pages for each of them anew
-    takes as long as the network itself. Everything else is better off without: blocks of all sizes
-    in one heap leave ever more gaps. Elsewhere than with glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        yield
-        return
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
-    mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
-    try:
-        yield
-    finally:
-        mallopt(-4, 65536)  # the default

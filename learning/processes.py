@@ -2,7 +2,9 @@
 
 import os
 import random
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,33 @@ def everyone(value) -> list:
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+class Team:
+    """The processes that work on one thing, this one with its `place`: (rank, number of them).
+
+    They are all of this call or, `alone`, this one. What one of them cannot do fails in all: none
+    waits for another that has given up.
+    """
+
+    def __init__(self, alone: bool = False):
+        self.place = (0, 1) if alone else place_among_processes()
+
+    def each(self, work: Callable[[], Any]) -> list:
+        """What `work` gives in each process, by rank; the first InputError or OSError as one."""
+        value, fault = None, None
+        try:
+            value = work()
+        except (InputError, OSError) as error:
+            fault = str(error)
+        found = everyone((value, fault)) if self.place[1] > 1 else [(value, fault)]
+        if faults := [fault for _, fault in found if fault]:
+            raise InputError(faults[0])
+        return [value for value, _ in found]
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives in the first process, for all, which wait for it."""
+        return self.each(lambda: work() if self.place[0] == 0 else None)[0]
 
 
 def share_of_batch(batch_size: int, patches: int, processes: int) -> int:

@@ -71,9 +71,9 @@ def test_an_image_with_margins_is_predicted_as_it_is_without(tissue, colour, sid
     top, left = sides[:2]
     assert frame_of(from_array(page)) == (top, left, *tissue.shape[:2])
     for scale in (1.0, 1.6):
-        settings = {"colour": ONE, "halo": 32, "tile": 64, "scale": scale}
-        (without,) = tiling.predict_image(from_array(tissue), red, **settings)
-        (found,) = tiling.predict_image(from_array(page), red, **settings)
+        network = tiling.Network(predict=red, colour=ONE, halo=32, tile=64, scale=scale)
+        (without,) = tiling.predict_image(from_array(tissue), network)
+        (found,) = tiling.predict_image(from_array(page), network)
         inside = found[top : top + 200, left : left + 240].copy()
         if scale == 1:
             np.testing.assert_array_equal(inside, without)
@@ -86,8 +86,9 @@ def test_an_image_with_margins_is_predicted_as_it_is_without(tissue, colour, sid
 def test_a_picture_of_one_colour_has_nothing_to_predict():
     image = from_array(np.full((90, 70, 3), 128, np.uint8))
     assert frame_of(image)[2] == 0
-    assert not tiling.predict_image(image, red, colour=ONE, halo=16).any()
-    (outcome,) = tiling.predict_tiles(image, tiling.tiles_of(90, 70, 1024), red, colour=ONE)
+    network = tiling.Network(predict=red, colour=ONE, halo=16)
+    assert not tiling.predict_image(image, network).any()
+    (outcome,) = tiling.predict_tiles(image, tiling.tiles_of(90, 70, 1024), network)
     assert outcome.outputs is None and outcome.tissue == 0
 
 
@@ -114,7 +115,8 @@ def test_a_nucleus_beside_a_wide_margin_is_not_cut(generator):
 def test_margins_that_jpeg_has_blurred_are_no_nuclei(tissue, colour):
     page = with_margins(tissue, colour)
     page = cv2.imdecode(cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, 85])[1], 1)
-    (found,) = tiling.predict_image(from_array(page), red, colour=ONE, halo=32)
+    network = tiling.Network(predict=red, colour=ONE, halo=32)
+    (found,) = tiling.predict_image(from_array(page), network)
     found[98:302, 118:362] = 0
     assert not found.any()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from learning import checkpoints
-from learning.predictor import predictor
+from learning.predictor import Predictor
 from model import UNet, build
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places, with_entry
 from tests.scripts import checkpoint_of
@@ -72,7 +72,7 @@ def is_usable(path, tile):
         assert all(map(math.isfinite, (*colour["mean"], *colour["spread"])))
         assert min(colour["spread"]) > 0
     network = checkpoints.build_model(checkpoint, path)
-    probability = predictor(network, checkpoint, torch.device("cpu"))(tile)
+    probability = Predictor.of(network, checkpoint, torch.device("cpu")).predict(tile)
     assert probability.shape == (1, 1, 32, 32) and probability.min() >= 0 and probability.max() <= 1
     return True
 
@@ -202,9 +202,9 @@ def test_weights_too_large_to_multiply_are_named_when_they_predict(tmp_path, mod
         checkpoint["model"][key].fill_(1e30)
     torch.save(checkpoint, tmp_path / "best.pt")
     loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
-    predict = predictor(checkpoints.build_model(loaded, "x"), loaded, torch.device("cpu"))
+    network = Predictor.of(checkpoints.build_model(loaded, "x"), loaded, torch.device("cpu"))
     with pytest.raises(InputError, match="not finite"):
-        predict(tile)
+        network.predict(tile)
 
 
 # --- bytes

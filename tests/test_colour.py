@@ -1,11 +1,13 @@
 """Images of one tissue in other colours look alike to the network, in training and in use."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from learning import checkpoints
-from learning.predictor import prediction_settings, predictor
+from learning.predictor import Predictor
 from model import UNet
 from tests.scripts import cut, infer, learn, table_of
 from tissue import images, masks, pairs, patches, tiling
@@ -94,9 +96,9 @@ def test_tiles_take_the_colour_of_the_whole_image(picture, scale):
     def red(tiles):
         return tiles[:, None, ..., 0].astype(np.float32)
 
-    settings = {"scale": scale, "colour": ONE, "halo": 16}
+    network = tiling.Network(predict=red, scale=scale, colour=ONE, halo=16)
     untiled, tiled = (
-        tiling.predict_image(from_array(half), red, tile=tile, **settings) for tile in (1024, 64)
+        tiling.predict_image(from_array(half), replace(network, tile=tile)) for tile in (1024, 64)
     )
     np.testing.assert_array_equal(tiled, untiled)
     if scale == 1:
@@ -133,10 +135,9 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
         last = checkpoints.load_checkpoint(run / "last.pt")
         assert last["colour"] == (ONE._asdict() if colour == "one" else None)
         model = checkpoints.build_model(last, run)
-        predict = predictor(model, last, torch.device("cpu"))
+        network = replace(Predictor.of(model, last, torch.device("cpu")), colour=None)
         seen = to_colour(restained, own(restained), ONE) if colour == "one" else restained
-        settings = {"halo": model.halo, "grid": model.grid}
-        expected = tiling.predict_image(from_array(seen), predict, **settings)[0]
+        expected = tiling.predict_image(from_array(seen), network)[0]
         threshold = float(np.median(expected))
         flags = ["--ckpt", run / "last.pt", "--images", tmp_path / "restained.png"]
         infer(tmp_path / colour, *flags, "--threshold", threshold)
@@ -152,9 +153,9 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
 
 
 def test_a_checkpoint_without_a_colour_leaves_images_alone(tmp_path):
-    def settings_of(checkpoint):
+    def colour_of(checkpoint):
         checkpoints.save_checkpoint(tmp_path / "net.pt", checkpoint)
-        return prediction_settings(UNet(4), checkpoints.load_checkpoint(tmp_path / "net.pt"))
+        return Predictor.load(tmp_path / "net.pt", torch.device("cpu")).colour
 
     older = {
         "format_version": checkpoints.CHECKPOINT_VERSION,
@@ -164,7 +165,7 @@ def test_a_checkpoint_without_a_colour_leaves_images_alone(tmp_path):
         "channel_order": "rgb",
         "threshold": 0.5,
     }
-    assert settings_of(older)["colour"] is None
-    assert settings_of(UNet(4).state_dict())["colour"] is None
+    assert colour_of(older) is None
+    assert colour_of(UNet(4).state_dict()) is None
     newer = older | {"colour": {"mean": [50.0, 20.0, -20.0], "spread": [15.0, 8.0, 8.0]}}
-    assert isinstance(settings_of(newer)["colour"], Colour)
+    assert isinstance(colour_of(newer), Colour)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from learning import checkpoints
 from learning.export import WithColours
-from learning.predictor import fuse, predictor
+from learning.fusing import fuse
+from learning.predictor import Predictor
 from learning.pretrained import read_weights, start_pretrained
 from model import IMAGENET_MEAN, IMAGENET_STD, EncoderUNet, UNet, build, sees_all
 from tests.scripts import call, checkpoint_of, cut, infer, learn, table_of
@@ -352,7 +354,7 @@ def test_two_processes_compute_what_one_does_on_the_whole_batch(tmp_path):
     ],
 )
 def test_a_fused_network_computes_what_it_did(monkeypatch, arch, fused):
-    monkeypatch.setattr("learning.predictor.choose_precision", lambda device: torch.float32)
+    monkeypatch.setattr("learning.fusing.choose_precision", lambda device: torch.float32)
     torch.manual_seed(0)
     network = with_statistics(build({"arch": arch, "dimensions": 4}))
     network.last_conv.weight.data *= 100  # logits of some size
@@ -383,7 +385,7 @@ class Twice(nn.Module):
 
 
 def test_what_others_take_too_is_not_fused(monkeypatch):
-    monkeypatch.setattr("learning.predictor.choose_precision", lambda device: torch.float32)
+    monkeypatch.setattr("learning.fusing.choose_precision", lambda device: torch.float32)
     network = with_statistics(Twice())
     lean = fuse(copy.deepcopy(network), torch.device("cpu"))
     assert isinstance(lean.norm, nn.BatchNorm2d) and isinstance(lean.with_gelu, nn.GELU)
@@ -394,15 +396,15 @@ def test_what_others_take_too_is_not_fused(monkeypatch):
 
 def test_tiles_nearly_give_the_untiled_prediction(monkeypatch):
     """What the halo leaves out is small (docs/lab_notes.md has it for trained weights)."""
-    monkeypatch.setattr("learning.predictor.choose_precision", lambda device: torch.float32)
+    for module in ("predictor", "fusing"):
+        monkeypatch.setattr(f"learning.{module}.choose_precision", lambda device: torch.float32)
     torch.manual_seed(0)
     network = with_statistics(EncoderUNet(LITE0, 4))
     image = draw_tissue(512, 640, seed=1).image
-    predict = predictor(network, checkpoint_of(network), torch.device("cpu"))
+    whole = Predictor.of(network, checkpoint_of(network), torch.device("cpu"))
 
     def tiled(tile, halo):
-        settings = {"tile": tile, "halo": halo, "grid": network.grid}
-        return predict_image(from_array(image), predict, **settings)
+        return predict_image(from_array(image), replace(whole, tile=tile, halo=halo))
 
     untiled = tiled(2048, network.halo)
     errors = [np.abs(tiled(128, halo) - untiled).max() for halo in (0, 32, network.halo)]

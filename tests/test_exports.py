@@ -18,6 +18,8 @@ from pycocotools.coco import COCO
 from tissue import exports, masks, pixel_size
 from tissue.files import InputError
 from tissue.results import path_of
+from tissue.store import Store
+from tissue.tiling import Tile
 
 ALL = tuple(exports.FORMATS)
 SHAPE = 120, 150  # pixels
@@ -67,12 +69,18 @@ def measures(labels, pixel_size_um=0.25):
     }
 
 
+def write_labels(path, labels, pixel_size_um):
+    with Store(path.parent, labels.shape, np.uint32) as store:
+        store.write(Tile(0, 0, *labels.shape), labels)
+        store.save(path, pixel_size_um)
+
+
 def export(folder, name="a", count=17, formats=ALL, pixel_size_um=0.25):
     labels, rings = draw(count)
     table = measures(labels, pixel_size_um)
     with exports.NucleiFiles(folder, name, SHAPE, formats) as files:
         files.add(table, rings)
-    exports.write_labels(path_of(folder, name, "labels"), labels, pixel_size_um)
+    write_labels(path_of(folder, name, "labels"), labels, pixel_size_um)
     return labels, table
 
 
@@ -194,7 +202,7 @@ def test_labels_are_stored_in_the_smallest_type_that_holds_them(tmp_path, larges
     labels[299, 269], labels[3, 2] = largest, 7
     (tmp_path / "instance_labels").mkdir()
     path = tmp_path / "instance_labels" / "a_labels.tif"
-    exports.write_labels(path, labels, 0.2425)
+    write_labels(path, labels, 0.2425)
     stored = tifffile.imread(path)
     assert stored.dtype == dtype
     np.testing.assert_array_equal(stored, labels)
@@ -298,7 +306,7 @@ def without_second_line(path):
 def other_pixel(path):
     labels = tifffile.imread(path)
     labels[15, 15] = 2
-    exports.write_labels(path, labels, None)
+    write_labels(path, labels, None)
 
 
 DIFFERENCES = [

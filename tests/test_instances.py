@@ -1,6 +1,7 @@
 """inference.py with networks that have instances: depths, confidence, and what is dropped."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from tissue import masks, nuclei, results, windows
 from tissue.files import InputError
 from tissue.patches import read_manifest
 from tissue.report import write_image
+from tissue.summary import write_summary
 from tissue.synthetic import draw_tissue
 
 SHAPE = 320, 400  # pixels
@@ -131,11 +133,12 @@ def infer_drawn(folder, *flags):
     arguments = ["--image_folder", folder, "--gpu_id", -1, *flags, *TILES]
     args = inference.parse_args([str(argument) for argument in arguments])
     network = inference.load_network(args, torch.device("cpu"))
+    network = replace(network, predict=as_drawn)
     tasks, _, faults = inference.plan(args, network)
     with results.writing(folder):
-        faults += inference.infer_all(tasks, as_drawn, network.shown())
+        faults += inference.infer_all(tasks, network, {})
         faults += inference.check_all_exports(tasks)
-        inference.write_report(folder, {"a"})
+        write_summary(folder, {"a"})
     assert not faults
 
 
@@ -268,11 +271,6 @@ def test_without_instances_there_is_no_word_of_depth(checkpoint, plain, slide, t
     assert "confidence" not in page and ">dropped<" not in page and "_distance" not in page
 
 
-def test_the_seams_of_a_network_with_instances_are_checked(checkpoint, slide, tmp_path, capsys):
-    infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--check_seams", *TILES)
-    assert "a: 0 of 128000 pixels differ" in capsys.readouterr().out
-
-
 def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
     """By the network's depth maps: the error is that of the nuclei that inference then counts."""
     tissue = draw_tissue(96, 80, seed=1)
@@ -299,12 +297,12 @@ def test_a_checkpoint_that_says_no_split_has_the_default_of_instances(
 ):
     for path, said in ((checkpoint, "h=0.2 hole=2.5 smallest=2.5 confidence=0.5 |"),
                        (plain, "h=0.05 hole=2.5 smallest=2.5 |")):  # fmt: skip
-        infer(tmp_path / "out", "--ckpt", path, "--images", slide, "--check_seams")
+        infer(tmp_path / "out", "--ckpt", path, "--images", slide)
         assert said in capsys.readouterr().out
     content = torch.load(checkpoint, weights_only=True)
     earlier = {"sigma": 0.5, "h": 0.1, "hole": 1.0, "smallest": 2.0}
     torch.save(content | {"split": earlier}, tmp_path / "net.pt")
-    infer(tmp_path / "out", "--ckpt", tmp_path / "net.pt", "--images", slide, "--check_seams")
+    infer(tmp_path / "out", "--ckpt", tmp_path / "net.pt", "--images", slide)
     assert "split sigma=0.5 h=0.1 hole=1 smallest=2 |" in capsys.readouterr().out
 
 

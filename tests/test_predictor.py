@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from learning.augment import transform
-from learning.predictor import predictor
+from learning.predictor import Predictor
 from model import UNet
 from tests.scripts import checkpoint_of
 
@@ -13,17 +13,17 @@ def test_swapped_colours_are_fed_swapped(generator):
     model, tiles = UNet(4), generator.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     rgb, bgr = checkpoint_of(model), checkpoint_of(model) | {"channel_order": "bgr"}
     cpu = torch.device("cpu")
-    fed_swapped = predictor(model, bgr, cpu)(tiles)
+    fed_swapped = Predictor.of(model, bgr, cpu).predict(tiles)
     np.testing.assert_array_equal(
-        fed_swapped, predictor(model, rgb, cpu)(np.ascontiguousarray(tiles[..., ::-1]))
+        fed_swapped, Predictor.of(model, rgb, cpu).predict(np.ascontiguousarray(tiles[..., ::-1]))
     )
-    assert not np.array_equal(fed_swapped, predictor(model, rgb, cpu)(tiles))
+    assert not np.array_equal(fed_swapped, Predictor.of(model, rgb, cpu).predict(tiles))
 
 
 def test_prediction_and_training_feed_the_network_alike(generator):
-    """predictor() normalises on the device what transform() normalises by albumentations."""
+    """Predictor normalises on the device what transform() normalises by albumentations."""
     model, tile = UNet(4).eval(), generator.integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    predict = predictor(model, checkpoint_of(model), torch.device("cpu"))
+    predict = Predictor.of(model, checkpoint_of(model), torch.device("cpu")).predict
     patch = transform("val")(image=tile, mask=tile[..., 0])["image"]
     with torch.inference_mode():
         expected = model(patch[None]).sigmoid()[0, 0]

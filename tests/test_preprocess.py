@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import tifffile
 
-import inference
 import preprocess
 from tests.scripts import REPOSITORY, SMALL, cut, fingerprint
-from tissue import patches, splits
+from tissue import inputs, patches, splits
 from tissue.colour import ONE
 from tissue.files import InputError, locked
 from tissue.images import read_image
@@ -333,8 +332,7 @@ def test_links_that_the_user_made_go_on_working(root, tmp_path):
 
 
 def found_by_inference(root):
-    found = inference.find_images(inference.parse_args(["--root", str(root)]))
-    return found[0] if isinstance(found, tuple) else found  # the pairs, and what is said of them
+    return inputs.find_images(None, None, str(root)).pairs
 
 
 def test_odd_letters_in_names_are_kept(root):

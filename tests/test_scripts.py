@@ -17,10 +17,10 @@ import preprocess
 import train
 import utils
 from learning import checkpoints
-from learning.predictor import predictor
+from learning.predictor import Predictor
 from model import UNet
 from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
-from tissue import images, masks, report
+from tissue import agreement, images, masks, report
 from tissue.files import InputError
 
 # --- end to end
@@ -393,10 +393,10 @@ def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     run = learn(root, root / "log", "--colour", "own")  # as the patches are
     checkpoint = checkpoints.load_checkpoint(run / "best.pt")
     model = checkpoints.build_model(checkpoint, run)
-    predict = predictor(model, checkpoint, torch.device("cpu"))
+    predict = Predictor.of(model, checkpoint, torch.device("cpu")).predict
     counts = torch.zeros(4, dtype=torch.int64)
     for path in sorted((root / "patches_rgb_val").iterdir()):
         predicted = torch.from_numpy(predict(images.read_image(path)[None])[0, 0] >= 0.5)
         reference = masks.read_mask(root / "patches_mask_val" / path.name)
         counts += utils.pixel_counts(predicted, torch.from_numpy(reference))
-    assert utils.dice(counts) == pytest.approx(checkpoint["best_dice"], abs=2e-3)
+    assert agreement.dice(counts) == pytest.approx(checkpoint["best_dice"], abs=2e-3)

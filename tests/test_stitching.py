@@ -2,10 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tissue.masks import read_mask
-from tissue.mosaic import Spool, write_mosaic
 from tissue.nuclei import contours
-from tissue.pixel_size import pixel_size_um
 from tissue.stitching import ContourCounter
 from tissue.tiling import tiles_of
 
@@ -51,18 +48,3 @@ def test_objects_that_meet_at_a_corner_of_four_tiles_are_one():
         mask[4:8, 4:8] = mask[8:12, 8:12] = True
         mask = mask[:, ::-1] if flip else mask
         assert count(mask, 8) == 1
-
-
-def test_a_mosaic_holds_the_tiles_of_all_processes(tmp_path, generator):
-    mask = blobs(generator, 300, 500, 9) > 0.5
-    tiles = tiles_of(300, 500, 128)
-    spools = [Spool(tmp_path, 128) for _ in range(3)]
-    for index, part in enumerate(tiles):
-        pixels = mask[part.y : part.y + part.height, part.x : part.x + part.width]
-        spools[index % 3].add(part, pixels)
-    places = {part: place for spool in spools for part, place in spool.close().items()}
-    seen = []
-    write_mosaic(tmp_path / "mask.tif", tiles, places, 128, 0.25, lambda part, _: seen.append(part))
-    assert seen == tiles
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif"), mask)
-    assert pixel_size_um(tmp_path / "mask.tif") == pytest.approx(0.25)

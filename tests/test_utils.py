@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import utils
+from tissue import agreement
 
 # --- scores: by hand on 4 x 4 masks
 
@@ -11,29 +12,32 @@ PREDICTION = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1
 REFERENCE = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]).bool()
 
 
-def test_pixel_counts_by_hand():
+BOTH = pytest.mark.parametrize("count", [
+    utils.pixel_counts,
+    lambda one, other: agreement.pixel_counts(one.numpy(), other.numpy()),
+])  # fmt: skip
+
+
+@BOTH
+def test_pixel_counts_and_scores_by_hand(count):
     # 1s in both: (0,0) (0,1) (1,0) (3,3); predicted alone: (1,1); missed: (0,2) (3,2)
-    assert utils.pixel_counts(PREDICTION, REFERENCE).tolist() == [4, 1, 2, 9]
+    counts = count(PREDICTION, REFERENCE)
+    assert counts.tolist() == [4, 1, 2, 9]
+    assert agreement.scores(counts) == {"accuracy": 13 / 16, "dice": 8 / 11, "iou": 4 / 7}
 
 
-def test_scores_by_hand():
-    counts = utils.pixel_counts(PREDICTION, REFERENCE)
-    assert utils.accuracy(counts) == 13 / 16
-    assert utils.dice(counts) == 8 / 11
-    assert utils.iou(counts) == 4 / 7
+@BOTH
+def test_counts_of_batches_add_up(count):
+    whole = count(PREDICTION, REFERENCE)
+    halves = [count(PREDICTION[i : i + 2], REFERENCE[i : i + 2]) for i in (0, 2)]
+    assert whole.tolist() == sum(halves).tolist()
 
 
-def test_counts_of_batches_add_up():
-    whole = utils.pixel_counts(PREDICTION, REFERENCE)
-    halves = [utils.pixel_counts(PREDICTION[i : i + 2], REFERENCE[i : i + 2]) for i in (0, 2)]
-    assert torch.equal(whole, sum(halves))
-
-
-def test_two_empty_masks_agree_and_one_empty_mask_does_not():
+@BOTH
+def test_two_empty_masks_agree_and_one_empty_mask_does_not(count):
     empty = torch.zeros(4, 4, dtype=torch.bool)
-    nothing = utils.pixel_counts(empty, empty)
-    assert (utils.accuracy(nothing), utils.dice(nothing), utils.iou(nothing)) == (1, 1, 1)
-    assert utils.dice(utils.pixel_counts(empty, REFERENCE)) == 0
+    assert set(agreement.scores(count(empty, empty)).values()) == {1}
+    assert agreement.dice(count(empty, REFERENCE)) == 0
 
 
 # --- logging

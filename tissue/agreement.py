@@ -6,7 +6,7 @@ no nuclei. Numbers much larger than the image has nuclei cost memory: `nuclei.re
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,21 +49,87 @@ class Errors(NamedTuple):
     counts: dict[str, int]
 
 
+def pixel_counts(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """True positive, false positive, false negative and true negative pixels: int64 (4,).
+
+    Both arguments are bool (H, W). Counts of tiles and images add up; the scores below divide their
+    sum once, be it an array or a tensor.
+    """
+    hits = np.count_nonzero(prediction & reference)
+    predicted, present = np.count_nonzero(prediction), np.count_nonzero(reference)
+    return np.array(
+        [hits, predicted - hits, present - hits, prediction.size - predicted - present + hits]
+    )
+
+
+def accuracy(counts: np.ndarray) -> float:
+    """Correct pixels / pixels, from `pixel_counts`."""
+    true_positive, false_positive, false_negative, true_negative = counts.tolist()
+    correct = true_positive + true_negative
+    return correct / (correct + false_positive + false_negative)
+
+
+def dice(counts: np.ndarray) -> float:
+    """2 TP / (2 TP + FP + FN) from `pixel_counts`; 1 where both masks are empty (Dice 1945)."""
+    true_positive, false_positive, false_negative, _ = counts.tolist()
+    pixels = 2 * true_positive + false_positive + false_negative
+    return 2 * true_positive / pixels if pixels else 1.0
+
+
+def iou(counts: np.ndarray) -> float:
+    """TP / (TP + FP + FN) from `pixel_counts`; 1 where both masks are empty (Jaccard 1912)."""
+    true_positive, false_positive, false_negative, _ = counts.tolist()
+    pixels = true_positive + false_positive + false_negative
+    return true_positive / pixels if pixels else 1.0
+
+
+def scores(counts: np.ndarray) -> dict[str, float]:
+    """Accuracy, Dice and IoU by these names, from `pixel_counts`."""
+    return {"accuracy": accuracy(counts), "dice": dice(counts), "iou": iou(counts)}
+
+
 def overlap(prediction: np.ndarray, reference: np.ndarray) -> Overlap:
     """The table of shared pixels of two label maps (H, W); InputError if their sizes differ."""
-    if prediction.shape != reference.shape:
-        found = f"prediction {prediction.shape} and reference {reference.shape}"
-        raise InputError(f"label maps: found {found}, expected one height and width")
-    both = (prediction > 0) & (reference > 0)
-    areas = [np.bincount(labels.ravel(), minlength=1) for labels in (prediction, reference)]
-    for area in areas:
-        area[0] = 0
-    pair = prediction[both], reference[both]
-    shape = len(areas[0]), len(areas[1])
-    table = csr_matrix((np.ones(len(pair[0]), np.int64), pair), shape)  # adds pixels up
+    return overlap_of_tiles([(prediction, reference)])
+
+
+def overlap_of_tiles(tiles: Iterable[tuple[np.ndarray, np.ndarray]]) -> Overlap:
+    """`overlap` of two label maps that come in tiles, as pairs of arrays (h, w)."""
+    areas, found = (_Sums(), _Sums()), []
+    for pair in tiles:
+        prediction, reference = pair
+        if prediction.shape != reference.shape:
+            sizes = f"prediction {prediction.shape} and reference {reference.shape}"
+            raise InputError(f"label maps: found {sizes}, expected one height and width")
+        for area, labels in zip(areas, pair, strict=True):
+            area.add(labels)
+        both = (prediction > 0) & (reference > 0)
+        place = prediction[both], reference[both]
+        found.append(_added(np.ones(len(place[0]), np.int64), place, areas))
+    columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    row, column, shared = _added(columns[2], columns[:2], areas)
+    return Overlap(row, column, shared, areas[0].total, areas[1].total)
+
+
+def _added(pixels, place, areas):
+    """(predicted, reference, pixels) of each pair of labels, pixels of one pair added up."""
+    table = csr_matrix((pixels, tuple(place)), [len(area.total) for area in areas])
     table.sort_indices()
     table = table.tocoo()
-    return Overlap(table.row, table.col, table.data, *areas)
+    return table.row, table.col, table.data
+
+
+class _Sums:
+    """Pixels of each label, but for the background's, of a label map that comes in tiles."""
+
+    def __init__(self):
+        self.total = np.zeros(1, np.int64)
+
+    def add(self, labels):
+        area = np.bincount(labels.ravel(), minlength=len(self.total))
+        area[: len(self.total)] += self.total
+        area[0] = 0
+        self.total = area
 
 
 def aji(table: Overlap) -> float:

@@ -27,8 +27,6 @@ COLOUR = (255, 224, 0)  # RGB; in QuPath, as in the overlay
 DIGITS = 4  # decimals kept of a measure
 BATCH = 5000  # nuclei that are turned into text at once
 TILE = 256  # pixels; side of a tile of the label image
-LARGEST_UINT16 = 65535
-LARGEST_TIFF = 2**32 - 2**25  # bytes; offsets of a classic TIFF have 32 bits
 
 # ImageJ keeps whole coordinates in 16 bits. Since this version of the format (and ImageJ 1.46) it
 # reads 32-bit floats beside them, which are exact up to 2**24.
@@ -40,31 +38,6 @@ _AGAIN = "run inference.py with --overwrite"
 # Of the files in a ROI zip, so that equal nuclei give equal bytes: the first time that a zip can
 # tell, a plain file, made on Unix.
 ROI_TIME, ROI_MODE, ROI_SYSTEM = (1980, 1, 1, 0, 0, 0), 0o644 << 16, 3
-
-
-def write_labels(path: Path | str, labels: np.ndarray, pixel_size_um: float | None) -> None:
-    """Write a label image as a tiled, deflated TIFF with resolution tags where the size is known.
-
-    `labels` is integer (H, W), 0 the background; a memory map is read tile by tile. Stored as
-    uint16 up to label 65535, as uint32 above; a BigTIFF where a classic one might not suffice.
-    """
-    height, width = labels.shape
-    dtype = np.dtype(np.uint16 if labels.max(initial=0) <= LARGEST_UINT16 else np.uint32)
-    tiles = (
-        np.ascontiguousarray(labels[y : y + TILE, x : x + TILE], dtype)
-        for y in range(0, height, TILE)
-        for x in range(0, width, TILE)
-    )
-    resolution = {}
-    if pixel_size_um:
-        per_cm = 1e4 / pixel_size_um
-        resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
-    big = height * width * dtype.itemsize > LARGEST_TIFF
-    with replacing(path) as beside, tifffile.TiffWriter(beside, bigtiff=big) as tif:
-        tif.write(
-            tiles, shape=(height, width), dtype=dtype, tile=(TILE, TILE), compression="zlib",
-            photometric="minisblack", metadata=None, **resolution,
-        )  # fmt: skip
 
 
 class NucleiFiles:

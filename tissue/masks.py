@@ -70,7 +70,7 @@ def read(path: str | Path) -> Mask:
         meaning = meaning_of(path, bands, stored.lossy)
         labels = None
         if meaning.is_label_map:
-            labels = values if values.dtype.kind in "ui" else np.rint(values).astype(np.int64)
+            labels = whole_numbers(values)
         foreground = np.ascontiguousarray(values > meaning.threshold)
         return Mask(foreground, labels, notes + meaning.notes)
 
@@ -83,6 +83,11 @@ def read_mask(path: str | Path) -> np.ndarray:
 def read_label_map(path: str | Path) -> np.ndarray | None:
     """Return one integer per nucleus, (H, W), 0 the background, as `read` does, or None."""
     return read(path).labels
+
+
+def whole_numbers(values: np.ndarray) -> np.ndarray:
+    """A label map's values (H, W) as integers."""
+    return values if values.dtype.kind in "ui" else np.rint(values).astype(np.int64)
 
 
 def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meaning:

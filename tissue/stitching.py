@@ -1,8 +1,8 @@
 """Counts what lies across the borders of tiles, once, without ever holding the whole mask.
 
-Each tile is labelled by itself. Of its components, those inside are done with at once; those that
-touch a border get a node, and nodes that meet across a border are united (union-find; Rosenfeld &
-Pfaltz 1966, J. ACM 13:471). What is kept is one row of labels and the nodes.
+Each tile is labelled by itself; its pieces get a node each, and nodes that meet across a border are
+one piece (Rosenfeld & Pfaltz 1966, J. ACM 13:471). What is kept is one row of nodes, and which
+nodes are one.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from tissue.tiling import Tile
 from tissue.windows import Windows
@@ -28,106 +30,100 @@ class ContourCounter:
 
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width  # pixels of the whole image
-        self.objects, self.surroundings = _Nodes(), _Nodes()
-        self.outside = self.surroundings.new(1)  # what is connected with the image's edge
-        self.firsts = {}  # object node -> its first pixel's place and the surroundings above it
-        self.enclosed = {}  # surroundings node -> objects within one tile that lie in it
-        # Nodes along the borders to the tiles above and to the left; -1: the other kind of pixel.
-        self.above = {kind: np.full(width + 2, -1) for kind in ("objects", "surroundings")}
-        self.next_above = {kind: np.full(width + 2, -1) for kind in ("objects", "surroundings")}
-        self.left = {}
+        self.objects = _Regions(width, corners=True)
+        self.surroundings = _Regions(width, corners=False)
+        self.firsts = []  # of objects: node, place of the first pixel, surroundings above it (n, 3)
 
     def add(self, mask: np.ndarray, y: int, x: int) -> None:
         """Add a tile, bool (h, w), whose first pixel lies at row `y` and column `x`."""
-        w = mask.shape[1]
-        if x == 0 and y > 0:
-            self.above, self.next_above = self.next_above, self.above
-            for nodes in self.next_above.values():
-                nodes.fill(-1)
-        pixels = mask.astype(np.uint8)
-        count, labels = cv2.connectedComponents(pixels, connectivity=8)
-        around, around_labels = cv2.connectedComponents(1 - pixels, connectivity=4)
+        above = self.surroundings.above(x, y, mask.shape[1])
+        _, around = self.surroundings.add(~mask, y, x)
+        h, w = mask.shape
+        at_edge = (around[0], y == 0), (around[-1], y + h == self.height)
+        at_edge += (around[:, 0], x == 0), (around[:, -1], x + w == self.width)
+        for edge, is_images in at_edge:
+            if is_images:
+                self.surroundings.unite(edge, np.where(edge >= 0, OUTSIDE, -1))
 
-        # Surroundings: outside, a node, or (-2) closed within this tile.
-        nodes = np.full(around, -2)
-        nodes[_on_border(around_labels)] = 0
-        nodes[0] = -1
-        nodes[nodes == 0] = self.surroundings.new(np.count_nonzero(nodes == 0))
-        for edge, at_edge in self._edges(around_labels, y, x):
-            if at_edge:
-                for node in np.unique(nodes[edge[edge > 0]]):
-                    self.surroundings.unite(self.outside, node)
-        around_nodes = nodes
-
-        # Objects: a node, or (-2) whole within this tile.
-        shared = np.zeros(count, bool)  # reaches a border with another tile
-        for edge, at_edge in self._edges(labels, y, x):
-            if not at_edge:
-                shared[edge] = True
-        shared[0] = False
-        nodes = np.full(count, -2)
-        nodes[0] = -1
-        nodes[shared] = self.objects.new(np.count_nonzero(shared))
-
+        known = self.objects.nodes
+        labels, _ = self.objects.add(mask, y, x)
+        nodes = np.arange(known, self.objects.nodes)
+        row, column = np.divmod(_first_pixels(labels, len(nodes) + 1)[1:], w)
         # The pixel above an object's first one belongs to what surrounds it.
-        row, column = np.divmod(_first_pixels(labels, count), w)
-        surroundings = np.full(count, self.outside)
-        below = row > 0
-        surroundings[below] = around_nodes[around_labels[row[below] - 1, column[below]]]
-        if y > 0:
-            surroundings[~below] = self.above["surroundings"][1 + x + column[~below]]
-        for label in np.flatnonzero(shared):
-            place = (y + int(row[label])) * self.width + x + int(column[label])
-            self.firsts[int(nodes[label])] = place, int(surroundings[label])
-        whole = ~shared
-        whole[0] = False
-        for node, objects in zip(*np.unique(surroundings[whole], return_counts=True), strict=True):
-            if node >= 0:
-                self.enclosed[int(node)] = self.enclosed.get(int(node), 0) + int(objects)
-
-        self._join("objects", self.objects, nodes[labels[[0, -1]]], y, x, diagonally=True)
-        self._join("surroundings", self.surroundings, around_nodes[around_labels[[0, -1]]], y, x)
-        for kind, tree, sides in (
-            ("objects", self.objects, nodes[labels[:, [0, -1]]]),
-            ("surroundings", self.surroundings, around_nodes[around_labels[:, [0, -1]]]),
-        ):
-            if x > 0:
-                tree.unite_all(self.left[kind], sides[:, 0])
-                if kind == "objects":
-                    tree.unite_all(self.left[kind][1:], sides[:-1, 0])
-                    tree.unite_all(self.left[kind][:-1], sides[1:, 0])
-            self.left[kind] = sides[:, 1]
-
-    def _edges(self, labels, y, x):
-        """The labels along each side of a tile, and whether the image ends there."""
-        h, w = labels.shape
-        yield labels[0], y == 0
-        yield labels[-1], y + h == self.height
-        yield labels[:, 0], x == 0
-        yield labels[:, -1], x + w == self.width
-
-    def _join(self, kind, tree, rows, y, x, diagonally=False):
-        """Unite a tile's first row of nodes with those above it, and keep its last one."""
-        first, last = rows
-        w = len(first)
-        if y > 0:
-            for shift in (-1, 0, 1) if diagonally else (0,):
-                tree.unite_all(self.above[kind][1 + x + shift : 1 + x + shift + w], first)
-        self.next_above[kind][1 + x : 1 + x + w] = last
+        surrounded = np.where(row > 0, around[row - 1, column], above[column])
+        places = (y + row) * self.width + x + column
+        self.firsts.append(np.stack([nodes, places, surrounded], axis=1))
 
     def count(self) -> int:
         """The number of outer contours of all that was added."""
-        outside = self.surroundings.root(self.outside)
-        first = {}
-        for node, place_and_surroundings in self.firsts.items():
-            root = self.objects.root(node)
-            first[root] = min(first.get(root, place_and_surroundings), place_and_surroundings)
-        total = sum(self.surroundings.root(around) == outside for _, around in first.values())
-        return total + sum(
-            objects
-            for node, objects in self.enclosed.items()
-            if self.surroundings.root(node) == outside
+        node, place, surrounded = np.concatenate(self.firsts).T
+        found = self.objects.joined()[node]
+        _, first = np.unique(found[order := np.argsort(place)], return_index=True)
+        around = self.surroundings.joined()
+        return int(np.count_nonzero(around[surrounded[order][first]] == around[OUTSIDE]))
+
+
+OUTSIDE = 0  # the node of what lies around the image
+
+
+class _Regions:
+    """Pieces of a mask that comes in tiles: each has a node, and nodes that meet are united."""
+
+    def __init__(self, width, corners):
+        self.corners = corners  # whether pixels that meet at a corner are connected
+        self.nodes = 1  # so many are given, OUTSIDE among them
+        self.pairs = [np.zeros((2, 0), int)]  # nodes that are one
+        # Nodes along the borders to the tiles above and to the left; -1 where no piece is.
+        self.last_row, self.row = np.full(width + 2, -1), np.full(width + 2, -1)
+        self.column = None
+
+    def above(self, x, y, width):
+        """The nodes in the row above a tile that comes next, OUTSIDE where the image ends."""
+        last = self.row if x == 0 else self.last_row
+        return last[1 + x : 1 + x + width].copy() if y else np.full(width, OUTSIDE)
+
+    def add(self, mask, y, x):
+        """A tile's pieces, int32 (h, w), 1 to n, and their nodes, int64 (h, w), -1 for none."""
+        if x == 0:
+            self.last_row, self.row = self.row, np.full_like(self.row, -1)
+        count, labels = cv2.connectedComponents(
+            mask.view(np.uint8), connectivity=8 if self.corners else 4
         )
+        nodes = labels.astype(np.int64) + (self.nodes - 1)
+        nodes[labels == 0] = -1
+        self.nodes += count - 1
+        for shift in (-1, 0, 1) if self.corners else (0,):
+            self.unite(self.last_row[1 + x + shift :][: mask.shape[1]] if y else None, nodes[0])
+        if x > 0:
+            self.unite(self.column, nodes[:, 0])
+            if self.corners:
+                self.unite(self.column[1:], nodes[:-1, 0])
+                self.unite(self.column[:-1], nodes[1:, 0])
+        self.row[1 + x : 1 + x + mask.shape[1]] = nodes[-1]
+        self.column = nodes[:, -1].copy()
+        return labels, nodes
+
+    def unite(self, ones, others):
+        """Unite nodes that face each other; negative ones are none."""
+        if ones is None:
+            return
+        both = (ones >= 0) & (others >= 0)
+        if both.any():
+            self.pairs.append(np.unique(np.stack([ones[both], others[both]]), axis=1))
+
+    def joined(self):
+        """The number of the piece that each node belongs to, (nodes,)."""
+        one, other = np.concatenate(self.pairs, axis=1)
+        links = coo_matrix((np.ones(len(one), bool), (one, other)), (self.nodes,) * 2)
+        return connected_components(links, directed=False)[1]
+
+
+def count_contours(mask: Windows, tiles: Iterable[Tile]) -> int:
+    """The number of outer contours of a mask that is read by windows, as ContourCounter says."""
+    counter = ContourCounter(mask.height, mask.width)
+    for tile in tiles:
+        counter.add(mask.read(*tile), tile.y, tile.x)
+    return counter.count()
 
 
 class FoundNuclei(NamedTuple):
@@ -212,35 +208,6 @@ def _labels_around(mask, tile, find):
         if margin >= WIDEST or not np.isin(cut[cut > 0], inside).any():
             return Tile(y, x, bottom - y, right - x), find(pixels)
         margin *= 2
-
-
-class _Nodes:
-    """Union-find over nodes numbered from 0."""
-
-    def __init__(self):
-        self.parents = []
-
-    def new(self, count):
-        """The numbers of `count` new nodes; one is given as an int."""
-        start = len(self.parents)
-        self.parents.extend(range(start, start + count))
-        return start if count == 1 else np.arange(start, start + count)
-
-    def root(self, node):
-        parents = self.parents
-        while parents[node] != node:
-            parents[node] = node = parents[parents[node]]
-        return node
-
-    def unite(self, one, other):
-        one, other = self.root(one), self.root(other)
-        self.parents[max(one, other)] = min(one, other)
-
-    def unite_all(self, ones, others):
-        """Unite pairs of nodes that face each other; negative ones are no nodes."""
-        both = (ones >= 0) & (others >= 0)
-        for one, other in np.unique(np.stack([ones[both], others[both]], 1), axis=0).tolist():
-            self.unite(one, other)
 
 
 def _on_border(labels):

@@ -8,6 +8,7 @@ margin is made up there. Reading, the network, and what is done with a tile over
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -16,15 +17,33 @@ import numpy as np
 
 from tissue.background import REACH, background, frame_of
 from tissue.colour import Colour, colour_of, for_network
-from tissue.windows import Part, Scaled, Windows, from_array, interpolate
+from tissue.windows import Part, Scaled, Windows, interpolate
 
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
-# Of the U-Net; other networks have their own.
-GRID = 16  # pixels; it pools four times by two, so windows start at multiples of this
-HALO = 96  # pixels; its logits depend on at most this distance around them
+EVEN = 16  # pixels; windows are mirrored up to multiples, a coarser grid is the network's affair
 # Factors of the pixel size at which an image is seen for an average over sizes: nuclei of other
 # tissue are often larger than those that were learned, hardly ever smaller.
 SIZES = (1.0, 4 / 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network, and all that must be known of it to predict an image of any size."""
+
+    predict: Callable[[np.ndarray], np.ndarray]  # RGB uint8 (N, h, w, 3) -> float32 (N, C, h, w)
+    outputs: int = 1  # C: the probability of a nucleus, and what else the network gives
+    grid: int = 16  # pixels; what it sees begins and ends at multiples
+    halo: int = 96  # pixels of context around a tile, a multiple of the grid
+    tile: int = TILE  # pixels of the image, a multiple of the grid
+    batch_size: int = 1  # windows that are predicted at once
+    scale: float = 1.0  # pixels of the image that make one of the network's
+    sizes: Sequence[float] = SIZES[:1]  # factors of `scale` whose outputs are averaged
+    colour: Colour | None = None  # to which each image is brought as a whole
+
+    def at_scale(self, scale: float) -> "Network":
+        """The same for an image of another pixel size; a tile is of about one size for it."""
+        tile = round(self.tile * min(scale, 4) / self.grid) * self.grid or self.grid
+        return replace(self, scale=scale, tile=tile)
 
 
 class Tile(NamedTuple):
@@ -53,42 +72,26 @@ def tiles_of(height: int, width: int, tile: int) -> list[Tile]:
     ]
 
 
-def predict_tiles(
-    image: Windows,
-    tiles: Iterable[Tile],
-    predict: Callable[[np.ndarray], np.ndarray],
-    scale: float = 1.0,
-    sizes: Sequence[float] = (1.0,),
-    colour: Colour | None = None,
-    outputs: int = 1,
-    **settings,
-) -> Iterator[Predicted]:
-    """The outcome of each tile, in their order.
+def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> Iterator[Predicted]:
+    """The outcome of each tile, in their order; tiles start at multiples of the network's `tile`.
 
-    `predict` takes RGB uint8 (N, h, w, 3) and returns float32 (N, `outputs`, h, w): probability,
-    and what else the network gives. Where the network wants pixels `scale` times as large as the
-    image's, it gets them, and its outputs are interpolated back; that is done for each of `sizes`,
-    factors of `scale`, and the outputs are averaged. Where the network wants all images of one
-    `colour`, the image as a whole is brought to it. `settings` are `tile` and `halo`, pixels,
-    multiples of the network's `grid`, and `batch_size`, windows. The tiles start at multiples of
-    `tile`.
-
-    All outputs of `background` are 0. Margins of one colour (`background.frame_of`) are cut off
-    before anything else, so that an image's prediction is with them what it is without.
+    Where the network wants pixels of another size than the image's, it gets them, and its outputs
+    are interpolated back. All outputs of `background` are 0. Margins of one colour
+    (`background.frame_of`) are cut off before anything else, so that an image's prediction is with
+    them what it is without.
     """
     whole = Tile(0, 0, image.height, image.width)
     # The levels of a pyramid end at different places, and no scanner adds such margins.
     frame = whole if len(image.levels) > 1 else Tile(*frame_of(image))
     inner = image if frame == whole else Part(image, frame)
-    source = Scaled(inner, scale) if frame.height and scale != 1 else inner
+    source = Scaled(inner, network.scale) if frame.height and network.scale != 1 else inner
     own = colour_of(source) if frame.height else None
-    shown = partial(for_network, source=own, target=colour)
+    shown = partial(for_network, source=own, target=network.colour)
     tiles = list(tiles)
     parts = [_within(tile, frame) for tile in tiles]
     some = [part for part in parts if part]
     views = zip(
-        *(_predict_at(inner, some, predict, shown, scale * size, **settings) for size in sizes),
-        strict=True,
+        *(_predict_at(inner, some, network, size, shown) for size in network.sizes), strict=True
     )
     outcomes = (next(views) if part else () for part in parts)
 
@@ -98,7 +101,7 @@ def predict_tiles(
         if not seen:
             return Predicted(tile, None, _tissue_of(inner, source, part).mean() if part else 0.0)
         tissue = _tissue_of(inner, source, part)
-        whole_tile = np.zeros((outputs, tile.height, tile.width), np.float32)
+        whole_tile = np.zeros((network.outputs, tile.height, tile.width), np.float32)
         y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
         inside = whole_tile[:, y : y + part.height, x : x + part.width]
         np.multiply(np.mean(seen, axis=0), tissue, out=inside)
@@ -144,22 +147,25 @@ def _tissue_of(image, source, part):
     return found[places[0] - y][:, places[1] - x]
 
 
-def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=GRID, batch_size=1):
-    """The outputs of `predict_tiles` at one size, None for windows without tissue.
+def _predict_at(image, tiles, network, size, shown):
+    """The outputs of `predict_tiles` at one of its sizes, None for windows without tissue.
 
     `shown` makes of a window what the network sees, and tells what of it is background.
     """
+    scale = network.scale * size
     source = image if scale == 1 else Scaled(image, scale)
     scale = image.height / source.height, image.width / source.width  # rounded to whole pixels
     ends = source.height, source.width
+    grid = network.grid
 
     def read(part):
         starts, lengths, sides = [], [], []
         for start, length, step, end in zip(part[:2], part[2:], scale, ends, strict=True):
-            first = int((start + 0.5) / step - 0.5) // grid * grid - halo
+            first = int((start + 0.5) / step - 0.5) // grid * grid - network.halo
             # One length for all, whatever the rounding, so that windows make batches.
-            room = tile if step == 1 and start % grid == 0 else tile / step + grid + 2
-            stop = min(first + _up(room, grid) + 2 * halo, end)
+            is_even = step == 1 and start % grid == 0
+            room = network.tile if is_even else network.tile / step + grid + 2
+            stop = min(first + _up(room, grid) + 2 * network.halo, end)
             starts.append(max(first, 0))
             lengths.append(stop - starts[-1])
             sides.append((np.arange(start, start + length) + 0.5) / step - 0.5 - starts[-1])
@@ -170,19 +176,19 @@ def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=
             for found in shown(source.read(y, x, height, width))
         )
         window = np.pad(
-            window, ((0, -lengths[0] % GRID), (0, -lengths[1] % GRID), (0, 0)), "reflect"
+            window, ((0, -lengths[0] % EVEN), (0, -lengths[1] % EVEN), (0, 0)), "reflect"
         )
         return part, sides, window, not nothing.all()
 
     def shape(item):
         return item[2].shape, item[3]
 
-    for (_, worth), alike in groupby(ahead(read, tiles, 2 * batch_size), key=shape):
-        for items in _batches(alike, batch_size):
+    for (_, worth), alike in groupby(ahead(read, tiles, 2 * network.batch_size), key=shape):
+        for items in _batches(alike, network.batch_size):
             if not worth:
                 yield from (None for _ in items)
                 continue
-            predicted = predict(np.stack([window for _, _, window, _ in items]))
+            predicted = network.predict(np.stack([window for _, _, window, _ in items]))
             for (part, (rows, columns), _, _), values in zip(items, predicted, strict=True):
                 if scale == (1, 1):
                     y, x = round(rows[0]), round(columns[0])
@@ -191,38 +197,16 @@ def _predict_at(image, tiles, predict, shown, scale, tile=TILE, halo=HALO, grid=
                     yield np.stack([interpolate(output, rows, columns) for output in values])
 
 
-def predict_image(image: Windows, predict: Callable, outputs: int = 1, **settings) -> np.ndarray:
-    """What `predict` makes of a whole image, float32 (`outputs`, H, W), the first the probability
-    of a nucleus; `settings` are `predict_tiles`'.
+def predict_image(image: Windows, network: Network) -> np.ndarray:
+    """What a network makes of a whole image, float32 (C, H, W), the first the probability of a
+    nucleus.
     """
-    whole = np.zeros((outputs, image.height, image.width), np.float32)
-    tiles = tiles_of(image.height, image.width, settings.get("tile", TILE))
-    for part, values, _ in predict_tiles(image, tiles, predict, outputs=outputs, **settings):
+    whole = np.zeros((network.outputs, image.height, image.width), np.float32)
+    tiles = tiles_of(image.height, image.width, network.tile)
+    for part, values, _ in predict_tiles(image, tiles, network):
         if values is not None:
             whole[:, part.y : part.y + part.height, part.x : part.x + part.width] = values
     return whole
-
-
-def seam_samples(
-    image: Windows,
-    predict: Callable,
-    tile: int = TILE,
-    grid: int = GRID,
-    side: int = 2 * TILE,
-    **settings,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows of an image predicted untiled and tiled, both float32 (C, h, w), for comparing.
-
-    Of a large image three windows of `side` pixels along its diagonal, of a small one all of it. A
-    window that is not larger than a tile is cut into four.
-    """
-    height, width = min(image.height, side), min(image.width, side)
-    places = {(f * (image.height - height) // 4, f * (image.width - width) // 4) for f in (1, 2, 3)}
-    for y, x in sorted(places):
-        window = from_array(image.read(y, x, height, width))
-        whole = _up(max(height, width), grid)
-        tiles = whole, min(tile, _up(whole / 2, grid))
-        yield tuple(predict_image(window, predict, tile=t, grid=grid, **settings) for t in tiles)
 
 
 def ahead(function: Callable, items: Iterable, depth: int) -> Iterator:

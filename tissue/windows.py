@@ -5,7 +5,6 @@ than wanted. PNG and JPEG cannot be read in part, and small TIFFs need not: they
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,27 +13,22 @@ import cv2
 import numpy as np
 
 from tissue import masks
-from tissue.files import InputError
 from tissue.images import (
-    ORIENTATION,
     TIFF_SIGNATURES,
     bits_in_use,
     check_memory,
     decode,
     decoding,
     image_shape,
-    is_negative,
     open_tiff,
-    positive,
     read_image,
     signature_of,
     tiff_plane,
-    to_uint8,
 )
 from tissue.pixel_size import pixel_size_um
+from tissue.slides import Segments, colours
 
 BIG = 64e6  # pixels; from here on an image is not held in memory
-CACHE = 64 * 2**20  # bytes of decoded segments that are kept, for windows overlap
 VIEW = 2048  # pixels; the longer side of a view of the whole image
 
 
@@ -95,7 +89,7 @@ def open_image(path: str | Path, big: float | None = None, bits: int | None = No
     if segments:
         if segments.dtype == np.uint16 and bits is None:
             bits = bits_in_use(path)
-        segments.convert = partial(_colours, path, bits)
+        segments.convert = partial(colours, path, bits)
         pixels = segments
     return Windows(path, pixels, segments.levels if segments else [shape], is_big)
 
@@ -125,7 +119,16 @@ class MaskWindows(Windows):
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines that say what was assumed of the mask, or looks odd."""
-        return self._pixels.notes()
+        return self._pixels.meaning().notes
+
+    @property
+    def is_label_map(self) -> bool:
+        """Whether it has a number for each nucleus, which `numbers` reads."""
+        return self._pixels.meaning().is_label_map
+
+    def numbers(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """A window of a label map: one integer per nucleus (h, w), 0 the background."""
+        return self._pixels.numbers(y, x, height, width)
 
 
 def open_mask(path: str | Path, big: float | None = None) -> MaskWindows:
@@ -160,7 +163,7 @@ def _open(path, big, is_mask):
         with decoding(path), open_tiff(path) as tif:
             is_pyramid = len(tiff_plane(path, tif).levels) > 1
         if is_big or is_pyramid:
-            segments = _Segments(path, is_mask)
+            segments = Segments(path, is_mask)
             if is_big:
                 segments.check()
             if not segments.odd:
@@ -178,119 +181,41 @@ class _Whole:
         self.pixels = None
         self.lock = threading.Lock()
 
-    def read(self, y, x, height, width, level=0):
+    def get(self):
         with self.lock:
             if self.pixels is None:
                 self.pixels = self.read_whole()
-            return self.pixels[y : y + height, x : x + width]
+            return self.pixels
+
+    def read(self, y, x, height, width, level=0):
+        return self.get()[y : y + height, x : x + width]
 
     def close(self):
         with self.lock:
             self.pixels = None
 
 
-class _WholeMask(_Whole):
+class _WholeMask:
     """Windows of a mask that is decoded once and held."""
 
     def __init__(self, path):
-        super().__init__(lambda: self._read(path))
-        self._notes = None
+        self.whole = _Whole(lambda: masks.read(path))
+        self._meaning = None
 
-    def _read(self, path):
-        mask = masks.read(path)
-        self._notes = mask.notes
-        return mask.foreground
-
-    def notes(self):
-        if self._notes is None:
-            self.read(0, 0, 1, 1)
-        return self._notes
-
-
-class _Segments:
-    """Windows of a TIFF, from the tiles or strips that they touch."""
-
-    def __init__(self, path, is_mask):
-        self.path, self.convert = path, partial(_values, path)
-        with decoding(path), open_tiff(path) as tif:
-            plane = tiff_plane(path, tif)
-            self.pages = [level.keyframe for level in plane.levels]
-            self.odd = next(
-                filter(None, (_oddity(plane, page, is_mask) for page in self.pages)), None
-            )
-            self.negative = [is_negative(tif, page) for page in self.pages]
-            for page in self.pages:  # what tifffile reads at need, and the file is closed then
-                page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
-        self.dtype, self.lossy = self.pages[0].dtype, "JPEG" in self.pages[0].compression.name
-        self.levels = [(page.imagelength, page.imagewidth) for page in self.pages]
-        self.size = path.stat().st_size
-        self.cache, self.cached = OrderedDict(), 0
-        # A strip is as wide as the image: all that one row of windows needs must stay.
-        strips = not self.pages[0].is_tiled
-        self.room = CACHE if not strips else max(CACHE, 2048 * 3 * self.levels[0][1])
-        self.lock = threading.Lock()
-        self.file = None
-
-    def check(self):
-        if self.odd:
-            raise InputError(
-                f"{self.path}: found {self.odd} in an image too big to be read whole, expected "
-                f"upright 8-bit RGB or grey in tiles or strips, save it so (OME-TIFF, SVS)"
-            )
+    def meaning(self):
+        if self._meaning is None:
+            mask = self.whole.get()
+            self._meaning = masks.Meaning(0, mask.labels is not None, mask.notes)
+        return self._meaning
 
     def read(self, y, x, height, width, level=0):
-        with decoding_window(self.path, y, x, height, width), self.lock:
-            return self._window(y, x, height, width, level)
+        return self.whole.get().foreground[y : y + height, x : x + width]
+
+    def numbers(self, y, x, height, width):
+        return self.whole.get().labels[y : y + height, x : x + width]
 
     def close(self):
-        with self.lock:
-            if self.file is not None:
-                self.file.close()
-            self.file, self.cached = None, 0
-            self.cache.clear()
-
-    def _window(self, y, x, height, width, level):
-        page = self.pages[level]
-        rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (
-            page.rowsperstrip, page.imagewidth)  # fmt: skip
-        across = -(-page.imagewidth // columns)
-        out = None
-        for row in range(y // rows, -(-(y + height) // rows)):
-            for column in range(x // columns, -(-(x + width) // columns)):
-                segment = self._segment(level, row * across + column)
-                top, left = row * rows, column * columns
-                part = segment[
-                    max(y - top, 0) : y + height - top, max(x - left, 0) : x + width - left
-                ]
-                if out is None:
-                    out = np.empty((height, width, *part.shape[2:]), part.dtype)
-                at_y, at_x = max(top - y, 0), max(left - x, 0)
-                out[at_y : at_y + part.shape[0], at_x : at_x + part.shape[1]] = part
-        return out
-
-    def _segment(self, level, index):
-        key = level, index
-        if key in self.cache:
-            self.cache.move_to_end(key)
-            return self.cache[key]
-        page = self.pages[level]
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if offset + count > self.size:
-            raise ValueError("the file ends before its pixels do")
-        if self.file is None:
-            self.file = open(self.path, "rb")  # noqa: SIM115, stays open from window to window
-        self.file.seek(offset)
-        data = self.file.read(count) if count else None
-        segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
-        if segment is None:  # a tile that was never written is background
-            segment = np.full(shape, page.nodata, page.dtype)
-        segment = positive(segment, page) if self.negative[level] else segment
-        segment = self.convert(segment[0])
-        self.cache[key] = segment
-        self.cached += segment.nbytes
-        while self.cached > self.room and len(self.cache) > 1:
-            self.cached -= self.cache.popitem(last=False)[1].nbytes
-        return segment
+        self.whole.close()
 
 
 class _MaskSegments:
@@ -298,72 +223,29 @@ class _MaskSegments:
 
     def __init__(self, path, segments):
         self.path, self.segments = path, segments
-        self.meaning = None
+        self._meaning = None
         self.lock = threading.Lock()
 
-    def read(self, y, x, height, width, level=0):
-        threshold = self._meaning().threshold
-        return self.segments.read(y, x, height, width, level) > threshold
+    def meaning(self):
+        with self.lock, decoding(self.path):
+            if self._meaning is None:
+                self._meaning = masks.meaning_of(self.path, self._bands, self.segments.lossy)
+            return self._meaning
 
-    def notes(self):
-        return self._meaning().notes
+    def read(self, y, x, height, width, level=0):
+        return self.segments.read(y, x, height, width, level) > self.meaning().threshold
+
+    def numbers(self, y, x, height, width):
+        return masks.whole_numbers(self.segments.read(y, x, height, width))
 
     def close(self):
         self.segments.close()
-
-    def _meaning(self):
-        with self.lock, decoding(self.path):
-            if self.meaning is None:
-                self.meaning = masks.meaning_of(self.path, self._bands, self.segments.lossy)
-            return self.meaning
 
     def _bands(self) -> Iterator[np.ndarray]:
         height, width = self.segments.levels[0]
         rows = max(1, masks.BAND // width)
         for y in range(0, height, rows):
             yield self.segments.read(y, 0, min(rows, height - y), width)
-
-
-def decoding_window(path, y, x, height, width):
-    """As `images.decoding`, with the window's place in the message."""
-    return decoding(f"{path}, rows {y} to {y + height}, columns {x} to {x + width}")
-
-
-def _oddity(plane, page, is_mask):
-    """What keeps a TIFF from being read by windows, or None."""
-    kind = page.photometric.name
-    converted = kind == "YCBCR" and "JPEG" in page.compression.name  # by its decoder, to RGB
-    if (
-        not (kind in ("RGB", "MINISBLACK", "MINISWHITE") or converted)
-        or "YCBC" in page.compression.name
-    ):
-        return f"{kind} colours, {page.compression.name}"
-    if not is_mask and page.dtype not in (np.uint8, np.uint16):
-        return f"{page.dtype} pixels"
-    if page.planarconfig == 2 and page.samplesperpixel > 1:
-        return "separate colour planes"
-    if page.tags.valueof(ORIENTATION, default=1) != 1:
-        return "a turned image"
-    if len(plane.pages) > 1 or len(plane.shape) - (page.samplesperpixel > 1) != 2:
-        return "several planes"
-    if not page.is_tiled and page.rowsperstrip * page.imagewidth > 4 * CACHE:
-        return "no tiles or strips"
-    return None
-
-
-def _colours(path, bits, segment):
-    """A decoded segment, 8 or 16 bit (h, w, samples), as RGB uint8 (h, w, 3)."""
-    colours = segment[..., :1] if segment.shape[2] < 3 else segment[..., :3]  # without alpha
-    colours = to_uint8(path, colours, bits, None)
-    return np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
-
-
-def _values(path, segment):
-    """A decoded segment of a mask (h, w, samples) as its values (h, w)."""
-    return masks.grey(path, segment[..., : 1 if segment.shape[2] < 3 else 3])  # without alpha
-
-
-# --- pixel size ---------------------------------------------------------------------------------
 
 
 class Scaled:

@@ -1,0 +1,130 @@
+"""A network made faster for prediction: batch norm folded into convolutions, ReLU fused to them."""
+
+import contextlib
+import ctypes
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from learning.devices import choose_precision
+from model import EvenConv
+
+
+class FusedConvReLU(nn.Module):
+    """A convolution and its ReLU or ReLU6 in one pass over the memory, as oneDNN has it on a CPU.
+
+    The operator is the one that torch.compile's CPU code calls; it is half as fast again as
+    convolution and ReLU one after the other.
+    """
+
+    operator = None
+    if torch.backends.mkldnn.is_available():
+        operator = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    kinds = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}  # noqa: RUF012
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module, precision: torch.dtype):
+        super().__init__()
+        self.register_buffer("weight", convolution.weight.detach().to(precision))
+        self.register_buffer("bias", convolution.bias.detach().to(precision))
+        self.geometry = convolution.padding, convolution.stride, convolution.dilation
+        self.kind = self.kinds[type(activation)]
+
+    @classmethod
+    def can(cls, convolution: nn.Conv2d, activation: nn.Module) -> bool:
+        """Whether there is such a pass for these two, on a CPU, that is faster."""
+        plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
+        plain &= convolution.groups == 1 and not isinstance(convolution.padding, str)
+        return cls.operator is not None and plain and type(activation) in cls.kinds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.weight.dtype)
+        return self.operator(x, self.weight, self.bias, *self.geometry, 1, *self.kind, "")
+
+
+def fuse(model: nn.Module, device: torch.device) -> nn.Module:
+    """Take batch norm into the convolution before it, and on a CPU the ReLU after it, in place.
+
+    For inference alone.
+    """
+    precision = choose_precision(device)
+    for convolution_name, norm_name, relu_name in fusable(model):
+        norm = model.get_submodule(norm_name)
+        convolution = fuse_conv_bn_eval(model.get_submodule(convolution_name), norm)
+        model.set_submodule(norm_name, own_activation(norm))
+        relu = model.get_submodule(relu_name)
+        if device.type == "cpu" and FusedConvReLU.can(convolution, relu):
+            convolution = FusedConvReLU(convolution, relu, precision)
+            model.set_submodule(relu_name, nn.Identity())
+        model.set_submodule(convolution_name, convolution)
+    return model
+
+
+def own_activation(norm: nn.BatchNorm2d) -> nn.Module:
+    """The activation that timm's BatchNormAct2d has within; of others an nn.Identity."""
+    return getattr(norm, "act", nn.Identity())
+
+
+def fusable(model: nn.Module) -> list[tuple[str, str, str]]:
+    """The names of each convolution, of the batch norm that alone takes what it makes, and of the
+    ReLU that alone takes what that makes (the batch norm's again where it has one or none).
+
+    A small image shows who takes what: its gradient's graph has each value's makers and takers.
+    """
+    kinds = (nn.Conv2d, EvenConv, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.ReLU6)
+    names = {module: name for name, module in model.named_modules() if type(module) in kinds}
+    taken, made, hooks = defaultdict(list), defaultdict(list), []
+    for module in names:
+        hooks += [
+            module.register_forward_pre_hook(lambda m, inputs: taken[m].append(inputs[0].grad_fn)),
+            module.register_forward_hook(lambda m, _, output: made[m].append(output.grad_fn)),
+        ]
+    with torch.inference_mode(False), torch.enable_grad():
+        parameter = next(model.parameters())
+        todo = [model(torch.zeros(1, 3, 64, 64).to(parameter)).grad_fn]
+    for hook in hooks:
+        hook.remove()
+    takers, seen = Counter(), set(todo)
+    while todo:
+        makers = [node for node, _ in todo.pop().next_functions if node is not None]
+        takers.update(makers)
+        todo += set(makers) - seen
+        seen.update(makers)
+    maker = {nodes[0]: module for module, nodes in made.items() if len(nodes) == 1}
+    after = {
+        maker[nodes[0]]: module
+        for module, nodes in taken.items()
+        if len(nodes) == 1 and nodes[0] in maker and takers[nodes[0]] == 1
+    }
+    found = []
+    for module, name in names.items():
+        norm = after.get(module)
+        if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            relu = after.get(norm)
+            is_alone = isinstance(own_activation(norm), nn.Identity) and type(relu) in kinds[-2:]
+            found.append((name, names[norm], names[relu if is_alone else norm]))
+    return found
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, glibc keeps large blocks that are freed instead of giving them back to the system.
+
+    The network's activations are tens of megabytes; fetching zeroed pages for each of them anew
+    takes as long as the network itself. Everything else is better off without: blocks of all sizes
+    in one heap leave ever more gaps. Elsewhere than with glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
+    mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
+    try:
+        yield
+    finally:
+        mallopt(-4, 65536)  # the default

@@ -1,0 +1,210 @@
+"""Which images are segmented, opened and looked at once, so that faults show before any result."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tissue import exports, pairs, results, tiling, windows
+from tissue.files import InputError
+from tissue.images import bits_in_use
+from tissue.manifest import MANIFEST, read_manifest
+
+
+class Task(NamedTuple):
+    """One image to segment, and what is known of it."""
+
+    pair: pairs.Pair
+    image: windows.Windows
+    label_map: Path | None  # one number per nucleus, if there is such a reference
+    bits: int | None  # in use, of an image of 16
+    results: Path  # the folder
+    told_um: float | None = None  # micrometres a pixel that the patch set took it as
+    pixel_size_um: float | None = None
+    split_at_um: float | None = None  # the same, or where that is not known the network's
+    scale: float = 1.0  # pixels of the image that make one of the network's
+    part: int = tiling.TILE  # pixels; side of the parts in which nuclei are looked for
+    formats: tuple[str, ...] = ()  # of exports.FORMATS
+    made_with: dict | None = None  # results.MadeWith
+    row: dict | None = None  # of an earlier run, of which only files of nuclei are missing
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.image.height, self.image.width
+
+    @property
+    def megapixels(self) -> float:
+        return self.image.height * self.image.width / 1e6
+
+    def file(self, kind: str) -> Path:
+        """Where a file of this image lies; `kind` is one of results.ENDINGS. Prediction and
+        distance are TIFFs of a big image.
+        """
+        is_map = kind in ("prediction", "distance")
+        kind = f"big_{kind}" if is_map and self.image.is_big else kind
+        return results.path_of(self.results, self.pair.name, kind)
+
+
+class Found(NamedTuple):
+    """What is to be segmented, and what was said on the way."""
+
+    pairs: list[pairs.Pair]  # sorted by name, each with the path of its reference mask or None
+    label_maps: dict[str, Path]  # by name
+    told_um: dict[str, float | None]  # pixel sizes, by name, that the patch set took them as
+    notes: list[str]
+
+
+def find_images(
+    images: Sequence[str] | None, mask_folder: str | None, root: str | Sequence[str]
+) -> Found:
+    """The images of --images and --masks, or else the validation images of --root."""
+    if not images:
+        if mask_folder:
+            raise InputError("--masks: found it without --images, expected both; add --images")
+        return _validation_images(root)
+    found = pairs.find_images(*images)
+    notes = pairs.passed_over(*images)
+    if not mask_folder:
+        return Found([pairs.Pair(name, path, None) for name, path in found.items()], {}, {}, notes)
+    references = pairs.find_images(mask_folder)
+    notes += pairs.passed_over(mask_folder)
+    lonely = ", ".join(str(path) for name, path in found.items() if name not in references)
+    if lonely:
+        raise InputError(
+            f"{lonely}: found no mask of that name in {mask_folder}, expected one each"
+        )
+    left = [path for name, path in references.items() if name not in found]
+    if left:
+        more = f" and {len(left) - 1} more" * (len(left) > 1)
+        notes.append(f"{left[0]}{more}: without an image of that name, passed over")
+    both = [pairs.Pair(name, path, references[name]) for name, path in found.items()]
+    return Found(both, {}, {}, notes)
+
+
+def _validation_images(root):
+    found, label_maps, told = [], {}, {}
+    for folder in map(Path, pairs.set_folders(root, MANIFEST)):
+        label_maps |= pairs.label_folder(folder)
+        for image in read_manifest(folder)["images"]:
+            if image["split"] == "val":
+                files = folder / image["image"], folder / image["mask"]
+                found.append(pairs.Pair(image["name"], *files))
+                told[image["name"]] = image["pixel_size_um"]
+    return Found(found, label_maps, told, [])
+
+
+def open_tasks(
+    found: Found, folder: Path, learned_bits: int | None, is_mine: Callable[[int], bool]
+) -> tuple[list[Task], list[str], list[str]]:
+    """A Task for each image, what is assumed of the files, and all faults.
+
+    The small images for whose place in the list `is_mine` holds are decoded once, and so are their
+    references. Big ones show their faults where they are read. 16-bit images are as bright as they
+    are to each other, and to those that the network learned from: all have the most bits that any
+    of them uses.
+    """
+    bits, tasks, notes, faults = {}, [], [], []
+    for pair in found.pairs:
+        try:
+            if used := bits_in_use(pair.image):
+                bits[pair.name] = used
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    if bits:
+        most = max(*bits.values(), learned_bits or 0)
+        bits = dict.fromkeys(bits, most)
+        notes.append(f"16-bit images: {most} bits are in use, of which the upper 8 are kept")
+    for index, pair in enumerate(found.pairs):
+        used, label_map = bits.get(pair.name), found.label_maps.get(pair.name)
+        try:
+            image = windows.open_image(pair.image, bits=used)
+            told = found.told_um.get(pair.name, image.pixel_size_um)
+            tasks.append(Task(pair, image, label_map, used, folder, told))
+            if is_mine(index):
+                notes += _assumed(tasks[-1])
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    return tasks, notes, list(dict.fromkeys(faults))
+
+
+def _assumed(task):
+    """What is assumed of an image's reference; InputError where they cannot be used together."""
+    notes = []
+    if not task.image.is_big:
+        task.image.read(0, 0, 1, 1)
+    task.image.close()
+    for kind, path in (("mask", task.pair.mask), ("label map", task.label_map)):
+        if not path:
+            continue
+        reference = windows.open_mask(path)
+        shape = reference.height, reference.width
+        if shape != task.shape:
+            raise InputError(
+                f"{path}: found a {kind} of {shape[0]} x {shape[1]} pixels (height x width), "
+                f"expected {task.image.height} x {task.image.width} as in {task.pair.image}, "
+                f"replace one of them"
+            )
+        notes += reference.notes
+        reference.close()
+    return notes
+
+
+def faults_of_place(folder: Path, found: Sequence[pairs.Pair]) -> list[str]:
+    """What keeps the results of these images from lying in a folder."""
+    faults = results.check_names(folder, [pair.name for pair in found])
+    own = folder.resolve()
+    inside = [str(p) for pair in found for p in pair[1:] if p and p.parent.resolve() == own]
+    if inside:
+        faults.append(
+            f"--image_folder: found input in {folder} ({inside[0]}), expected another folder: "
+            f"results may have the names of images"
+        )
+    try:
+        results.check_folder(folder)
+    except InputError as error:
+        faults.append(str(error))
+    return faults
+
+
+def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
+    """The tasks that are not finished, or not with these settings, and lines that say so.
+
+    An image of which only files of nuclei are missing has its `row`: its mask is there. One that
+    was exported is exported again.
+    """
+    todo, notes = [], []
+    for task in tasks:
+        name, folder = task.pair.name, task.results
+        try:
+            record = results.read(folder, name)
+        except (InputError, OSError) as error:
+            record = None
+            notes.append(f"{error}; made anew")
+        kept = record["files"] if record else ()
+        both = tuple(key for key in exports.FORMATS if key in (*task.formats, *kept))
+        task = task._replace(formats=both)
+        if overwrite or record is None or record["made_with"] != task.made_with:
+            todo.append(task)
+            continue
+        lost = results.lost(folder, record)
+        if lost:
+            notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew")
+        if any(kind not in exports.FORMATS for kind in lost):
+            todo.append(task)
+        elif lost or any(key not in kept for key in both):
+            todo.append(task._replace(row=record["row"]))
+    notes = at_most(notes)
+    exported = len([task for task in todo if task.row])
+    if done := len(tasks) - len(todo) + exported:
+        notes.append(f"{done} of them finished already; --overwrite redoes them")
+    if exported:
+        notes.append(f"{exported} of these are exported from the masks that are there")
+    return todo, notes
+
+
+def at_most(lines: list[str], most: int = 5) -> list[str]:
+    """So many lines, and a last one that says how many more there are."""
+    return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
+
+
+def how_many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

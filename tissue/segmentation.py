@@ -1,0 +1,204 @@
+"""An image's way from the network to its results, the same for a field of view and a whole slide.
+
+What the network finds is written tile by tile into a map on disk (store.Store), the nuclei are
+found there, each once, and every file is written from such maps. Only the views that a person looks
+at, and what small images are read from, are ever whole in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tissue import agreement, exports, nuclei, report, stitching, tiling, windows
+from tissue.depth import segment
+from tissue.files import InputError
+from tissue.inputs import Task
+from tissue.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finder(tiling.Network):
+    """A network, and how nuclei are found in what it gives; learning.predictor.Predictor is one."""
+
+    threshold: float  # probability from which a pixel is nucleus
+    split: nuclei.Split
+
+
+def new_map(task: Task, network: Finder) -> Store:
+    """An empty map of what the network will find: a mask or, with instances, a depth map."""
+    return Store(task.results, task.shape, bool if network.outputs == 1 else np.uint8)
+
+
+def predict(
+    task: Task,
+    network: Finder,
+    found: Store,
+    place: tuple[int, int] = (0, 1),
+    advance: Callable[[float], None] = lambda megapixels: None,
+) -> np.ndarray:
+    """Write the map of an image; return the shares of it that are tissue and were skipped, (2,).
+
+    `place` is this process's rank and the number of processes: it does every so many'th row of
+    tiles. `advance` is told how many megapixels of all processes came to an end.
+    """
+    network = network.at_scale(task.scale)
+    rank, processes = place
+    tiles = tiling.tiles_of(*task.shape, network.tile)
+    mine = [part for part in tiles if part.y // network.tile % processes == rank]
+
+    def keep(predicted):
+        part, outputs, tissue = predicted
+        size = part.height * part.width
+        if outputs is not None:
+            found.write(part, segment(outputs, network.threshold))
+        return size, tissue * size, size * (outputs is None)
+
+    pixels = np.zeros(2)
+    predicted = tiling.predict_tiles(task.image, mine, network)
+    for size, tissue, skipped in tiling.ahead(keep, predicted, 4):
+        pixels += tissue, skipped
+        advance(size * processes / 1e6)
+    return pixels / (task.megapixels * 1e6)
+
+
+def finish(task: Task, network: Finder, segmented: Store, shares: Sequence[float]) -> dict:
+    """Write all files of a segmented image, and return its row: what is counted and scored.
+
+    `shares` are those that `predict` gave, of all processes.
+    """
+    with ExitStack() as held:
+        labels, mask = (
+            held.enter_context(Store(task.results, task.shape, dtype))
+            for dtype in (np.uint32, bool)
+        )
+
+        def keep(found):
+            labels.write(found.tile, found.labels)
+            mask.write(found.tile, (segmented.read(*found.tile) > 0) & ~found.dropped)
+
+        row = _measured(task, shares) | write_nuclei(task, network.split, segmented, keep)
+        if row.get("tissue_mm2"):
+            row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
+        row["contours"] = stitching.count_contours(mask, _tiles(task))
+        mask.save(task.file("prediction"), task.pixel_size_um)
+        if segmented.dtype != bool:
+            segmented.save(task.file("distance"), task.pixel_size_um)
+        labels.save(task.file("labels"), task.pixel_size_um)
+        longest = windows.VIEW if task.image.is_big else max(task.shape)
+        view = task.image.view(longest)
+        shown = labels.every(-(-max(task.shape) // longest))
+        report.write_image(task.file("image"), view)
+        report.write_image(task.file("overlay"), report.overlay(view, shown))
+        if task.pair.mask:
+            truth = held.enter_context(Store(task.results, task.shape, np.uint32))
+            row |= _compare(task, mask, labels, truth, (view, shown))
+    return row
+
+
+def _measured(task, shares):
+    """The row of an image, as far as it is known before its nuclei are."""
+    tissue, skipped = map(float, shares)
+    row = {"image": task.pair.name, "height": task.image.height, "width": task.image.width}
+    row |= {"tissue": tissue, "skipped": skipped}
+    if size := task.pixel_size_um:
+        row["tissue_mm2"] = tissue * task.megapixels * size**2
+    return row
+
+
+def _tiles(task: Task) -> list[tiling.Tile]:
+    """The parts of an image in which nuclei are looked for, one after the other."""
+    return tiling.tiles_of(*task.shape, task.part)
+
+
+def write_nuclei(
+    task: Task,
+    split: nuclei.Split,
+    segmented: Store,
+    visit: Callable[[stitching.FoundNuclei], None] = lambda found: None,
+) -> dict:
+    """Write the files of the nuclei of a mask or depth map while they are found, and count them;
+    `visit` is shown what is found in each tile.
+    """
+    row = {"nuclei": 0, "nuclei_in_frame": 0, "dropped": 0}
+    find = partial(_find, task.split_at_um, split, segmented.dtype != bool)
+    with exports.NucleiFiles(task.results, task.pair.name, task.shape, task.formats) as files:
+        for found in stitching.nuclei_by_tiles(segmented, _tiles(task), find, split.confidence):
+            table = nuclei.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
+            corner = np.array([found.window.x, found.window.y])
+            table |= {"id": found.ids, "y": table["y"] + corner[1], "x": table["x"] + corner[0]}
+            if found.confidence is not None:
+                table["confidence"] = found.confidence
+            rings = [ring + corner for ring in nuclei.outlines(found.new)]
+            files.add(table, rings)
+            row["nuclei"] += len(rings)
+            row["nuclei_in_frame"] += nuclei.count_in_frame(rings)
+            row["dropped"] += found.new_dropped
+            visit(found)
+    if not row["dropped"]:
+        del row["dropped"]
+    return row
+
+
+def _find(um: float | None, split: nuclei.Split, has_depth: bool, segmented: np.ndarray):
+    """All nuclei of a window of a mask bool (H, W), or of a depth map uint8 (H, W)."""
+    return nuclei.find_nuclei(segmented > 0, um, split, segmented if has_depth else None)
+
+
+def _compare(task: Task, mask: Store, labels: Store, truth: Store, shown) -> dict:
+    """What is scored against a reference, whose nuclei go to `truth`; writes its two pictures."""
+    tiles, (view, labels_shown) = _tiles(task), shown
+    reference = windows.open_mask(task.pair.mask)
+    counts = sum(agreement.pixel_counts(mask.read(*t), reference.read(*t)) for t in tiles)
+    row = {"gt_contours": stitching.count_contours(reference, tiles), **agreement.scores(counts)}
+    row["gt_nuclei"] = _write_reference(task, reference, truth)
+    table = agreement.overlap_of_tiles((labels.read(*t), truth.read(*t)) for t in tiles)
+    found = agreement.errors(table)
+    row |= {"aji": agreement.aji(table), "errors": found.counts}
+    row |= agreement.panoptic_quality(table)
+    report.write_image(task.file("gt"), reference.view(max(view.shape)) > 127)
+    truth_shown = truth.every(-(-max(task.shape) // max(view.shape)))
+    drawn = report.error_overlay(view, labels_shown, truth_shown, found.prediction, found.reference)
+    report.write_image(task.file("errors"), drawn)
+    reference.close()
+    return row
+
+
+def _write_reference(task: Task, mask: windows.MaskWindows, truth: Store) -> int:
+    """Write the reference's nuclei, as its label map has them or else split, and count them."""
+    source = windows.open_mask(task.label_map) if task.label_map else mask
+    count = 0
+    if source.is_label_map:
+        known = (np.unique(source.numbers(*tile)) for tile in _tiles(task))
+        numbers = np.unique(np.concatenate([[0], *known]))
+        for tile in _tiles(task):
+            truth.write(tile, np.searchsorted(numbers, source.numbers(*tile)))
+        count = len(numbers) - 1
+    else:
+        find = partial(_find, task.split_at_um, nuclei.REFERENCE_SPLIT, False)
+        for found in stitching.nuclei_by_tiles(mask, _tiles(task), find):
+            truth.write(found.tile, found.labels)
+            count += len(found.ids)
+    if source is not mask:
+        source.close()
+    return count
+
+
+def export_again(task: Task, network: Finder) -> dict:
+    """Write the files of the nuclei of a map that an earlier run made; return its row."""
+    with new_map(task, network) as segmented:
+        is_mask = segmented.dtype == bool
+        path = task.file("prediction" if is_mask else "distance")
+        made = (windows.open_mask if is_mask else windows.open_depth)(path)
+        for tile in _tiles(task):
+            segmented.write(tile, made.read(*tile))
+        made.close()
+        row = task.row | write_nuclei(task, network.split, segmented)
+    if row["nuclei"] != task.row["nuclei"]:
+        raise InputError(
+            f"{path}: found a mask of {row['nuclei']} nuclei, expected {task.row['nuclei']} as it "
+            f"was predicted; run inference.py again"
+        )
+    return row
