@@ -424,9 +424,10 @@ def test_an_interrupted_epoch_goes_on_with_the_patches_that_are_left():
 WITHOUT_AUGMENTATION = """
 import sys
 import train
+from learning import loading
 
-plain = train.transform
-train.transform = lambda split, augment="basic": plain("val")
+plain = loading.transform
+loading.transform = lambda split, augment="basic": plain("val")
 train.main(train.parse_args(sys.argv[1:]))
 """
 
