@@ -48,6 +48,7 @@ from tissue.pairs import set_folders
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
 SHEET_PATCHES = 24  # of the contact sheet of augmented patches
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
 # what --resume cannot change
 FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
@@ -138,8 +139,8 @@ def add_machine(group) -> None:
         "--workers", type=int, help="processes that read patches; without it as many as pay"
     )
     group.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, default=True,
-        help="bfloat16 or float16 where the device multiplies it fast",
+        "--precision", dest="asked_precision", default="auto", choices=PRECISIONS,
+        help="number format of the network; auto: bfloat16 or float16 where that is fast",
     )  # fmt: skip
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -226,14 +227,16 @@ class Run:
 
 
 def find_machine(args) -> Machine:
-    """This process's device and place among the others, and one number format for all of them: the
-    device's fast one or, measured anew it might be another, that in which a run began here.
+    """This process's device and place among the others, and one number format for all of them: what
+    --precision says or, for auto, what is fast or what a run that goes on has had on such a device.
     """
     device, rank, processes = start_processes(args.gpu_id)
-    precision = choose_precision(device) if args.amp else torch.float32
-    if args.resume:
-        began = runs.read_settings(args.resume)
-        if (began["device"], began["amp"]) == (str(device), args.amp):
+    if args.asked_precision != "auto":
+        precision = getattr(torch, args.asked_precision)
+    else:
+        precision = choose_precision(device)
+        began = runs.read_settings(args.resume) if args.resume else {"device": None}
+        if began["device"] == str(device) and began["asked_precision"] == "auto":
             precision = getattr(torch, began["precision"])
     return Machine(device, everyone(precision)[0], rank, processes)
 

@@ -75,5 +75,6 @@ def check_finite(losses: list[torch.Tensor], seen: list, files: list[str]) -> No
         names = [files[index] for index in seen[finite.index(False)]]
         raise InputError(
             f"the loss is not a finite number any more, first in the step on {', '.join(names)}; "
-            f"look at these patches, or try a smaller --lr or --no-amp (last.pt is from before)"
+            f"look at these patches, or try a smaller --lr or --precision float32 (last.pt is from "
+            f"before)"
         )

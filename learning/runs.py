@@ -49,7 +49,6 @@ class Settings(TypedDict):
     epoch: int
     seed: int
     gpu_id: int
-    amp: bool
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")]
     precision: Literal["float32", "bfloat16", "float16"]
     arch: NotRequired[str]
@@ -62,6 +61,8 @@ class Settings(TypedDict):
     patience: NotRequired[int]
     workers: NotRequired[int | None]
     compile: NotRequired[bool]
+    asked_precision: NotRequired[Literal["auto", "float32", "bfloat16", "float16"]]
+    amp: NotRequired[bool]  # earlier versions', in place of asked_precision
 
 
 @with_config(CLOSED)
@@ -183,7 +184,9 @@ def find_run(log: Path | str, run: str) -> Path:
 
 
 def read_settings(run: Path) -> dict:
-    """A run's args.json; InputError where it is damaged or says what no flag can."""
+    """A run's args.json, an earlier version's with this one's `asked_precision`; InputError where
+    it is damaged or says what no flag can.
+    """
     path = run / "args.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -197,7 +200,8 @@ def read_settings(run: Path) -> dict:
         check_arch(settings.get("arch", UNET))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return settings
+    asked = "auto" if settings.pop("amp", True) else "float32"
+    return {"asked_precision": asked} | settings
 
 
 def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:

@@ -294,7 +294,7 @@ def test_a_run_killed_after_its_last_epoch_is_completed(root, tmp_path):
 def begun(root, tmp_path, monkeypatch):
     """A run of two epochs that was stopped in the validation of the second, and its end."""
     cut(root, "--patch_stride", "24")
-    flags = ("--epoch", 2, "--batch_size", 9, "--no-amp")
+    flags = ("--epoch", 2, "--batch_size", 9, "--precision", "float32")
     undisturbed = learn(root, tmp_path / "undisturbed", *flags)
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", signalling(train.validate, calls=2))
@@ -466,7 +466,7 @@ def test_damaged_settings_are_refused_or_change_nothing(begun, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     settings = json.loads((run / "args.json").read_text())
     generator = random.Random(2)
-    keys = [place for place in places(settings) if place[0] not in ("amp", "patience")]
+    keys = [place for place in places(settings) if place[0] not in ("asked_precision", "patience")]
     went_on = 0
     for number in range(150):
         restore(run, tmp_path / "copy")
