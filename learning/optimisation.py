@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tissue.files import InputError
 
@@ -33,11 +34,11 @@ def warm_ema(decay: float, updates: Callable[[], int]) -> Callable:
     """
 
     @torch.no_grad()
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], _) -> None:
-        # Not AveragedModel's own count: it comes as a tensor of the device, which would wait.
-        weight = 1 - min(decay, (1 + updates()) / (10 + updates()))
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count) -> None:
+        # Not this count: it comes as a tensor of the device, which would wait.
+        now = min(decay, (1 + updates()) / (10 + updates()))
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
+            get_ema_multi_avg_fn(now)(averaged, current, count)
         else:  # batch norm's counters
             torch._foreach_copy_(averaged, current)
 
