@@ -39,7 +39,7 @@ from learning.signals import Stopped, StopSignal, end_processes, explain
 from learning.splitting import choose_split, counted_images
 from learning.start import check_patches, choose_network, make_network
 from learning.state import State, make_state
-from model import UNET, config_of, sees_all
+from model import config_of, sees_all
 from tissue.colour import COLOURS
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
@@ -50,9 +50,6 @@ GRID_PATCHES = 6  # rows of the image | prediction | reference grid
 SHEET_PATCHES = 24  # of the contact sheet of augmented patches
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
-# what --resume cannot change
-FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
-FIXED += ("seed", "init", "pretrained")
 
 
 def parse_args(argv=None):
@@ -62,17 +59,7 @@ def parse_args(argv=None):
     add_network(learning)
     add_learning(learning)
     add_machine(parser.add_argument_group("machine"))
-    args = parser.parse_args(argv)
-    if args.resume:
-        args.resume = runs.find_run(args.log, args.resume)
-        saved = runs.read_settings(args.resume)
-        # An earlier version's run lacks newer flags.
-        older = {"arch": UNET, "loss": "bce", "colour": "own"}
-        saved = vars(args) | older | saved
-        parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
-        args = argparse.Namespace(**vars(parser.parse_args(argv)) | {"resume": args.resume})
-        runs.check_same(args, saved, FIXED)
-    return args
+    return runs.read_flags(parser, argv)
 
 
 def add_files(group) -> None:
@@ -176,14 +163,14 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
     model = make_network(args, config, origin, machine)
 
     # --- run folder, and where an interrupted run goes on ---
-    stop.hold(machine.processes)  # until the loop is done: a signal waits for where it can be left
+    # Until the loop is done, a signal waits for where last.pt can be written.
+    stop.hold(machine.processes)
     folder, training = args.resume, None
     if machine.is_first:
         folder = folder or runs.make_run_folder(args.log, args.name)
         until_the_end.enter_context(locked(folder, "trains"))
     if args.resume:
-        fixed = {flag: getattr(args, flag) for flag in FIXED}
-        training = runs.load_training(folder, sets.hash, fixed, model, run.batches)
+        training = runs.load_training(folder, sets.hash, args, model, run.batches)
     state = make_state(model, args, run.batches, machine.precision, training)
     if machine.is_first:
         run.record = open_record(folder, run, state, origin)

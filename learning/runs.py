@@ -3,7 +3,7 @@
 import json
 import time
 import unicodedata
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,9 @@ RANGES = {
     "gpu_id": (-1, 1023),
     "workers": (0, 256),
 }
+# What --resume cannot change.
+FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
+FIXED += ("seed", "init", "pretrained")
 LONGEST = 200  # bytes of --name; file systems take 255 with the time before it
 ANEW = "start a new run"
 
@@ -204,9 +207,25 @@ def read_settings(run: Path) -> dict:
     return {"asked_precision": asked} | settings
 
 
-def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
+def read_flags(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
+    """The flags of train.py; with --resume those that are not given are the run's, and `resume` is
+    its folder. Raises InputError for flags that would change what FIXED names.
+    """
+    args = parser.parse_args(argv)
+    if args.resume:
+        run = find_run(args.log, args.resume)
+        # An earlier version's run lacks newer flags.
+        older = {"arch": UNET, "loss": "bce", "colour": "own"}
+        saved = vars(args) | older | read_settings(run)
+        parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
+        args = Namespace(**vars(parser.parse_args(argv)) | {"resume": run})
+        check_same(args, saved)
+    return args
+
+
+def check_same(args: Namespace, saved: dict) -> None:
     """Raise InputError for the flags whose value is not the one a run was started with."""
-    for flag in flags:
+    for flag in FIXED:
         if getattr(args, flag) != saved[flag]:
             raise InputError(
                 f"--{flag}: found {getattr(args, flag)}, expected {saved[flag]} as the run was "
@@ -217,11 +236,11 @@ def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
 # --- going on -----------------------------------------------------------------------------------
 
 
-def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, steps: int) -> dict:
+def load_training(run: Path, patch_set: str, args: Namespace, model: nn.Module, steps: int) -> dict:
     """What a run's last.pt keeps beside the weights, to go on with, as `Training` has it.
 
-    `patch_set` is the `patches.set_hash`, `settings` the flags that cannot change, `model` a new
-    network of the run's kind, `steps` those of an epoch. Raises InputError for a run that is
+    `patch_set` is the `patches.set_hash`, `args` are the flags of train.py, `model` is a new
+    network of the run's kind, `steps` are those of an epoch. Raises InputError for a run that is
     finished, is of another patch set or other settings, or whose state contradicts itself.
     """
     path = run / "last.pt"
@@ -239,7 +258,8 @@ def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, s
             f"{path}: found {checkpoint['config']}, expected {model.config} as in args.json; {ANEW}"
         )
     began = checkpoint.get("args")
-    for flag, value in settings.items():
+    for flag in FIXED:
+        value = getattr(args, flag)
         if isinstance(began, dict) and began.get(flag, value) != value:
             raise InputError(
                 f"{path}: found a run with --{flag} {began[flag]!r:.80}, expected {value!r:.80} as "
@@ -255,7 +275,7 @@ def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, s
             f"start a new run with --init {path}"
         )
     check_state(training, model, path)
-    check_progress(training, settings["epoch"], steps, path)
+    check_progress(training, args.epoch, steps, path)
     return training
 
 

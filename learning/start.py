@@ -1,9 +1,11 @@
 """With what a run begins: which network, with which weights, on which patches."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from learning.checkpoints import load_origin
+from learning.checkpoints import load_checkpoint
 from learning.optimisation import depthwise_in_float32
 from learning.pretrained import start_pretrained
 from learning.processes import Machine, seed_everything, share_batch_norm
@@ -35,6 +37,17 @@ def choose_network(args) -> dict | None:
             f"--dimensions out, or choose another file"
         )
     return origin
+
+
+def load_origin(path: Path | str) -> dict:
+    """The checkpoint that --init names; InputError for one that no training can start from."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint["channel_order"] != "rgb":
+        raise InputError(
+            f"--init {path}: found weights of the first version, for blue, green, red (bgr), "
+            f"expected weights for red, green, blue; choose a checkpoint by this train.py"
+        )
+    return checkpoint
 
 
 def take_weights(model: nn.Module, origin: dict) -> None:
