@@ -117,16 +117,20 @@ def log_images(
     writer.add_image("val/Ref_Prediction_GroundTruth", grid, epoch)
 
 
-def log_hyperparameters(writer: SummaryWriter, settings: dict, progress: dict) -> None:
-    """Put a run's settings beside its final scores, for tensorboard's HPARAMS tab."""
+def log_hyperparameters(
+    writer: SummaryWriter, settings: dict, last: dict, best_dice: float
+) -> None:
+    """Put a run's settings beside its final scores, for tensorboard's HPARAMS tab.
+
+    `last` is the last row of metrics.csv.
+    """
     values = {
         key: value if isinstance(value, int | float | bool) else str(value)
         for key, value in settings.items()
         if key != "versions"
     }
-    last = progress["metrics"][-1]
     scores = {f"final/{key}": last[key] for key in ("val_dice", "val_loss", "epoch", "seconds")}
-    scores["final/best_dice"] = progress["best_dice"]
+    scores["final/best_dice"] = best_dice
     writer.add_hparams(values, scores, run_name=".")  # into the run's own folder
 
 

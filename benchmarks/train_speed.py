@@ -18,12 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,7 +30,8 @@ import train
 from benchmarks import data, results
 from learning.augment import transform
 from learning.devices import choose_device, choose_precision
-from learning.optimisation import warm_ema
+from learning.processes import Machine
+from learning.state import make_state
 from model import UNet
 from tissue import patches
 from tissue.files import run_script
@@ -135,21 +135,14 @@ def step_in_memory(
     images = images.to(device, memory_format=torch.channels_last)
     masks = masks.to(device)
     model = UNet(width).to(device, memory_format=torch.channels_last)
-    average = warm_ema(train.EMA_DECAY, lambda: schedule.last_epoch // train.EMA_EVERY)
-    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    ema.n_averaged = ema.n_averaged.cpu()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    schedule = OneCycleLR(optimizer, 1e-3, 10**6, cycle_momentum=False)
-    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    flags = Namespace(lr=1e-3, epoch=1)
+    state = make_state(model, flags, 10**6, precision, None)
+    machine = Machine(device, precision)
 
     def step():
-        train.train_step(
-            model, images, masks, binary_cross_entropy_with_logits, optimizer, scaler, autocast
-        )
-        schedule.step()
-        if schedule.last_epoch % train.EMA_EVERY == 1:
-            ema.update_parameters(model)
+        loss_of = binary_cross_entropy_with_logits
+        train.train_step(state, model, images, masks, loss_of, machine.autocast)
+        state.after_step(torch.zeros(()), ())
 
     return BATCH * steps_per_second(step, device, seconds)
 

@@ -195,20 +195,28 @@ def misfit(state: Any, wanted: Mapping[str, torch.Tensor]) -> str:
         if key not in state and not key.endswith("num_batches_tracked"):
             return f"{key} is missing"
     for key, value in state.items():  # before any is looked into, which takes time and memory
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
-            return f"{key} is no tensor but {type(value).__name__}"
-        if value.shape != wanted[key].shape:
-            return f"{key}: {tuple(value.shape)} instead of {tuple(wanted[key].shape)}"
-        own = wanted[key].dtype
-        if value.dtype not in (FLOATS if own.is_floating_point else (own,)):
-            return f"{key}: {value.dtype} instead of {own}"
-        if value.untyped_storage().nbytes() < value.nbytes:
-            return f"{key}: one number stands for many"
+        if reason := misshapen(value, wanted[key]):
+            return f"{key}{reason}"
     for key, value in state.items():
         if not value.isfinite().all():
             return f"{key}: numbers that are not finite"
         if key.endswith(("running_var", "num_batches_tracked")) and (value < 0).any():
             return f"{key}: numbers below 0"
+    return ""
+
+
+def misshapen(value: Any, wanted: torch.Tensor) -> str:
+    """In what an entry of a state dict differs from the tensor `wanted`, its numbers aside, as the
+    end of a sentence that begins with its key; empty where it does not.
+    """
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return f" is no tensor but {type(value).__name__}"
+    if value.shape != wanted.shape:
+        return f": {tuple(value.shape)} instead of {tuple(wanted.shape)}"
+    if value.dtype not in (FLOATS if wanted.dtype.is_floating_point else (wanted.dtype,)):
+        return f": {value.dtype} instead of {wanted.dtype}"
+    if value.untyped_storage().nbytes() < value.nbytes:
+        return ": one number stands for many"
     return ""
 
 
@@ -267,17 +275,6 @@ def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
     check_weights(checkpoint["model"], model.state_dict(), path)
     model.load_state_dict(checkpoint["model"])
     return model
-
-
-def load_origin(path: Path | str) -> dict:
-    """The checkpoint that --init names; InputError for one that no training can start from."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint["channel_order"] != "rgb":
-        raise InputError(
-            f"--init {path}: found weights of the first version, for blue, green, red (bgr), "
-            f"expected weights for red, green, blue; choose a checkpoint by this train.py"
-        )
-    return checkpoint
 
 
 # --- writing ------------------------------------------------------------------------------------

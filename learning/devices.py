@@ -1,6 +1,5 @@
 """The device, the number format that it multiplies fast, and how many threads and workers pay."""
 
-import functools
 import os
 import time
 from pathlib import Path
@@ -30,14 +29,12 @@ def choose_device(gpu_id: int) -> torch.device:
     return torch.device("cuda", gpu_id)
 
 
-@functools.cache  # one answer a process, whatever else the processor does meanwhile
 def choose_precision(device: torch.device) -> torch.dtype:
     """The number format that this device multiplies fast: bfloat16 on GPUs since Ampere and on CPUs
     that do so, float16 on GPUs since Volta, else float32.
 
-    With AMX a CPU does. With AVX512-BF16 alone it depends on the processor (a step takes half as
-    long as in float32 on an AMD EPYC, half as long again on a Xeon; docs/lab_notes.md), so products
-    of both kinds are timed, in a tenth of a second; the ratios found are far from the limit.
+    With AMX a CPU does. With AVX512-BF16 alone AMD's do, and Intel's do not: a step takes half as
+    long as in float32 on an EPYC, half as long again on a Xeon (docs/lab_notes.md).
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -45,25 +42,8 @@ def choose_precision(device: torch.device) -> torch.dtype:
             return torch.bfloat16
         return torch.float16 if capability >= (7, 0) else torch.float32
     has = torch.cpu.get_capabilities()
-    fast = has.get("amx_bf16", False)
-    if not fast and has.get("avx512_bf16", False):
-        fast = bfloat16_gain() > 1.3
-    return torch.bfloat16 if fast else torch.float32
-
-
-def bfloat16_gain() -> float:
-    """How many times as fast as float32 the CPU multiplies matrices of 512 x 512 in bfloat16.
-
-    The fastest of thirty products each, in turns, so that other programs hold up both alike.
-    """
-    seconds = {torch.float32: [], torch.bfloat16: []}
-    for _ in range(30):
-        for precision, its in seconds.items():
-            matrix = torch.ones(512, 512, dtype=precision)
-            started = time.perf_counter()
-            matrix @ matrix
-            its.append(time.perf_counter() - started)
-    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+    by_amd = has.get("avx512_bf16", False) and "AMD" in has.get("cpu_name", "")
+    return torch.bfloat16 if has.get("amx_bf16", False) or by_amd else torch.float32
 
 
 def choose_workers(device: torch.device) -> int:

@@ -1,5 +1,7 @@
 """What a network is trained to make small."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -32,3 +34,15 @@ def depth_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     tells = (masks > 0).flatten(1).any(1).view(-1, 1, 1, 1)
     known = ((masks >= 0) & tells).float()
     return binary_cross_entropy_with_logits(logits, masks.clamp(min=0), weight=known)
+
+
+def total_loss(mask_loss: Callable, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The loss of the mask and, of a network that has that output, of the depth in nuclei.
+
+    `logits` are float32 (N, 1 or 2, H, W), `masks` (N, 1, H, W) as patches.PatchDataset has them.
+    """
+    loss = mask_loss(logits[:, :1], (masks != 0).float())
+    return loss + depth_loss(logits[:, 1:], masks) if logits.shape[1] > 1 else loss
+
+
+LOSSES = {"bce": binary_cross_entropy_with_logits, "bce_dice": bce_dice}  # by --loss

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tissue.files import InputError
 
@@ -33,11 +34,11 @@ def warm_ema(decay: float, updates: Callable[[], int]) -> Callable:
     """
 
     @torch.no_grad()
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], _) -> None:
-        # Not AveragedModel's own count: it comes as a tensor of the device, which would wait.
-        weight = 1 - min(decay, (1 + updates()) / (10 + updates()))
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count) -> None:
+        # Not this count: it comes as a tensor of the device, which would wait.
+        now = min(decay, (1 + updates()) / (10 + updates()))
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
+            get_ema_multi_avg_fn(now)(averaged, current, count)
         else:  # batch norm's counters
             torch._foreach_copy_(averaged, current)
 
@@ -75,5 +76,6 @@ def check_finite(losses: list[torch.Tensor], seen: list, files: list[str]) -> No
         names = [files[index] for index in seen[finite.index(False)]]
         raise InputError(
             f"the loss is not a finite number any more, first in the step on {', '.join(names)}; "
-            f"look at these patches, or try a smaller --lr or --no-amp (last.pt is from before)"
+            f"look at these patches, or try a smaller --lr or --precision float32 (last.pt is from "
+            f"before)"
         )

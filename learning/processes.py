@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,26 @@ from torch import nn
 
 from learning.devices import choose_device
 from tissue.files import InputError
+
+
+class Machine(NamedTuple):
+    """With what a process learns: its device and number format, its place among the others."""
+
+    device: torch.device
+    precision: torch.dtype
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """A context in which the network works in the number format."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
 
 def start_processes(gpu_id: int, waiting: bool = False) -> tuple[torch.device, int, int]:

@@ -3,7 +3,7 @@
 import json
 import time
 import unicodedata
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,9 @@ RANGES = {
     "gpu_id": (-1, 1023),
     "workers": (0, 256),
 }
+# What --resume cannot change.
+FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
+FIXED += ("seed", "init", "pretrained")
 LONGEST = 200  # bytes of --name; file systems take 255 with the time before it
 ANEW = "start a new run"
 
@@ -49,7 +52,6 @@ class Settings(TypedDict):
     epoch: int
     seed: int
     gpu_id: int
-    amp: bool
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")]
     precision: Literal["float32", "bfloat16", "float16"]
     arch: NotRequired[str]
@@ -62,6 +64,8 @@ class Settings(TypedDict):
     patience: NotRequired[int]
     workers: NotRequired[int | None]
     compile: NotRequired[bool]
+    asked_precision: NotRequired[Literal["auto", "float32", "bfloat16", "float16"]]
+    amp: NotRequired[bool]  # earlier versions', in place of asked_precision
 
 
 @with_config(CLOSED)
@@ -183,7 +187,9 @@ def find_run(log: Path | str, run: str) -> Path:
 
 
 def read_settings(run: Path) -> dict:
-    """A run's args.json; InputError where it is damaged or says what no flag can."""
+    """A run's args.json, an earlier version's with this one's `asked_precision`; InputError where
+    it is damaged or says what no flag can.
+    """
     path = run / "args.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -197,12 +203,29 @@ def read_settings(run: Path) -> dict:
         check_arch(settings.get("arch", UNET))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return settings
+    asked = "auto" if settings.pop("amp", True) else "float32"
+    return {"asked_precision": asked} | settings
 
 
-def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
+def read_flags(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
+    """The flags of train.py; with --resume those that are not given are the run's, and `resume` is
+    its folder. Raises InputError for flags that would change what FIXED names.
+    """
+    args = parser.parse_args(argv)
+    if args.resume:
+        run = find_run(args.log, args.resume)
+        # An earlier version's run lacks newer flags.
+        older = {"arch": UNET, "loss": "bce", "colour": "own"}
+        saved = vars(args) | older | read_settings(run)
+        parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
+        args = Namespace(**vars(parser.parse_args(argv)) | {"resume": run})
+        check_same(args, saved)
+    return args
+
+
+def check_same(args: Namespace, saved: dict) -> None:
     """Raise InputError for the flags whose value is not the one a run was started with."""
-    for flag in flags:
+    for flag in FIXED:
         if getattr(args, flag) != saved[flag]:
             raise InputError(
                 f"--{flag}: found {getattr(args, flag)}, expected {saved[flag]} as the run was "
@@ -213,11 +236,11 @@ def check_same(args, saved: dict, flags: tuple[str, ...]) -> None:
 # --- going on -----------------------------------------------------------------------------------
 
 
-def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, steps: int) -> dict:
+def load_training(run: Path, patch_set: str, args: Namespace, model: nn.Module, steps: int) -> dict:
     """What a run's last.pt keeps beside the weights, to go on with, as `Training` has it.
 
-    `patch_set` is the `patches.set_hash`, `settings` the flags that cannot change, `model` a new
-    network of the run's kind, `steps` those of an epoch. Raises InputError for a run that is
+    `patch_set` is the `patches.set_hash`, `args` are the flags of train.py, `model` is a new
+    network of the run's kind, `steps` are those of an epoch. Raises InputError for a run that is
     finished, is of another patch set or other settings, or whose state contradicts itself.
     """
     path = run / "last.pt"
@@ -235,7 +258,8 @@ def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, s
             f"{path}: found {checkpoint['config']}, expected {model.config} as in args.json; {ANEW}"
         )
     began = checkpoint.get("args")
-    for flag, value in settings.items():
+    for flag in FIXED:
+        value = getattr(args, flag)
         if isinstance(began, dict) and began.get(flag, value) != value:
             raise InputError(
                 f"{path}: found a run with --{flag} {began[flag]!r:.80}, expected {value!r:.80} as "
@@ -251,7 +275,7 @@ def load_training(run: Path, patch_set: str, settings: dict, model: nn.Module, s
             f"start a new run with --init {path}"
         )
     check_state(training, model, path)
-    check_progress(training, settings["epoch"], steps, path)
+    check_progress(training, args.epoch, steps, path)
     return training
 
 

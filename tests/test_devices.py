@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learning.devices import bfloat16_gain, choose_device, choose_precision
+from learning.devices import choose_device, choose_precision
 from tissue.files import InputError
 
 
@@ -25,28 +25,30 @@ def test_a_gpu_beyond_the_last_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("has", "gain", "precision"),
+    ("has", "precision"),
     [
-        ({"amx_bf16": True, "avx512_bf16": True}, 0.6, torch.bfloat16),
-        ({"amx_bf16": False, "avx512_bf16": True}, 2.3, torch.bfloat16),
-        ({"amx_bf16": False, "avx512_bf16": True}, 0.6, torch.float32),
-        ({"avx2": True}, 2.3, torch.float32),
-        ({}, 2.3, torch.float32),
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "AMD EPYC 9R14"}, torch.bfloat16),
+        ({"avx2": True, "cpu_name": "AMD Ryzen 5 3600"}, torch.float32),
+        ({}, torch.float32),
     ],
 )
-def test_bfloat16_on_a_cpu_that_multiplies_it_faster(monkeypatch, has, gain, precision):
+def test_bfloat16_on_a_cpu_that_multiplies_it_faster(monkeypatch, has, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    monkeypatch.setattr("learning.devices.bfloat16_gain", lambda: gain)
-    assert choose_precision.__wrapped__(torch.device("cpu")) == precision
+    assert choose_precision(torch.device("cpu")) == precision
 
 
-def test_the_precision_is_chosen_once(monkeypatch):
-    chosen = choose_precision(torch.device("cpu"))
-    monkeypatch.setattr(
-        torch.cpu, "get_capabilities", lambda: {"amx_bf16": chosen != torch.bfloat16}
-    )
-    assert choose_precision(torch.device("cpu")) == chosen
-
-
-def test_the_gain_of_bfloat16_is_measured():
-    assert 0.001 < bfloat16_gain() < 1000
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((6, 1), torch.float32),
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+    ],
+)
+def test_the_precision_of_a_gpu_is_that_of_its_generation(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(torch.device("cuda", 0)) == precision

@@ -11,8 +11,7 @@ import torch
 from pycocotools.coco import COCO
 
 import inference
-import train
-from learning import checkpoints
+from learning import checkpoints, splitting
 from model import UNet
 from tests.scripts import cut, infer, table_of
 from tissue import masks, nuclei, results, windows
@@ -278,9 +277,9 @@ def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
     labels = tissue.labels.astype(np.uint16)
     tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
     cut(root)
-    counted = train.counted_images([str(root)], [read_manifest(root)])
+    counted = splitting.counted_images([str(root)], [read_manifest(root)])
     content = checkpoints.load_checkpoint(checkpoint)
-    split, error = train.best_split(content, counted, torch.device("cpu"))
+    split, error = splitting.best_split(content, counted, torch.device("cpu"))
     assert split.confidence in nuclei.CONFIDENCES
     checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
     image = root / "tissue_images" / "Drawn_01.tif"

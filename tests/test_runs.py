@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import train
 import utils
-from learning import checkpoints, runs
+from learning import checkpoints, runs, splitting
 from learning.optimisation import one_cycle
 from learning.signals import Stopped
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places
@@ -173,12 +173,12 @@ def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
     label(root, 1, 2)
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
-    counted = train.counted_images([str(root)], [read_manifest(root)])
+    counted = splitting.counted_images([str(root)], [read_manifest(root)])
     assert len(counted) == 2
     best = saved(run, "best.pt") | {"split": DEFAULT}
     checkpoints.save_checkpoint(run / "best.pt", best)
     (root / "tissue_images" / "Drawn_02.tif").write_bytes(b"II*\0 and no more")
-    line = train.choose_split(run / "best.pt", counted, torch.device("cpu"))
+    line = splitting.choose_split(run / "best.pt", counted, torch.device("cpu"))
     assert "could not be chosen" in line and "Drawn_02.tif" in line
     assert saved(run, "best.pt")["split"] == DEFAULT
     checkpoints.load_checkpoint(run / "best.pt")
@@ -191,12 +191,12 @@ def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):
     entry = next(image for image in manifest["images"] if image["name"] == "Drawn_01")
     for own, of_set, scale in ((0.125, 0.25, 2), (0.5, 0.25, 0.5), (None, 0.25, 1), (0.5, None, 1)):
         entry["pixel_size_um"], manifest["pixel_size_um"] = own, of_set
-        ((_, _, found, count),) = train.counted_images([str(root)], [manifest])
+        ((_, _, found, count),) = splitting.counted_images([str(root)], [manifest])
         assert found == scale
         assert count == draw_tissue(96, 80, seed=1).labels.max()
     entry["pixel_size_um"], manifest["pixel_size_um"] = 5.0, 0.25
     with pytest.raises(InputError, match=r"Drawn_01\.tif: found a pixel size of 5"):
-        train.counted_images([str(root)], [manifest])
+        splitting.counted_images([str(root)], [manifest])
 
 
 # --- a run that is stopped
@@ -237,7 +237,8 @@ def test_a_signal_after_the_loop_is_heard_and_resume_completes_the_run(root, tmp
     cut(root)
     undisturbed = learn(root, tmp_path / "undisturbed", "--epoch", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "open_image", signalling(train.open_image, signal.SIGTERM, calls=4))
+        stopping = signalling(splitting.open_image, signal.SIGTERM, calls=4)
+        patch.setattr(splitting, "open_image", stopping)
         with pytest.raises(Stopped) as stopped:
             learn(root, tmp_path / "log", "--epoch", 1)
     assert stopped.value.code == 143
@@ -293,7 +294,7 @@ def test_a_run_killed_after_its_last_epoch_is_completed(root, tmp_path):
 def begun(root, tmp_path, monkeypatch):
     """A run of two epochs that was stopped in the validation of the second, and its end."""
     cut(root, "--patch_stride", "24")
-    flags = ("--epoch", 2, "--batch_size", 9, "--no-amp")
+    flags = ("--epoch", 2, "--batch_size", 9, "--precision", "float32")
     undisturbed = learn(root, tmp_path / "undisturbed", *flags)
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", signalling(train.validate, calls=2))
@@ -465,7 +466,7 @@ def test_damaged_settings_are_refused_or_change_nothing(begun, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     settings = json.loads((run / "args.json").read_text())
     generator = random.Random(2)
-    keys = [place for place in places(settings) if place[0] not in ("amp", "patience")]
+    keys = [place for place in places(settings) if place[0] not in ("asked_precision", "patience")]
     went_on = 0
     for number in range(150):
         restore(run, tmp_path / "copy")

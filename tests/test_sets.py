@@ -10,7 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import preprocess
 import train
 from learning.augment import transform
-from learning.losses import depth_loss
+from learning.losses import depth_loss, total_loss
+from learning.start import take_weights
 from model import build
 from tests.scripts import infer, learn, table_of
 from tests.test_preprocess import put, refused, run
@@ -218,11 +219,11 @@ def test_patches_without_the_images_they_were_cut_from_are_learned_from(tmp_path
 
 def test_an_output_that_is_kept_keeps_its_weights():
     whole, half = (build({"arch": "unet", "dimensions": 4, "instances": i}) for i in (True, False))
-    train.load_origin(half, {"model": whole.state_dict()})
+    take_weights(half, {"model": whole.state_dict()})
     assert torch.equal(half.last_conv.weight, whole.last_conv.weight[:1])
     other = build(whole.config)
     kept = other.last_conv.weight[1:].clone()
-    train.load_origin(other, {"model": half.state_dict()})
+    take_weights(other, {"model": half.state_dict()})
     assert torch.equal(other.last_conv.weight[:1], half.last_conv.weight)
     assert torch.equal(other.last_conv.weight[1:], kept)
     assert torch.equal(other.up1.conv.conv[0].weight, whole.up1.conv.conv[0].weight)
@@ -231,13 +232,13 @@ def test_an_output_that_is_kept_keeps_its_weights():
 def test_the_loss_by_hand():
     logits = torch.tensor([[[[0.0, 2.0, -1.0]], [[0.0, 1.0, 3.0]]]])  # (1, 2, 1, 3)
     masks = torch.tensor([[[[0.0, 0.5, -1.0]]]])
-    own = train.total_loss(binary_cross_entropy_with_logits, logits[:, :1], masks)
+    own = total_loss(binary_cross_entropy_with_logits, logits[:, :1], masks)
     ln = np.log
     p = 1 / (1 + np.exp(-np.array([0.0, 2.0, -1.0])))
     assert own.item() == pytest.approx(-(ln(1 - p[0]) + ln(p[1]) + ln(p[2])) / 3, rel=1e-6)
     d = 1 / (1 + np.exp(-1.0))
     depth = (ln(2) - (0.5 * ln(d) + 0.5 * ln(1 - d))) / 3  # the nucleus of unknown depth: nothing
-    both = train.total_loss(binary_cross_entropy_with_logits, logits, masks)
+    both = total_loss(binary_cross_entropy_with_logits, logits, masks)
     assert both.item() == pytest.approx(own.item() + depth, rel=1e-6)
     beside = torch.cat([masks, torch.tensor([[[[0.0, -1.0, 0.0]]]])])  # a patch of a mask alone
     found = depth_loss(logits[:, 1:].repeat(2, 1, 1, 1), beside)

@@ -114,7 +114,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkey
     with pytest.raises(Stopped):
         learn(root, tmp_path / "log")
     monkeypatch.setattr(train, "choose_precision", lambda device: other)
-    for more, expected in (([], began), (["--no-amp"], torch.float32)):
+    for more, expected in (([], began), (["--precision", "float32"], torch.float32)):
         with pytest.raises(Stopped):
             train.main(train.parse_args(["--log", str(tmp_path / "log"), "--resume", *more]))
         (settings,) = tmp_path.glob("log/*/args.json")
@@ -194,6 +194,14 @@ def test_a_run_from_before_there_was_a_colour_goes_on_without(stopped_run):
     assert train.parse_args(["--resume", str(stopped_run)]).colour == "own"
 
 
+@pytest.mark.parametrize(("amp", "asked"), [(True, "auto"), (False, "float32")])
+def test_a_run_from_before_there_was_precision_goes_on_as_amp_said(stopped_run, amp, asked):
+    settings = json.loads((stopped_run / "args.json").read_text())
+    del settings["asked_precision"]
+    utils.write_json(stopped_run / "args.json", settings | {"amp": amp})
+    assert train.parse_args(["--resume", str(stopped_run)]).asked_precision == asked
+
+
 def test_resume_on_another_patch_set_is_named(stopped_run, root):
     cut(root, "--patch_stride", "32")
     with pytest.raises(InputError, match="another patch set"):
@@ -252,7 +260,7 @@ def test_a_loss_that_is_no_number_stops_with_the_names_of_its_patches(root, tmp_
     huge = torch.load(run / "best.pt", weights_only=True)
     huge["model"]["last_conv.bias"].fill_(3e38)  # finite, but not what becomes of it
     torch.save(huge, tmp_path / "huge.pt")
-    flags = ["--init", tmp_path / "huge.pt", "--no-amp", "--batch_size", 2]
+    flags = ["--init", tmp_path / "huge.pt", "--precision", "float32", "--batch_size", 2]
     with pytest.raises(InputError, match=r"step on Drawn_0._patch_.*\.png") as error:
         learn(root, tmp_path / "log", *flags)
     assert str(error.value).count(".png") == 2
@@ -320,11 +328,12 @@ def test_hyperparameters_and_final_scores_are_in_tensorboard(root, tmp_path):
     assert "final/best_dice" in events.Tags()["scalars"]
 
 
-def test_settings_and_the_choice_of_precision_are_recorded(root, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_settings_and_the_choice_of_precision_are_recorded(root, tmp_path, precision):
     cut(root)
-    run = learn(root, tmp_path / "log", "--epoch", 1, "--no-amp")
+    run = learn(root, tmp_path / "log", "--epoch", 1, "--precision", precision)
     settings = json.loads((run / "args.json").read_text())
-    assert settings["precision"] == "float32" and settings["device"] == "cpu"
+    assert settings["precision"] == precision and settings["device"] == "cpu"
     assert set(settings["versions"]) == {"project", "torch", "torchvision", "timm"}
 
 
@@ -424,9 +433,10 @@ def test_an_interrupted_epoch_goes_on_with_the_patches_that_are_left():
 WITHOUT_AUGMENTATION = """
 import sys
 import train
+from learning import loading
 
-plain = train.transform
-train.transform = lambda split, augment="basic": plain("val")
+plain = loading.transform
+loading.transform = lambda split, augment="basic": plain("val")
 train.main(train.parse_args(sys.argv[1:]))
 """
 
@@ -476,8 +486,8 @@ def test_two_processes_compute_what_one_does_on_the_whole_batch(tmp_path):
 def test_two_processes_train_as_one_with_the_same_whole_batch(root, tmp_path):
     """In float32, at a low learning rate: Adam makes full steps of what is rounding noise."""
     cut(root)
-    flags = ["--root", root, "--gpu_id", -1, "--dimensions", 4, "--workers", 0, "--no-amp"]
-    flags += ["--epoch", 3, "--batch_size", 8, "--lr", 2e-5]
+    flags = ["--root", root, "--gpu_id", -1, "--dimensions", 4, "--workers", 0]
+    flags += ["--precision", "float32", "--epoch", 3, "--batch_size", 8, "--lr", 2e-5]
     runs = []
     for processes in (1, 2):
         log = tmp_path / f"log{processes}"

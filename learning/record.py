@@ -1,0 +1,135 @@
+"""A run's folder as its training writes it: settings, lines, curves, best.pt and last.pt."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import utils
+from learning.checkpoints import CHECKPOINT_VERSION, save_checkpoint
+from learning.optimisation import check_finite
+from learning.state import State
+from model import IMAGENET_MEAN, IMAGENET_STD
+from tissue import nuclei
+from tissue.colour import COLOURS
+
+SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
+
+
+def describe(config: dict, manifests: list[dict], settings: dict) -> dict:
+    """What best.pt and last.pt say all through a run, beside weights and scores.
+
+    `config` is the network's, `manifests` are those of the patch sets, `settings` what args.json
+    has.
+    """
+    known = {
+        key: next((m[key] for m in manifests if m[key]), None) for key in ("pixel_size_um", "bits")
+    }
+    colour = COLOURS[settings["colour"]]
+    return {
+        "format_version": CHECKPOINT_VERSION,
+        "config": config,
+        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "channel_order": "rgb",
+        "colour": colour._asdict() if colour else None,
+        "patch_dim": manifests[0]["patch_dim"],
+        **known,
+        "threshold": 0.5,
+        "split": nuclei.default_split("instances" in config)._asdict(),
+        "args": settings,
+        "versions": settings["versions"],
+    }
+
+
+class Record:
+    """Writes a run's folder; of several processes the first alone has one.
+
+    `checkpoint` is as `describe` has it, `patch_set` the `patches.set_hash` of the sets that the
+    run learns from, `files` their training patches. args.json and metrics.csv are written at once.
+    """
+
+    def __init__(self, run: Path, checkpoint: dict, patch_set: str, files: list[str], state: State):
+        self.run, self.checkpoint = run, checkpoint
+        self.patch_set, self.files = patch_set, files
+        utils.write_json(run / "args.json", checkpoint["args"])
+        self.write_metrics(state)
+        # What a killed run wrote of steps that are done again is taken out.
+        self.writer = SummaryWriter(run, purge_step=state.step + 1 if state.step else None)
+        self.saved = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Print a line and add it to train.log."""
+        utils.log_line(self.run, text)
+
+    def write_metrics(self, state: State) -> None:
+        """Write metrics.csv, a row an epoch."""
+        utils.write_table(self.run / "metrics.csv", state.progress.metrics)
+
+    def is_due(self) -> bool:
+        """Whether last.pt is SAVE_EVERY seconds old."""
+        return time.monotonic() - self.saved > SAVE_EVERY
+
+    def save_last(self, state: State) -> None:
+        """Write last.pt, from which --resume goes on; waits for the device.
+
+        Raises InputError as `check_finite`, and last.pt is then as it was before.
+        """
+        check_finite(state.losses, state.seen, self.files)
+        training = state.to_save(self.patch_set)
+        self.writer.flush()  # the curves reach at least as far as what is saved
+        weights = {"model": state.ema.module.state_dict(), "training": training}
+        save_checkpoint(self.run / "last.pt", self.checkpoint | weights)
+        self.saved = time.monotonic()
+
+    def point(self, state: State, loss: float) -> None:
+        """Put a point of the training curves into tensorboard."""
+        point = {"loss": loss, "learning_rate": state.rate}
+        utils.log_scalars(self.writer, "train", point, state.step)
+
+    def end_epoch(self, state: State, is_best: bool) -> None:
+        """Write what an epoch's end brings: best.pt if it `is_best`, last.pt, metrics.csv, a line.
+
+        A run that is killed within goes on from the last.pt before: the epoch's best.pt is written
+        again, and metrics.csv from what last.pt has.
+        """
+        row, best_dice = state.progress.metrics[-1], state.progress.best_dice
+        self.checkpoint |= {"epoch": row["epoch"], "best_dice": best_dice}
+        if is_best:
+            best = {"model": state.ema.module.state_dict()}
+            save_checkpoint(self.run / "best.pt", self.checkpoint | best)
+        self.save_last(state)
+        self.write_metrics(state)
+        epochs = self.checkpoint["args"]["epoch"]
+        self.line(utils.epoch_line(row, epochs, best_dice))
+
+    @torch.inference_mode()
+    def show_epoch(self, state: State, grid: list, autocast) -> None:
+        """Put an epoch's scores into tensorboard, and what the network makes of the patches `grid`.
+
+        `grid` has pairs of an image (3, H, W) and its mask (1, H, W), float32.
+        """
+        row = state.progress.metrics[-1]
+        speed = {"patches_per_second": row["patches_per_second"]}
+        utils.log_scalars(self.writer, "train", speed, state.step)
+        val = {"loss": row["val_loss"], "accuracy": row["val_accuracy"]}
+        val |= {"dice_score": row["val_dice"]}
+        utils.log_scalars(self.writer, "val", val, state.step)
+        images, references = (torch.stack(part) for part in zip(*grid, strict=True))
+        with autocast:
+            logits = state.ema.module(images.to(next(state.model.parameters()).device))
+        predictions = logits[:, :1].float().sigmoid()
+        references = (references != 0).float()
+        utils.log_images(self.writer, images, predictions, references, state.step)
+
+    def finish(self, state: State, split: str) -> None:
+        """Write the end of a run: the line `split` on how nuclei are split, and last.pt."""
+        self.line(split)
+        progress = state.progress
+        utils.log_hyperparameters(
+            self.writer, self.checkpoint["args"], progress.metrics[-1], progress.best_dice
+        )
+        self.writer.close()
+        progress.finished = True
+        self.save_last(state)
+        self.line(f"best validation Dice {progress.best_dice:.4f}: {self.run / 'best.pt'}")

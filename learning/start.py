@@ -1,0 +1,92 @@
+"""With what a run begins: which network, with which weights, on which patches."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from learning.checkpoints import load_checkpoint
+from learning.optimisation import depthwise_in_float32
+from learning.pretrained import start_pretrained
+from learning.processes import Machine, seed_everything, share_batch_norm
+from model import UNET, build, usual_dimensions
+from tissue.files import InputError
+
+
+def choose_network(args) -> dict | None:
+    """Settle `args.arch`, `dimensions` and `colour`, and return the checkpoint of --init, if any.
+
+    What the flags leave open is the checkpoint's, or else the usual. Raises InputError for flags
+    that contradict it.
+    """
+    if args.init and args.pretrained:
+        raise InputError(
+            "--pretrained: found it with --init, whose weights take the place of all others, "
+            "expected one of the two; leave one out"
+        )
+    origin = load_origin(args.init) if args.init else None
+    config = origin["config"] if origin else {}
+    args.arch = args.arch or config.get("arch", UNET)
+    args.dimensions = args.dimensions or config.get("dimensions", usual_dimensions(args.arch))
+    usual = origin["colour"] is not None if origin else args.arch == UNET
+    args.colour = args.colour or ("one" if usual else "own")
+    asked = {"arch": args.arch, "dimensions": args.dimensions}
+    if origin and any(config[key] != value for key, value in asked.items()):
+        raise InputError(
+            f"--init {args.init}: found {config}, expected {asked} as asked for; leave --arch and "
+            f"--dimensions out, or choose another file"
+        )
+    return origin
+
+
+def load_origin(path: Path | str) -> dict:
+    """The checkpoint that --init names; InputError for one that no training can start from."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint["channel_order"] != "rgb":
+        raise InputError(
+            f"--init {path}: found weights of the first version, for blue, green, red (bgr), "
+            f"expected weights for red, green, blue; choose a checkpoint by this train.py"
+        )
+    return checkpoint
+
+
+def take_weights(model: nn.Module, origin: dict) -> None:
+    """Give a network the weights of --init; an output that those lack keeps its random ones, and
+    one that the network lacks is left out.
+    """
+    state, own = dict(origin["model"]), model.state_dict()
+    for key in ("last_conv.weight", "last_conv.bias"):
+        same = min(len(own[key]), len(state[key]))
+        state[key] = torch.cat([state[key][:same], own[key][same:]])
+    model.load_state_dict(state)
+
+
+def check_patches(args, config: dict, dim: int) -> None:
+    """Raise InputError unless the network can learn from patches of `dim` x `dim` pixels."""
+    with torch.device("meta"):  # shapes alone
+        network = build(config)
+        try:
+            network(torch.empty(args.batch_size, 3, dim, dim))
+        except ValueError as error:  # of batch norm, whose variance of one value is none
+            raise InputError(
+                f"--batch_size: found {args.batch_size}, expected 2 or more for --arch "
+                f"{args.arch} and patches of {dim} x {dim} pixels"
+            ) from error
+
+
+def make_network(args, config: dict, origin: dict | None, machine: Machine) -> nn.Module:
+    """The network of a `config` on its device, with the weights that it starts from: random ones,
+    an encoder's of --pretrained, or those of `origin`, the checkpoint of --init.
+    """
+    seed_everything(args.seed)
+    model = build(config)
+    if not args.resume and args.pretrained:
+        start_pretrained(model, args.pretrained)
+    if origin:
+        take_weights(model, origin)
+    model = model.to(machine.device, memory_format=torch.channels_last)
+    if machine.device.type == "cpu":
+        depthwise_in_float32(model)
+    if machine.processes > 1:
+        share_batch_norm(model)
+    return model
