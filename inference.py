@@ -38,6 +38,7 @@ from tissue import (
     nuclei,
     pairs,
     patches,
+    pictures,
     report,
     results,
     stitching,
@@ -585,11 +586,11 @@ def infer_alone(task, predict, bar) -> dict:
     mask = (segmented > 0) & ~dropped
     row["contours"] = len(nuclei.contours(mask))
     if task.has_depth:
-        report.write_image(task.distance, segmented)
+        pictures.write_image(task.distance, segmented)
     exports.write_labels(task.file("labels"), labels, task.pixel_size_um)
-    report.write_image(task.prediction, mask)
-    report.write_image(task.file("image"), pixels)
-    report.write_image(task.file("overlay"), report.overlay(pixels, labels))
+    pictures.write_image(task.prediction, mask)
+    pictures.write_image(task.file("image"), pixels)
+    pictures.write_image(task.file("overlay"), pictures.overlay(pixels, labels))
     if task.pair.mask:
         reference = masks.read(task.pair.mask)
         counts = utils.pixel_counts(torch.from_numpy(mask), torch.from_numpy(reference.foreground))
@@ -599,9 +600,9 @@ def infer_alone(task, predict, bar) -> dict:
         found = agreement.errors(table)
         row |= {"gt_nuclei": int(truth.max(initial=0)), "aji": agreement.aji(table)}
         row |= agreement.panoptic_quality(table) | {"errors": found.counts}
-        report.write_image(task.file("gt"), reference.foreground)
-        drawn = report.error_overlay(pixels, labels, truth, found.prediction, found.reference)
-        report.write_image(task.file("errors"), drawn)
+        pictures.write_image(task.file("gt"), reference.foreground)
+        drawn = pictures.error_overlay(pixels, labels, truth, found.prediction, found.reference)
+        pictures.write_image(task.file("errors"), drawn)
     return row
 
 
@@ -727,8 +728,8 @@ def merge(task, tiles, places) -> dict:
     if not task.has_depth:
         write_nuclei_by_tiles(task, mask, tiles, row)
     small = task.image.view()
-    report.write_image(task.file("image"), small)
-    report.write_image(task.file("overlay"), report.overlay(small, mask.view() > 127))
+    pictures.write_image(task.file("image"), small)
+    pictures.write_image(task.file("overlay"), pictures.overlay(small, mask.view() > 127))
     mask.close()
     return row
 
@@ -768,7 +769,7 @@ def merge_mask(task, tiles, places, row) -> None:
     row["contours"] = counter.count()
     if reference:
         row |= {"gt_contours": gt_counter.count(), **utils.scores(counts)}
-        report.write_image(task.file("gt"), reference.view() > 127)
+        pictures.write_image(task.file("gt"), reference.view() > 127)
         reference.close()
 
 

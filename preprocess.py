@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from tissue import manifest, masks, patches, report, splits, windows
+from tissue import manifest, masks, patches, pictures, splits, windows
 from tissue.colour import colour_of
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
@@ -436,8 +436,8 @@ def write_preview(root: Path, table: list[dict]) -> None:
     outlined = []
     for row in shown:
         image, mask = patches.read_patch(root, row["split"], row["file"])
-        outlined.append(report.overlay(image, mask > 0))
-    report.write_image(root / patches.PREVIEW, report.contact_sheet(outlined, columns=8))
+        outlined.append(pictures.overlay(image, mask > 0))
+    pictures.write_image(root / patches.PREVIEW, pictures.contact_sheet(outlined, columns=8))
 
 
 def print_counts(root: Path, found: dict) -> None:

@@ -24,7 +24,7 @@ from tissue.files import InputError, locked
 from tissue.images import read_image
 from tissue.manifest import read_manifest, read_table, size_on_disk, write_manifest
 from tissue.masks import read_mask
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
 
 # --- as the tests call it
