@@ -34,6 +34,7 @@ from tissue import (
     agreement,
     exports,
     masks,
+    measures,
     mosaic,
     nuclei,
     pairs,
@@ -623,15 +624,15 @@ def write_nuclei(task, segmented, tiles, row) -> Iterator[stitching.FoundNuclei]
     row |= {"nuclei": 0, "nuclei_in_frame": 0, "dropped": 0}
     with exports.NucleiFiles(task.results, task.pair.name, shape, task.formats) as files:
         for found in stitching.nuclei_by_tiles(segmented, tiles, find, least):
-            table = nuclei.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
+            table = measures.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
             corner = np.array([found.window.x, found.window.y])
             table |= {"id": found.ids, "y": table["y"] + corner[1], "x": table["x"] + corner[0]}
             if found.confidence is not None:
                 table["confidence"] = found.confidence
-            rings = [ring + corner for ring in nuclei.outlines(found.new)]
+            rings = [ring + corner for ring in measures.outlines(found.new)]
             files.add(table, rings)
             row["nuclei"] += len(rings)
-            row["nuclei_in_frame"] += nuclei.count_in_frame(rings)
+            row["nuclei_in_frame"] += measures.count_in_frame(rings)
             row["dropped"] += found.new_dropped
             yield found
     if not row["dropped"]:
