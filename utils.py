@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import csv
 import ctypes
 import functools
 import json
@@ -36,6 +35,7 @@ from torchvision.utils import make_grid
 
 from learning.checkpoints import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint
 from model import EvenConv
+from tissue import files
 from tissue.colour import ONE, Colour
 from tissue.files import InputError, replacing
 from tissue.tiling import SIZES
@@ -1007,13 +1007,9 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_table(path: Path, rows: list[dict]) -> None:
     """Write rows of equal keys as CSV, numbers with six digits; nothing where there is no row."""
-    if not rows:
-        return
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        for row in rows:
-            table.writerow({key: f"{value:.6g}" for key, value in row.items()})
+    if rows:
+        texts = [{key: f"{value:.6g}" for key, value in row.items()} for row in rows]
+        files.write_table(path, rows[0], texts)
 
 
 def epoch_line(row: dict, epochs: int, best_dice: float) -> str:
