@@ -42,8 +42,9 @@ from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
 from tissue.masks import read as read_labels
 from tissue.pairs import set_folders
-from tissue.patches import PatchDataset, PatchSampler, read_manifests, set_hash
+from tissue.patches import PatchDataset, PatchSampler, balanced_order, read_manifests, set_hash
 from tissue.pixel_size import scale_of
+from tissue.splits import spread
 from tissue.tiling import predict_image
 from tissue.windows import open_image
 
@@ -400,9 +401,10 @@ def make_loaders(args, device, rank: int, processes: int) -> tuple[DataLoader, D
     if not len(val_set):
         raise InputError("--root: found no validation patch, expected some; cut the sets anew")
     batch_size = utils.share_of_batch(args.batch_size, len(train_set), processes)
-    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
+    order = None
     if args.sampler == "balanced":
-        sampler.foreground, sampler.sets = train_set.foreground, train_set.roots
+        order = partial(balanced_order, train_set.foreground, sets=train_set.roots)
+    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, order)
     workers = utils.choose_workers(device) if args.workers is None else args.workers
     loading = {
         "num_workers": workers,
@@ -632,8 +634,7 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
     counted, faults = [], []
     for root, manifest in zip(roots, manifests, strict=True):
         wanted = [i for i in manifest["images"] if i["split"] == "train" and i["labels"]]
-        few = min(len(wanted), MOST_COUNTED)
-        for entry in (wanted[len(wanted) * k // few] for k in range(few)):
+        for entry in spread(wanted, MOST_COUNTED):
             path, label_map = Path(root) / entry["image"], Path(root) / entry["labels"]
             if not (path.is_file() and label_map.is_file()):  # patches alone were brought here
                 continue

@@ -178,6 +178,12 @@ def test_without_a_group_each_name_is_its_own():
     assert names == sorted(name for name, part in split.items() if part == "val")
 
 
+def test_a_few_are_spread_over_all():
+    assert splits.spread(list("abcdefghij"), 4) == ["a", "c", "f", "h"]  # 0, 2.5, 5, 7.5
+    assert splits.spread(list("abc"), 3) == splits.spread(list("abc"), 7) == ["a", "b", "c"]
+    assert splits.spread([], 3) == splits.spread(["a"], 0) == []
+
+
 def test_patients_are_kept_apart_end_to_end(tmp_path, capsys):
     for seed, name in enumerate(("a_1", "a_2", "b_1", "b_2", "c_1")):
         put(tmp_path, name, seed=seed)
