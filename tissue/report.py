@@ -58,7 +58,6 @@ LARGEST_SIDE = 1024  # pixels of an embedded picture
 THUMBNAIL = 240  # pixels of those that are enlarged from the file beside the page
 
 PLOT = (400, 300)  # SVG's pixels
-FRAME = (54, 46, 332, 222)  # left, bottom, width, height of its axes
 INK, QUIET, DASHED = "#1a1a1a", "#595959", "#9a4a00"  # as in the page
 STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 12}
 STYLE |= {"axes.autolimit_mode": "round_numbers", "axes.xmargin": 0, "axes.ymargin": 0}
@@ -270,6 +269,7 @@ def _plots(rows, agreed) -> Iterator[Plot]:
     """Predicted against reference counts, and their differences (Bland-Altman)."""
     counted, pairs = count_pairs(rows)
     found, true = (np.array([row[k] for _, row in pairs]) for k in (counted, f"gt_{counted}"))
+    most = max(found.max(), true.max())
     texts = [
         f"{row['image']}: {row[counted]} predicted, {row[f'gt_{counted}']} in the reference"
         for _, row in pairs
@@ -285,7 +285,7 @@ def _plots(rows, agreed) -> Iterator[Plot]:
         "Predicted against reference counts; on the dashed line they are equal.",
         (f"reference {counted}", f"predicted {counted}"),
         (true, found),
-        [("identity", "--", 1, 0)],
+        [("identity", "--", (most, most))],
     )
     mean, difference = (found + true) / 2, found - true
     lower, bias, upper = (agreed[k] for k in ("lower", "bias", "upper"))
@@ -295,32 +295,35 @@ def _plots(rows, agreed) -> Iterator[Plot]:
         (f"mean of predicted and reference {counted}", "predicted \u2212 reference"),
         (mean, difference),
         [
-            (f"bias {_signed(bias)}", "-", 0, bias),
-            (f"95 % limits {_signed(lower)} to {_signed(upper)}", "--", 0, lower),
-            (None, "--", 0, upper),
+            (f"bias {_signed(bias)}", "-", bias),
+            (f"95 % limits {_signed(lower)} to {_signed(upper)}", "--", lower),
+            (None, "--", upper),
         ],
     )
 
 
 def _drawn(titles, x, y, lines):
-    """The SVG of axes and of lines y = slope x + level, (label, style, slope, level), and where in
-    it the points x, y are.
+    """The SVG of axes and lines, and where in it the points x, y are.
+
+    A line is (label, style, level), level y all over the width, or where it is (x, y) from 0 to
+    there.
     """
     from matplotlib import rc_context  # here, for it takes a second and few calls need it
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure([side / 72 for side in PLOT], dpi=72)
-        box = [part / whole for part, whole in zip(FRAME, 2 * PLOT, strict=True)]
-        axes = figure.add_axes(box, xlabel=titles[0], ylabel=titles[1], axisbelow=True)
+        figure = Figure([side / 72 for side in PLOT], dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel=titles[0], ylabel=titles[1], axisbelow=True)
         axes.plot(x, y, " ")  # the page draws the points
+        for label, style, level in lines:
+            how = {"linestyle": style, "color": INK if style == "-" else DASHED, "clip_on": False}
+            if isinstance(level, tuple):
+                axes.plot((0, level[0]), (0, level[1]), label=label, **how)
+            else:
+                axes.axhline(level, label=label, **how)
         axes.locator_params(nbins=5, integer=True)
-        ends = np.array(axes.get_xlim())
-        for label, style, slope, level in lines:
-            colour = INK if style == "-" else DASHED
-            axes.plot(ends, slope * ends + level, style, color=colour, label=label, clip_on=False)
         axes.grid(clip_on=False)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        figure.legend(loc="outside upper left", ncols=2)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
     drawn = file.getvalue()
