@@ -168,11 +168,11 @@ def write_report(
     columns, agreed = _columns(rows), count_agreement(rows)
     shown = [_files(folder, row["image"], LAYERS) for row in rows]
     side = _embedded_side(sum(map(len, shown)))
+
+    def with_pictures(paths):
+        return {layer: (path, pictures.embedded(path, side)) for layer, path in paths.items()}
+
     with ThreadPoolExecutor() as pool:
-
-        def with_pictures(paths):
-            return {layer: (path, pictures.embedded(path, side)) for layer, path in paths.items()}
-
         shown = list(pool.map(with_pictures, shown))
     images = [
         (row["image"], _files(folder, row["image"], FILES), there, _texts(row, columns))
@@ -305,18 +305,18 @@ def _plots(rows, agreed) -> Iterator[Plot]:
 def _drawn(titles, x, y, lines):
     """The SVG of axes and lines, and where in it the points x, y are.
 
-    A line is (label, style, level), level y all over the width, or where it is (x, y) from 0 to
+    A line is (label, dashes, level), level y all over the width, or where it is (x, y) from 0 to
     there.
     """
-    from matplotlib import rc_context  # here, for it takes a second and few calls need it
+    from matplotlib import style  # here, for it takes a second and few calls need it
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    with style.context(STYLE, after_reset=True):  # whatever the user's matplotlibrc says
         figure = Figure([side / 72 for side in PLOT], dpi=72, layout="constrained")
         axes = figure.add_subplot(xlabel=titles[0], ylabel=titles[1], axisbelow=True)
         axes.plot(x, y, " ")  # the page draws the points
-        for label, style, level in lines:
-            how = {"linestyle": style, "color": INK if style == "-" else DASHED, "clip_on": False}
+        for label, dashes, level in lines:
+            how = {"linestyle": dashes, "color": INK if dashes == "-" else DASHED, "clip_on": False}
             if isinstance(level, tuple):
                 axes.plot((0, level[0]), (0, level[1]), label=label, **how)
             else:
