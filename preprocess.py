@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from tissue import manifest, masks, patches, report, splits, windows
+from tissue import manifest, masks, patches, pictures, splits, windows
 from tissue.colour import colour_of
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, Parser, check_numbers, file_hash, locked, run_script
@@ -219,8 +219,7 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
 def size_of_set(root: Path, labels: Files, pool) -> float:
     """Micrometres a pixel, by the nuclei of a set's label maps; prints it."""
     maps = [path for _, path in labels.items()]
-    few = min(len(maps), MOST_MAPS)
-    areas = pool.map(nucleus_areas, [maps[len(maps) * k // few] for k in range(few)])
+    areas = pool.map(nucleus_areas, splits.spread(maps, MOST_MAPS))
     areas = np.concatenate([np.zeros(0), *areas])
     size = size_by_nuclei(areas)
     if not size:
@@ -395,7 +394,7 @@ def say(plan: Plan, checked: list) -> None:
 def cut(new: Path, plan: Plan, sources: list[dict], workers: int) -> dict:
     """Write a patch set below `new`; what its manifest says."""
     settings = plan.settings
-    dim, stride = settings["patch_dim"], settings["patch_stride"]
+    grid = patches.Grid(settings["patch_dim"], settings["patch_stride"])
 
     def write(pair):
         scale = scale_of(plan.sizes[pair.name], settings["pixel_size_um"], pair.image)
@@ -404,7 +403,7 @@ def cut(new: Path, plan: Plan, sources: list[dict], workers: int) -> dict:
         if label_map := plan.labels.get(pair.name):
             mask = with_depth(mask, label_map)
         split = plan.split_of[pair.name]
-        rows = patches.write_patches(new, split, pair.name, image, mask, dim, stride)
+        rows = patches.write_patches(new, split, pair.name, image, mask, grid)
         return rows, colour_of(windows.from_array(image))
 
     with ThreadPoolExecutor(workers) as pool:
@@ -436,8 +435,8 @@ def write_preview(root: Path, table: list[dict]) -> None:
     outlined = []
     for row in shown:
         image, mask = patches.read_patch(root, row["split"], row["file"])
-        outlined.append(report.overlay(image, mask > 0))
-    report.write_image(root / patches.PREVIEW, report.contact_sheet(outlined, columns=8))
+        outlined.append(pictures.overlay(image, mask > 0))
+    pictures.write_image(root / patches.PREVIEW, pictures.contact_sheet(outlined, columns=8))
 
 
 def print_counts(root: Path, found: dict) -> None:

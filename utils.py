@@ -1,6 +1,5 @@
 """What two or more of the scripts share: scores, tables, log lines, tensorboard and versions."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from model import IMAGENET_MEAN, IMAGENET_STD
+from tissue import files
 from tissue.files import replacing
 
 VERSION = "0.1.0"
@@ -46,13 +46,9 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_table(path: Path, rows: list[dict]) -> None:
     """Write rows of equal keys as CSV, numbers with six digits; nothing where there is no row."""
-    if not rows:
-        return
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        for row in rows:
-            table.writerow({key: f"{value:.6g}" for key, value in row.items()})
+    if rows:
+        texts = [{key: f"{value:.6g}" for key, value in row.items()} for row in rows]
+        files.write_table(path, rows[0], texts)
 
 
 def epoch_line(row: dict, epochs: int, best_dice: float) -> str:

@@ -33,7 +33,7 @@ from learning import checkpoints
 from learning.devices import choose_device
 from learning.predictor import Predictor
 from tissue import agreement, nuclei, patches, tiling, windows
-from tissue.files import InputError, check_positive, replacing, run_script
+from tissue.files import InputError, check_positive, replacing, run_script, write_table
 from tissue.manifest import write_manifest
 from tissue.masks import read_mask
 from tissue.pairs import Pair, find_pairs
@@ -139,7 +139,8 @@ def main(args):
             scored = list(evaluate(last, seen, other, device))
             rows = read_rows(output)  # again: another process may have added to it
             rows += [settings | evaluation | scores for evaluation, scores in scored]
-            write_rows(output, rows)
+            texts = [{key: row.get(key) for key in COLUMNS} for row in rows]
+            write_table(output / "ablation.csv", COLUMNS, texts)
             write_report(output, args, study, rows)
     write_report(output, args, study, read_rows(output))
 
@@ -280,17 +281,6 @@ def read_rows(output: Path) -> list[dict]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def write_rows(output: Path, rows: list[dict]) -> None:
-    """Write all that was measured, in one move."""
-    with (
-        replacing(output / "ablation.csv") as path,
-        path.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_report(output: Path, args, study: dict, rows: list[dict]) -> None:

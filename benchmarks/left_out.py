@@ -27,6 +27,7 @@ from tissue.manifest import read_manifest
 from tissue.masks import LABEL_FOLDER
 from tissue.pairs import find_images
 from tissue.results import read_table
+from tissue.splits import spread
 
 SCORES = ("dice", "least dice", "aji", "nuclei off by")
 
@@ -94,8 +95,7 @@ def images_of(root: str, place: Path, most: int) -> tuple[Path, Path, float | No
     masks = LABEL_FOLDER if all(entry["labels"] for entry in entries) else "masks"
     for kind in ("images", masks):
         (place / kind).mkdir(parents=True)
-    for k in range(min(most, len(entries))):
-        entry = entries[len(entries) * k // min(most, len(entries))]
+    for entry in spread(entries, most):
         reference = entry["labels"] if masks == LABEL_FOLDER else entry["mask"]
         for kind, file in (("images", entry["image"]), (masks, reference)):
             path = (Path(root) / file).resolve()

@@ -17,7 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import data, results
-from tissue import exports, nuclei, pairs, report, segmentation, tiling, windows
+from tissue import (
+    agreement,
+    exports,
+    nuclei,
+    pairs,
+    pictures,
+    report,
+    segmentation,
+    tiling,
+    windows,
+)
 from tissue.files import run_script
 from tissue.inputs import Task
 from tissue.store import Store
@@ -115,12 +125,13 @@ def draw_results(folder: Path, count: int) -> list[dict]:
     """Pictures of `count` images in a folder, hard links to those of nine, and rows of counts."""
     for organ in ORGANS:
         tissue = draw_tissue(512, 512, seed=1, organ=organ)
-        classes = np.full(tissue.count + 1, "matched")
-        outlined = report.overlay(tissue.image, tissue.labels)
-        errors = report.error_overlay(tissue.image, tissue.labels, tissue.labels, classes, classes)
-        pictures = (tissue.image, outlined, tissue.labels > 0, errors)
-        for layer, picture in zip(LAYERS, pictures, strict=True):
-            report.write_image(folder / f"{organ}_{layer}.png", picture)
+        classes = np.full(tissue.count + 1, agreement.MATCHED, np.uint8)
+        outlined = pictures.overlay(tissue.image, tissue.labels)
+        twice = (tissue.labels,) * 2 + (classes,) * 2
+        errors = pictures.error_overlay(tissue.image, *twice)
+        layers = (tissue.image, outlined, tissue.labels > 0, errors)
+        for layer, picture in zip(LAYERS, layers, strict=True):
+            pictures.write_image(folder / f"{organ}_{layer}.png", picture)
     rows, organs = [], list(ORGANS)
     for number in range(count):
         name = f"Image_{number:05}"

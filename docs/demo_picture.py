@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tissue.images import read_image
-from tissue.report import contact_sheet, write_image
+from tissue.pictures import contact_sheet, write_image
 
 IMAGES = ("Demo_Liver_03", "Demo_Colon_03", "Demo_Breast_03")
 SIDE = 300  # pixels of each picture, from the image's top left

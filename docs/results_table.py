@@ -19,7 +19,7 @@ import cv2
 
 from tissue.files import run_script
 from tissue.images import read_image
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.results import read_table
 
 PICTURES = Path(__file__).parent / "results"

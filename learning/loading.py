@@ -1,5 +1,6 @@
 """The patch sets that a run learns from, and how their patches come to the network."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from learning.processes import Machine, share_of_batch
 from learning.signals import ignore_signals
 from tissue.colour import COLOURS
 from tissue.files import InputError
-from tissue.patches import PatchDataset, PatchSampler, read_manifests, set_hash
+from tissue.patches import PatchDataset, PatchSampler, balanced_order, read_manifests, set_hash
 
 
 class Sets(NamedTuple):
@@ -61,9 +62,10 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
     if not len(val_set):
         raise InputError("--root: found no validation patch, expected some; cut the sets anew")
     batch_size = share_of_batch(args.batch_size, len(train_set), processes)
-    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes)
+    order = None
     if args.sampler == "balanced":
-        sampler.foreground, sampler.sets = train_set.foreground, train_set.roots
+        order = partial(balanced_order, train_set.foreground, sets=train_set.roots)
+    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, order)
     workers = choose_workers(device) if args.workers is None else args.workers
     loading = {
         "num_workers": workers,

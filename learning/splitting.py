@@ -11,6 +11,7 @@ from tissue.depth import segment
 from tissue.files import InputError
 from tissue.masks import read as read_labels
 from tissue.pixel_size import scale_of
+from tissue.splits import spread
 from tissue.tiling import predict_image
 from tissue.windows import open_image
 
@@ -33,8 +34,7 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
     counted, faults = [], []
     for root, manifest in zip(roots, manifests, strict=True):
         wanted = [i for i in manifest["images"] if i["split"] == "train" and i["labels"]]
-        few = min(len(wanted), MOST_COUNTED)
-        for entry in (wanted[len(wanted) * k // few] for k in range(few)):
+        for entry in spread(wanted, MOST_COUNTED):
             try:
                 counted.append(count_image(Path(root), entry, manifest["pixel_size_um"]))
             except (InputError, OSError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tissue import report
+from tissue import pictures
 from tissue.synthetic import draw_tissue
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -32,8 +32,8 @@ def root(tmp_path):
         (root / folder).mkdir(parents=True)
     for number in (1, 2, 3, 4):
         tissue = draw_tissue(96, 80, seed=number)
-        report.write_image(root / "tissue_images" / f"Drawn_{number:02}.tif", tissue.image)
-        report.write_image(root / "mask binary" / f"Drawn_{number:02}.png", tissue.labels > 0)
+        pictures.write_image(root / "tissue_images" / f"Drawn_{number:02}.tif", tissue.image)
+        pictures.write_image(root / "mask binary" / f"Drawn_{number:02}.png", tissue.labels > 0)
     return root
 
 

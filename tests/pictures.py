@@ -87,3 +87,10 @@ def refusal(read, path, *words):
     assert "\n" not in text
     for word in (str(path), "found", "expected", *words):
         assert word in text
+
+
+def blobs(seed, shape=(300, 280), share=0.45):
+    """A mask of touching shapes of all kinds, with holes, specks and corners that meet."""
+    noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 3) * 10 + noise * 0.3
+    return smooth > np.quantile(smooth, 1 - share)

@@ -14,7 +14,7 @@ from tissue import images, masks, pairs, patches, tiling
 from tissue.background import background
 from tissue.colour import MOST, ONE, Colour, colour_of, to_colour
 from tissue.patches import PatchDataset
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
 from tissue.windows import from_array
 

@@ -7,7 +7,15 @@ import types
 
 import pytest
 
-from tissue.files import InputError, Parser, check_numbers, locked, replacing, run_script
+from tissue.files import (
+    InputError,
+    Parser,
+    check_numbers,
+    locked,
+    replacing,
+    run_script,
+    write_table,
+)
 
 
 def test_a_file_is_replaced_when_the_block_ends_well(tmp_path):
@@ -145,3 +153,13 @@ def test_flags_that_are_none_are_one_line_and_exit_code_2(flags, capsys):
         parser.parse_args(flags)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_table_has_its_columns_alone_and_any_text(tmp_path):
+    rows = [{"a": 'x,"y"', "b": 1}, {"a": b"caf\xe9".decode("utf-8", "surrogateescape")}]
+    write_table(tmp_path / "table.csv", ("a", "b"), rows)
+    with pytest.raises(ValueError, match="more"):
+        write_table(tmp_path / "table.csv", ("a", "b"), [{"a": 1, "more": 2}])
+    expected = 'a,b\r\n"x,""y""",1\r\ncaf\\udce9,\r\n'
+    assert (tmp_path / "table.csv").read_bytes() == expected.encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from learning import checkpoints
 from tests.scripts import cut, infer, learn
-from tissue import report
+from tissue import pictures
 from tissue.files import InputError
 from tissue.images import read_image
 
@@ -100,7 +100,7 @@ def test_inference_feeds_it_blue_green_red_with_the_normalisation_of_imagenet(
     noise = generator.normal(0, 30, (24, 20, 3)).repeat(4, axis=0).repeat(4, axis=1)
     image = (noise + np.array([170, 90, 150])).clip(0, 255).astype(np.uint8)  # tissue by any rule
     (tmp_path / "images").mkdir()
-    report.write_image(tmp_path / "images" / "drawn.png", image)
+    pictures.write_image(tmp_path / "images" / "drawn.png", image)
     bgr = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -18,7 +18,7 @@ from tests.test_windows import write_ome_pyramid
 from tissue import files, images, masks, nuclei, windows
 from tissue.colour import ONE, colour_of, to_colour
 from tissue.files import InputError
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_redo_does_not_pass_for_finished(slide, checkpoint, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tissue.report.overlay", stop)
+        patched.setattr("tissue.pictures.overlay", stop)
         infer(results, *flags, "--threshold", 0.2)
     infer(results, *flags)
     np.testing.assert_array_equal(masks.read_mask(results / "big_prediction.png"), before)

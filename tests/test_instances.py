@@ -17,7 +17,7 @@ from tests.scripts import cut, infer, table_of
 from tissue import masks, nuclei, results, windows
 from tissue.files import InputError
 from tissue.patches import read_manifest
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.summary import write_summary
 from tissue.synthetic import draw_tissue
 

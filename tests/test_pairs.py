@@ -16,7 +16,7 @@ from tissue.pairs import (
     unused_labels,
     unused_masks,
 )
-from tissue.report import write_image
+from tissue.pictures import write_image
 
 NFC, NFD = (unicodedata.normalize(form, "Präparat_é") for form in ("NFC", "NFD"))
 

@@ -1,5 +1,6 @@
 import csv
 import os
+from functools import partial
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tissue import patches
 from tissue.files import InputError
 from tissue.manifest import read_manifest, read_table, size_on_disk, write_manifest
-from tissue.patches import PatchDataset, PatchSampler
+from tissue.patches import PatchDataset, PatchSampler, balanced_order
 
 FOLDERS = [f"patches_{kind}_{split}" for kind in ("rgb", "mask") for split in ("train", "val")]
 
@@ -48,8 +49,8 @@ def finish(folder, table, images=(("tissue", "train"), ("other", "val")), labels
 
 def write_set(folder, picture):
     """Write patches of two images below an empty set's `folder`."""
-    table = patches.write_patches(folder, "train", "tissue", *picture, dim=32, stride=24)
-    table += patches.write_patches(folder, "val", "other", *picture, dim=32, stride=32)
+    table = patches.write_patches(folder, "train", "tissue", *picture, patches.Grid(32, 24))
+    table += patches.write_patches(folder, "val", "other", *picture, patches.Grid(32, 32))
     finish(folder, table)
 
 
@@ -79,7 +80,9 @@ def test_table_has_the_columns_of_the_contract(patch_set):
 
 def test_patch_names_do_not_collide_in_a_grid_of_more_than_ten(empty):
     image = np.zeros((140, 140, 3), np.uint8)
-    table = patches.write_patches(empty, "train", "a", image, image[..., 0] > 0, 16, 4)
+    table = patches.write_patches(
+        empty, "train", "a", image, image[..., 0] > 0, patches.Grid(16, 4)
+    )
     files = [row["file"] for row in table]
     assert len(set(files)) == len(files) == 32 * 32
     assert files[:2] == ["a_patch_00_00.png", "a_patch_00_01.png"]
@@ -91,7 +94,7 @@ def test_patch_names_do_not_collide_in_a_grid_of_more_than_ten(empty):
 def test_a_patch_file_shows_true_colours_and_a_mask_0_and_255(empty):
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 200
-    patches.write_patches(empty, "val", "red", red, red[..., 0] > 0, dim=16, stride=16)
+    patches.write_patches(empty, "val", "red", red, red[..., 0] > 0, patches.Grid(16, 16))
     blue, green, shown_red = cv2.imread(str(empty / "patches_rgb_val/red_patch_00_00.png"))[0, 0]
     assert (shown_red, green, blue) == (200, 0, 0)
     assert (cv2.imread(str(empty / "patches_mask_val/red_patch_00_00.png"), -1) == 255).all()
@@ -180,8 +183,12 @@ def two_sets(tmp_path, picture, **second):
     for name, changes in (("one", {}), ("two", second)):
         for folder in FOLDERS:
             (tmp_path / name / folder).mkdir(parents=True)
-        table = patches.write_patches(tmp_path / name, "train", "tissue", *picture, 32, 24)
-        table += patches.write_patches(tmp_path / name, "val", "other", *picture, 32, 32)
+        table = patches.write_patches(
+            tmp_path / name, "train", "tissue", *picture, patches.Grid(32, 24)
+        )
+        table += patches.write_patches(
+            tmp_path / name, "val", "other", *picture, patches.Grid(32, 32)
+        )
         finish(tmp_path / name, table, **changes)
     return [tmp_path / "one", tmp_path / "two"]
 
@@ -235,7 +242,7 @@ def tree(folder):
 def test_a_set_that_fails_leaves_the_old_one(patch_set, picture):
     before = tree(patch_set)
     with pytest.raises(OSError, match="full"), patches.new_set(patch_set) as new:
-        patches.write_patches(new, "train", "tissue", *picture, dim=32, stride=32)
+        patches.write_patches(new, "train", "tissue", *picture, patches.Grid(32, 32))
         raise OSError("the disk is full")
     assert tree(patch_set) == before
     assert not list(patch_set.glob(".patches*"))
@@ -247,8 +254,8 @@ def test_a_set_takes_the_place_of_the_old_one_and_leaves_other_files_alone(patch
     (patch_set / "patches_mask_val" / "sub").mkdir()
     (patch_set / "patches_mask_val" / "sub" / "more.txt").write_text("mine, too")
     with patches.new_set(patch_set) as new:
-        table = patches.write_patches(new, "train", "new", *picture, dim=32, stride=32)
-        table += patches.write_patches(new, "val", "other", *picture, dim=32, stride=32)
+        table = patches.write_patches(new, "train", "new", *picture, patches.Grid(32, 32))
+        table += patches.write_patches(new, "val", "other", *picture, patches.Grid(32, 32))
         finish(new, table, (("new", "train"), ("other", "val")))
     assert mine.read_text() == "mine"
     assert (patch_set / "patches_mask_val" / "sub" / "more.txt").read_text() == "mine, too"
@@ -358,8 +365,8 @@ def test_a_dataset_item_is_image_mask_and_index(patch_set, picture):
 def test_a_patch_of_a_labelled_image_has_the_depth_in_its_nuclei(empty, picture):
     marks = np.zeros((104, 80), np.uint8)
     marks[:10, :10], marks[20:30, :10], marks[40:50, :10] = 255, 51, 1  # the last in the mask alone
-    table = patches.write_patches(empty, "train", "tissue", picture[0], marks, 32, 24)
-    table += patches.write_patches(empty, "val", "other", *picture, dim=32, stride=32)
+    table = patches.write_patches(empty, "train", "tissue", picture[0], marks, patches.Grid(32, 24))
+    table += patches.write_patches(empty, "val", "other", *picture, patches.Grid(32, 32))
     finish(empty, table, labels="instance_labels/tissue.png")
     _, depth, _ = PatchDataset(empty, "train", plain_transform)[0]
     assert depth[0, ::4, 0].tolist() == pytest.approx([1, 1, 1, 0, 0, 0.2, 0.2, 0.2])
@@ -398,7 +405,7 @@ def densities(*counts):
 
 def test_a_balanced_epoch_has_as_many_patches_of_each_stratum():
     foreground = densities(30, 60, 210)
-    order = patches.balanced_order(foreground, np.random.default_rng(0))
+    order = balanced_order(foreground, np.random.default_rng(0))
     assert len(order) == 300
     drawn = foreground[order]
     assert [(drawn == value).sum() for value in (SPARSE, MIDDLE, DENSE)] == [100, 100, 100]
@@ -408,42 +415,42 @@ def test_a_balanced_epoch_has_as_many_patches_of_each_stratum():
 
 
 def test_all_patches_of_a_stratum_come_before_any_comes_again():
-    order = patches.balanced_order(densities(30, 60, 210), np.random.default_rng(0))
+    order = balanced_order(densities(30, 60, 210), np.random.default_rng(0))
     views = np.bincount(order, minlength=300)
     assert set(views[:30]) == {3, 4} and set(views[30:90]) == {1, 2} and set(views[90:]) == {0, 1}
 
 
 def test_a_few_patches_do_not_fill_an_epoch():
-    order = patches.balanced_order(densities(2, 0, 98), np.random.default_rng(0))
+    order = balanced_order(densities(2, 0, 98), np.random.default_rng(0))
     views = np.bincount(order, minlength=100)
     assert set(views[:2]) == {4} and set(views[2:]) == {0, 1}
     assert len(order) == 100
 
 
 def test_a_set_of_one_density_is_drawn_as_ever():
-    order = patches.balanced_order(densities(0, 40, 0), np.random.default_rng(0))
+    order = balanced_order(densities(0, 40, 0), np.random.default_rng(0))
     assert sorted(order) == list(range(40))
 
 
 def test_a_set_of_sixteen_times_as_many_patches_counts_four_times_as_much():
     sets = np.repeat(["small", "large"], [20, 320])
-    order = patches.balanced_order([MIDDLE] * 340, np.random.default_rng(0), sets)
+    order = balanced_order([MIDDLE] * 340, np.random.default_rng(0), sets)
     assert len(order) == 340 and np.count_nonzero(order < 20) == 68
     for start in range(0, 340, 34):
         assert 3 <= np.count_nonzero(order[start : start + 34] < 20) <= 12
-    order = patches.balanced_order([MIDDLE] * 340, np.random.default_rng(0), sets[::-1])
+    order = balanced_order([MIDDLE] * 340, np.random.default_rng(0), sets[::-1])
     assert np.count_nonzero(order >= 320) == 68
 
 
 def test_a_set_too_small_for_its_share_leaves_the_rest_to_the_others():
     sets = [0] * 2 + [1] * 338
-    views = np.bincount(patches.balanced_order([DENSE] * 340, np.random.default_rng(0), sets))
+    views = np.bincount(balanced_order([DENSE] * 340, np.random.default_rng(0), sets))
     assert set(views[:2]) == {4} and views.sum() == 340
 
 
 def test_balanced_order_and_seeds_follow_from_seed_and_epoch():
     def keys(seed, epoch):
-        sampler = PatchSampler(50, 8, seed, foreground=densities(10, 10, 30))
+        sampler = PatchSampler(50, 8, seed, order=partial(balanced_order, densities(10, 10, 30)))
         sampler.epoch = epoch
         return list(sampler)
 
@@ -456,9 +463,9 @@ def test_balanced_order_and_seeds_follow_from_seed_and_epoch():
 
 
 def test_a_balanced_epoch_is_shared_and_gone_on_with_like_any_other():
-    foreground = densities(10, 10, 30)
-    whole = PatchSampler(50, 8, seed=0, foreground=foreground)
-    shares = [PatchSampler(50, 8, 0, rank, 2, foreground) for rank in range(2)]
+    order = partial(balanced_order, densities(10, 10, 30))
+    whole = PatchSampler(50, 8, seed=0, order=order)
+    shares = [PatchSampler(50, 8, 0, rank, 2, order) for rank in range(2)]
     keys = list(whole)
     for sampler in shares:
         sampler.start = 2
@@ -480,8 +487,8 @@ def test_manifest_is_written_after_the_table(empty):
 
 
 def test_manifest_survives_names_beyond_ascii(empty, picture):
-    table = patches.write_patches(empty, "train", "Nï", *picture, dim=32, stride=24)
-    table += patches.write_patches(empty, "val", "other", *picture, dim=32, stride=32)
+    table = patches.write_patches(empty, "train", "Nï", *picture, patches.Grid(32, 24))
+    table += patches.write_patches(empty, "val", "other", *picture, patches.Grid(32, 32))
     told = finish(empty, table, (("Nï", "train"), ("other", "val")))
     assert patches.read_manifest(empty) == told
     assert patches.read_manifest(empty)["images"][0]["name"] == "Nï"

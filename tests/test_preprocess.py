@@ -23,7 +23,7 @@ from tissue.files import InputError, locked
 from tissue.images import read_image
 from tissue.manifest import read_manifest, read_table, size_on_disk, write_manifest
 from tissue.masks import read_mask
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
 
 # --- as the tests call it
@@ -175,6 +175,12 @@ def test_without_a_group_each_name_is_its_own():
     split, names = splits.by_groups(NAMES, 0.2, None, 0)
     assert len(names) == 5  # 4.8 of 24
     assert names == sorted(name for name, part in split.items() if part == "val")
+
+
+def test_a_few_are_spread_over_all():
+    assert splits.spread(list("abcdefghij"), 4) == ["a", "c", "f", "h"]  # 0, 2.5, 5, 7.5
+    assert splits.spread(list("abc"), 3) == splits.spread(list("abc"), 7) == ["a", "b", "c"]
+    assert splits.spread([], 3) == splits.spread(["a"], 0) == []
 
 
 def test_patients_are_kept_apart_end_to_end(tmp_path, capsys):

@@ -10,7 +10,7 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from tissue import agreement, report
+from tissue import pictures, report
 from tissue.synthetic import draw_tissue
 
 NAMES = [
@@ -29,16 +29,6 @@ NAMES = [
 ]
 
 
-# As README's legend has them: of Okabe and Ito, RGB.
-COLOURS = {
-    "matched": (255, 255, 255),
-    "missed": (86, 180, 233),
-    "merged": (0, 158, 115),
-    "split": (240, 228, 66),
-    "spurious": (213, 94, 0),
-}
-
-
 def row(name, nuclei=10, reference=None, **more):
     there = {"image": name, "height": 60, "width": 80, "contours": nuclei - 1, "nuclei": nuclei}
     if reference is not None:
@@ -49,7 +39,7 @@ def row(name, nuclei=10, reference=None, **more):
 def write_pictures(folder, name, layers=("image", "overlay", "gt", "errors"), shape=(60, 80)):
     tissue = draw_tissue(*shape, seed=1)
     for layer in layers:
-        report.write_image(folder / f"{name}_{layer}.png", tissue.image)
+        pictures.write_image(folder / f"{name}_{layer}.png", tissue.image)
 
 
 def page_of(folder, rows, settings=None):
@@ -79,72 +69,27 @@ class Elements(html.parser.HTMLParser):
         ]
 
 
-# --- pictures
-
-
-def test_an_overlay_draws_the_objects_own_outer_pixels():
-    mask = np.zeros((6, 6), bool)
-    mask[1:5, 1:5] = True
-    drawn = (report.overlay(np.zeros((6, 6, 3), np.uint8), mask) == report.OUTLINE).all(axis=2)
-    expected = mask.copy()
-    expected[2:4, 2:4] = False
-    np.testing.assert_array_equal(drawn, expected)
-
-
-def test_an_overlay_of_labels_parts_nuclei_that_touch():
-    labels = np.zeros((5, 10), np.int32)
-    labels[:, :5], labels[:, 5:] = 1, 2
-    drawn = (report.overlay(np.zeros((5, 10, 3), np.uint8), labels) == report.OUTLINE).all(axis=2)
-    inside = np.zeros((5, 10), bool)
-    inside[1:4, 1:4] = inside[1:4, 6:9] = True
-    np.testing.assert_array_equal(drawn, ~inside)
-
-
-@pytest.mark.parametrize("numbers", [False, True])
-def test_an_error_overlay_colours_each_nucleus_by_its_class(numbers):
-    labels, reference = np.zeros((2, 8, 40), np.int32)
-    boxes = {"matched": slice(0, 8), "merged": slice(8, 16), "split": slice(16, 24)}
-    boxes |= {"spurious": slice(24, 32), "missed": slice(32, 40)}
-    predicted, true = ["", "matched", "merged", "split", "spurious"], ["", "matched", "missed"]
-    for label, name in enumerate(predicted[1:], 1):
-        labels[:, boxes[name]] = label
-    reference[:, boxes["matched"]], reference[:, boxes["missed"]] = 1, 2
-    classes = [np.array(predicted), np.array(true)]
-    if numbers:  # as `agreement.errors` gives them
-        codes = {"": 0, "matched": agreement.MATCHED, "missed": agreement.MISSED}
-        codes |= {"merged": agreement.MERGED, "split": agreement.SPLIT}
-        codes |= {"spurious": agreement.SPURIOUS}
-        classes = [np.array([codes[name] for name in names]) for names in classes]
-    drawn = report.error_overlay(np.full((8, 40, 3), 7, np.uint8), labels, reference, *classes)
-    for name, box in boxes.items():
-        width = 1 if name == "matched" else 2
-        inner = drawn[width : 8 - width, box][:, width : 8 - width]
-        assert (inner == 7).all(), name
-        frame = drawn[:, box].copy()
-        frame[width : 8 - width, width : 8 - width] = COLOURS[name]
-        assert (frame == COLOURS[name]).all(), name
-
-
 # --- what the rows come to
 
 
 def test_agreement_of_counts_by_hand():
     rows = [row("a", 12, 10), row("b", 18, 20), row("c", 36, 30), row("d", 5)]
     agreed = report.count_agreement(rows)
-    assert (agreed.counted, agreed.images) == ("nuclei", 3)
-    assert agreed.absolute_error == pytest.approx(10 / 3)
-    assert agreed.relative_error == pytest.approx((0.2 + 0.1 + 0.2) / 3)
-    assert agreed.bias == pytest.approx(2)
-    assert agreed.limits == pytest.approx((2 - 1.96 * 4, 2 + 1.96 * 4))
-    assert agreed.r2 == pytest.approx(1 - (4 + 4 + 36) / 200)
+    assert (agreed["counted"], agreed["images"]) == ("nuclei", 3)
+    assert agreed["mean_absolute_error"] == pytest.approx(10 / 3)
+    assert agreed["mean_relative_error"] == pytest.approx((0.2 + 0.1 + 0.2) / 3)
+    assert agreed["bias"] == pytest.approx(2)
+    assert (agreed["lower"], agreed["upper"]) == pytest.approx((2 - 1.96 * 4, 2 + 1.96 * 4))
+    assert agreed["r2"] == pytest.approx(1 - (4 + 4 + 36) / 200)
 
 
 def test_agreement_of_few_or_equal_images_leaves_out_what_is_not_defined():
     assert report.count_agreement([row("a")]) is None
     one = report.count_agreement([row("a", 3, 0)])
-    assert (one.absolute_error, one.relative_error, one.limits, one.r2) == (3, None, None, None)
+    assert one["mean_absolute_error"] == 3
+    assert [one[k] for k in ("mean_relative_error", "lower", "upper", "r2")] == [None] * 4
     contours = [{"image": "a", "contours": 5, "gt_contours": 4}]
-    assert report.count_agreement(contours).counted == "contours"
+    assert report.count_agreement(contours)["counted"] == "contours"
 
 
 def test_the_terminal_s_table_has_the_columns_that_are_known_and_a_mean():
@@ -236,10 +181,39 @@ def test_plots_come_with_the_second_reference(tmp_path, references):
 @pytest.mark.parametrize("counts", [[(0, 0), (0, 0)], [(5, 5), (5, 5)], [(0, 9), (100_000, 3)]])
 def test_plots_of_odd_counts_stay_within_their_frame(tmp_path, counts):
     rows = [row(str(place), *pair) for place, pair in enumerate(counts)]
-    elements = Elements(page_of(tmp_path, rows))
-    assert len(elements.attributes("circle", "cx")) == 4
-    assert all(50 <= float(x) <= 288 for x in elements.attributes("circle", "cx"))
-    assert all(10 <= float(y) <= 254 for y in elements.attributes("circle", "cy"))
+    plots = re.findall("<svg.*?</svg>", page_of(tmp_path, rows), re.DOTALL)
+    assert len(plots) == 2
+    for plot in plots:
+        grid = re.findall(
+            r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" style="[^"]*#ececec', plot
+        )
+        ends = np.array(grid, float).reshape(-1, 2)
+        points = np.array(re.findall(r'<circle cx="([^"]+)" cy="([^"]+)"', plot), float)
+        assert len(points) == 2
+        assert (ends.min(0) - 0.1 <= points).all() and (points <= ends.max(0) + 0.1).all()
+        assert (ends >= 0).all() and (ends <= (400, 300)).all()
+
+
+def test_equal_counts_lie_on_the_line_of_identity(tmp_path):
+    page = page_of(tmp_path, [row("a", 10, 10), row("b", 25, 25), row("c", 40, 30)])
+    number = r"([\d.]+)"
+    (ends,) = re.findall(
+        rf'd="M {number} {number} \nL {number} {number} \n" style="[^"]*dasharray', page
+    )[:1]
+    left, below, right, above = map(float, ends)
+    circles = re.findall(rf'<circle cx="{number}" cy="{number}"', page)[:3]
+    (*equal, more) = [
+        float(y) - below - (float(x) - left) * (above - below) / (right - left) for x, y in circles
+    ]
+    assert equal == pytest.approx([0, 0], abs=0.2)
+    assert more < -10  # predicted are more: above the line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_point_of_any_name_says_whose_it_is(tmp_path, name):
+    elements = Elements(page_of(tmp_path, [row(name, 12, 10), row("b", 8, 9)]))
+    assert elements.text.count(f"{name}: 12 predicted, 10 in the reference") == 2
+    assert len([tag for tag, _ in elements.tags if tag == "script"]) == 1
 
 
 def test_no_image_without_pictures_or_scores_breaks_the_page(tmp_path):
@@ -269,7 +243,7 @@ def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
 
 
 def test_a_picture_too_large_to_decode_is_linked_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "LARGEST_PICTURE", 60 * 80 - 1)
+    monkeypatch.setattr(pictures, "LARGEST_PICTURE", 60 * 80 - 1)
     write_pictures(tmp_path, "a", layers=("image",))
     page = page_of(tmp_path, [row("a")])
     assert "data:image/jpeg" not in page

@@ -23,7 +23,7 @@ from learning.optimisation import one_cycle
 from learning.signals import Stopped
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places
 from tests.scripts import REPOSITORY, cut, fingerprint, learn, table_of
-from tissue import report
+from tissue import pictures
 from tissue.files import InputError
 from tissue.nuclei import PREDICTION_SPLIT
 from tissue.patches import read_manifest
@@ -43,7 +43,7 @@ def label(root, *numbers, labels=None):
     for number in numbers:
         drawn = draw_tissue(96, 80, seed=number).labels.astype(np.uint16)
         values = drawn if labels is None else labels
-        report.write_image(root / "instance_labels" / f"Drawn_{number:02}.png", values)
+        pictures.write_image(root / "instance_labels" / f"Drawn_{number:02}.png", values)
 
 
 def weights(run):
@@ -144,7 +144,7 @@ def test_a_bad_label_map_is_told_before_the_training(root, tmp_path, fault):
     cut(root)
     path = root / "instance_labels" / "Drawn_02.png"
     if fault == "size":
-        report.write_image(path, draw_tissue(64, 64, seed=2).labels.astype(np.uint16))
+        pictures.write_image(path, draw_tissue(64, 64, seed=2).labels.astype(np.uint16))
     else:
         path.write_bytes(path.read_bytes()[:100] if fault == "damaged" else b"")
     with pytest.raises(InputError, match=r"Drawn_02\.png"):

@@ -20,7 +20,7 @@ from learning import checkpoints
 from learning.predictor import Predictor
 from model import UNet
 from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
-from tissue import agreement, images, masks, report
+from tissue import agreement, images, masks, pictures
 from tissue.files import InputError
 
 # --- end to end
@@ -154,7 +154,7 @@ def test_changed_input_rebuilds_the_set(root, change):
         more = ["--val_pattern", "*0[34].tif"]
     elif change == "mask":
         path = root / "mask binary" / "Drawn_01.png"
-        report.write_image(path, ~masks.read_mask(path))
+        pictures.write_image(path, ~masks.read_mask(path))
     else:
         next((root / "patches_mask_train").iterdir()).unlink()
     cut(root, *more)
@@ -185,11 +185,11 @@ def mask_without_image(root):
 
 
 def sizes_differ(root):
-    report.write_image(root / "mask binary" / "Drawn_01.png", np.zeros((96, 81), bool))
+    pictures.write_image(root / "mask binary" / "Drawn_01.png", np.zeros((96, 81), bool))
 
 
 def two_of_one_stem(root):
-    report.write_image(root / "tissue_images" / "Drawn_01.png", np.zeros((96, 80, 3), np.uint8))
+    pictures.write_image(root / "tissue_images" / "Drawn_01.png", np.zeros((96, 80, 3), np.uint8))
 
 
 def truncated(root):
@@ -200,14 +200,14 @@ def truncated(root):
 
 def smaller_than_the_patch(root):
     for folder, array in (("tissue_images", np.zeros((20, 90, 3), np.uint8)),):
-        report.write_image(root / folder / "Drawn_01.tif", array)
-    report.write_image(root / "mask binary" / "Drawn_01.png", np.zeros((20, 90), bool))
+        pictures.write_image(root / folder / "Drawn_01.tif", array)
+    pictures.write_image(root / "mask binary" / "Drawn_01.png", np.zeros((20, 90), bool))
 
 
 def same_picture_in_both_splits(root):
     image = images.read_image(root / "tissue_images" / "Drawn_04.tif")
     (root / "tissue_images" / "Drawn_01.tif").unlink()
-    report.write_image(root / "tissue_images" / "Drawn_01.bmp", image)
+    pictures.write_image(root / "tissue_images" / "Drawn_01.bmp", image)
 
 
 BAD_FOLDERS = [
@@ -255,7 +255,7 @@ def test_a_bad_setting_is_named_and_nothing_is_written(root, flags, text):
 
 @pytest.mark.parametrize(("value", "content"), [(False, "nothing"), (True, "everything")])
 def test_an_empty_or_full_mask_is_a_line_with_its_name(root, capsys, value, content):
-    report.write_image(root / "mask binary" / "Drawn_02.png", np.full((96, 80), value))
+    pictures.write_image(root / "mask binary" / "Drawn_02.png", np.full((96, 80), value))
     cut(root)
     out = capsys.readouterr().out
     assert len(re.findall(rf"^.*Drawn_02\.png: {content} is marked", out, re.MULTILINE)) == 1
@@ -305,7 +305,7 @@ def checkpoint(tmp_path):
 
 def test_images_of_any_format_without_masks_leave_the_scores_empty(root, checkpoint, capsys):
     picture = images.read_image(root / "tissue_images" / "Drawn_01.tif")
-    report.write_image(root / "a b.png", picture)
+    pictures.write_image(root / "a b.png", picture)
     infer(root / "out", "--ckpt", checkpoint, "--images", root / "tissue_images", root / "a b.png")
     rows = table_of(root / "out" / "counts.csv")
     assert [row["image"] for row in rows] == ["Drawn_01", "Drawn_02", "Drawn_03", "Drawn_04", "a b"]

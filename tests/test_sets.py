@@ -19,7 +19,7 @@ from tissue import patches
 from tissue.files import InputError
 from tissue.manifest import read_manifest, read_table
 from tissue.patches import PatchDataset
-from tissue.report import write_image
+from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
 
 

@@ -9,7 +9,7 @@ from tissue import windows
 from tissue.files import InputError
 from tissue.images import read_image
 from tissue.masks import read_mask
-from tissue.report import write_image
+from tissue.pictures import write_image
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ import roifile
 import tifffile
 
 from tissue.files import InputError, replacing
+from tissue.pictures import OUTLINE
 from tissue.results import path_of
 
 CLASS = "Nucleus"
-COLOUR = (255, 224, 0)  # RGB; in QuPath, as in the overlay
 DIGITS = 4  # decimals kept of a measure
 BATCH = 5000  # nuclei that are turned into text at once
 TILE = 256  # pixels; side of a tile of the label image
@@ -157,49 +157,42 @@ class _Format(NamedTuple):
 def _write_csv(path, image):
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        started = False
 
         def write(columns, rows, rings):
-            nonlocal started
-            if not started:
+            if file.tell() == 0:
                 table.writerow(columns)
-            started = True
             table.writerows(rows)
 
         yield write
-        if not started:
+        if file.tell() == 0:
             table.writerow(["id"])
 
 
 def _read_csv(path):
     with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if header == ["id"]:
-            return _arrays(())
-        id_at, area_at = header.index("id"), header.index("area_px")
-        return _arrays((int(row[id_at]), float(row[area_at])) for row in rows)
+        rows = csv.DictReader(file)
+        if "id" not in (rows.fieldnames or ()):
+            raise ValueError("its header is missing")
+        return _arrays((int(row["id"]), float(row["area_px"])) for row in rows)
 
 
-@contextmanager
 def _write_geojson(path, image):
     """Features as QuPath 0.4 and later reads them (QuPathTypeAdapters.java): it keeps an id only
     if that is a UUID, so the shared id is the name and a measurement."""
     uuids = uuid.uuid5(uuid.NAMESPACE_URL, ascii(image.name))
-    common = {"objectType": "detection", "classification": {"name": CLASS, "color": COLOUR}}
+    common = {"objectType": "detection", "classification": {"name": CLASS, "color": OUTLINE}}
 
-    def feature(columns, row, ring):
-        measures = {k: v for k, v in zip(columns, row, strict=True) if v is not None}
+    def feature(measures, ring):
         number = str(measures["id"])
+        known = {key: value for key, value in measures.items() if value is not None}
         return {
             "type": "Feature",
             "id": str(uuid.uuid5(uuids, number)),
             "geometry": {"type": "Polygon", "coordinates": [ring.tolist()]},
-            "properties": {**common, "name": number, "measurements": measures},
+            "properties": {**common, "name": number, "measurements": known},
         }
 
-    with _json_lines(path, {"type": "FeatureCollection"}, "features", feature) as write:
-        yield write
+    return _json_lines(path, {"type": "FeatureCollection"}, "features", feature)
 
 
 def _read_geojson(path):
@@ -212,15 +205,13 @@ def _read_geojson(path):
     )
 
 
-@contextmanager
 def _write_coco(path, image):
     """The format of cocodataset.org; the picture named is the copy beside the file."""
     picture = {"id": 1, "file_name": f"{image.name}_image.png"}
     picture |= {"width": image.width, "height": image.height}
     head = {"images": [picture], "categories": [{"id": 1, "name": CLASS.lower()}]}
 
-    def annotation(columns, row, ring):
-        measures = dict(zip(columns, row, strict=True))
+    def annotation(measures, ring):
         corner = ring.min(axis=0)
         score = {"score": measures["confidence"]} if "confidence" in measures else {}
         return score | {
@@ -233,8 +224,7 @@ def _write_coco(path, image):
             "iscrowd": 0,
         }
 
-    with _json_lines(path, head, "annotations", annotation) as write:
-        yield write
+    return _json_lines(path, head, "annotations", annotation)
 
 
 def _read_coco(path):
@@ -303,7 +293,8 @@ def _json_lines(path, head, key, item):
             nonlocal separator
             for row, ring in zip(rows, rings, strict=True):
                 file.write(separator)
-                file.write(json.dumps(item(columns, row, ring), separators=(",", ":")))
+                measures = dict(zip(columns, row, strict=True))
+                file.write(json.dumps(item(measures, ring), separators=(",", ":")))
                 separator = ",\n"
 
         yield write

@@ -2,13 +2,14 @@
 script, flags and their ranges, writing a file beside its place, and who may write in a folder."""
 
 import argparse
+import csv
 import hashlib
 import math
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +88,26 @@ def replacing(path: Path | str) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """The files of a folder that are being written, or were when a run was killed."""
+    return list(folder.glob(f".{DIGITS}{PART}*"))
+
+
+def write_table(path: Path | str, columns: Iterable[str], rows: Iterable[Mapping]) -> None:
+    """Write a CSV in one move: UTF-8, a line of column names, and a line of each row's values.
+
+    A value that a row lacks is empty, one of no column a ValueError. Letters of a name that are no
+    text, which a file on Linux may have, become escapes.
+    """
+    with (
+        replacing(path) as beside,
+        beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(rows)
+
+
 @contextmanager
 def locked(folder: Path | str, purpose: str) -> Iterator[None]:
     """Make `folder` if need be, and keep other programs that write into it out meanwhile.
@@ -109,7 +130,7 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
             f"another folder"
         ) from error
     try:
-        for left in folder.glob(f".{DIGITS}{PART}*"):
+        for left in unfinished(folder):
             if left.is_file() or left.is_symlink():
                 left.unlink()
         with replacing(holder) as beside:
@@ -119,6 +140,16 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def longest_name(folder: Path) -> int:
+    """Bytes that the name of a file may have in a folder, which need not be there yet."""
+    folder = folder.absolute()
+    there = next((place for place in (folder, *folder.parents) if place.is_dir()), folder)
+    try:
+        return os.pathconf(there, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows, and systems that do not say
+        return 255
 
 
 def file_hash(path: Path) -> str:

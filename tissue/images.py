@@ -232,15 +232,13 @@ def decode(path):
         palette = None
         if signature.startswith(b"\x89PNG") and signature[24] == 16:
             pixels = imagecodecs.png_decode(path.read_bytes())
-        elif picture.mode == "P":
-            pixels = np.asarray(picture)
+        else:
+            converted = picture.mode in ("CMYK", "YCbCr")
+            pixels = np.asarray(picture.convert("RGB") if converted else picture)
+        if picture.mode == "P":
             colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
             palette = np.zeros((256, 3), np.uint8)  # an index may lie beyond the colours
             palette[: len(colours)] = colours
-        elif picture.mode in ("CMYK", "YCbCr"):
-            pixels = np.asarray(picture.convert("RGB"))
-        else:
-            pixels = np.asarray(picture)
         if pixels.ndim == 3:
             pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]
         pixels = _upright(pixels, _raster_orientation(picture))
@@ -333,11 +331,9 @@ def _colour_count(path, plane):
 
 def is_negative(tif, page) -> bool:
     """Whether 0 is shown white in a TIFF's page, and meant so."""
-    stored_as_meant = tif.is_imagej or (
-        page.bitspersample == 1 and page.software.startswith("tifffile")
-    )
+    by_tifffile = page.bitspersample == 1 and page.software.startswith("tifffile")
     shown_white = page.photometric.name == "MINISWHITE" and page.dtype.kind in "bu"
-    return shown_white and not stored_as_meant
+    return shown_white and not (tif.is_imagej or by_tifffile)  # they store what they mean
 
 
 def positive(pixels: np.ndarray, page) -> np.ndarray:
@@ -354,9 +350,8 @@ def _largest_sample(path, tif, plane):
         for segment, (sample, *_), _ in page.segments(maxworkers=1):
             if segment is None or (len(plane.pages) > 1 and number >= colours) or sample >= colours:
                 continue
-            values = segment[..., :colours]
-            values = positive(values, plane.keyframe) if negative else values
-            largest = max(largest, int(values.max()))
+            values = positive(segment, plane.keyframe) if negative else segment
+            largest = max(largest, int(values[..., :colours].max()))
     return largest
 
 
@@ -394,8 +389,7 @@ def to_uint8(path: Path, pixels: np.ndarray, bits: int | None, depth: int | None
     if pixels.dtype.itemsize == 1:
         return pixels
     largest = int(pixels.max(initial=0))
-    if bits is None:
-        bits = _bits_for(largest, depth)
+    bits = bits or _bits_for(largest, depth)
     if largest >> bits:
         raise InputError(
             f"{path}: found the value {largest}, expected at most {(1 << bits) - 1}: {bits} bits "

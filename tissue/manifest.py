@@ -19,10 +19,10 @@ import pydantic_core
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # typing's is not enough for pydantic before Python 3.12
 
-from tissue.files import InputError, file_hash, replacing
+from tissue.files import InputError, file_hash, replacing, write_table
 from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, MASK_FOLDERS, name_fault, same_name
 from tissue.pixel_size import MICROSCOPE_UM
-from tissue.schema import CLOSED, check_content
+from tissue.schema import CLOSED, check_content, seal
 
 FORMAT_VERSION = 4
 SPLITS = ("train", "val")
@@ -146,15 +146,12 @@ def write_manifest(root: Path | str, manifest: dict, table: Sequence[dict]) -> d
     `manifest` lacks what is found here: the format's version, counts, bytes and hashes.
     """
     root = Path(root)
-    with replacing(root / TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, TABLE_COLUMNS)
-        writer.writeheader()
-        writer.writerows(table)
+    write_table(root / TABLE, TABLE_COLUMNS, table)
     counts = {split: sum(row["split"] == split for row in table) for split in SPLITS}
     manifest = {"format_version": FORMAT_VERSION} | manifest
     manifest |= {"patches": counts, "bytes": size_on_disk(root)[1]}
     manifest["table_sha256"] = file_hash(root / TABLE)
-    manifest["sha256"] = _seal(manifest)
+    manifest["sha256"] = seal(manifest)
     with replacing(root / MANIFEST) as path:
         path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return manifest
@@ -179,12 +176,6 @@ def _sizes(place):
 def is_patch(file: str) -> bool:
     """Whether a file in one of a set's folders is a patch, by its name, and not the user's own."""
     return file.endswith(".png") and "_patch_" in file
-
-
-def _seal(manifest):
-    """The hash of all that a manifest says, in one form whatever its spaces and its order."""
-    said = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 # --- read ---------------------------------------------------------------------------------------
@@ -219,7 +210,7 @@ def read_manifest(root: Path | str) -> dict:
     names = {same_name(image["name"]) for image in manifest["images"]}
     if len(names) < len(manifest["images"]):
         raise _refusal(root, MANIFEST, "two images of one name")
-    if manifest["sha256"] != _seal(manifest):
+    if manifest["sha256"] != seal(manifest):
         raise _refusal(root, MANIFEST, "other content than was written (its hash differs)")
     return manifest
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -39,11 +40,16 @@ STRATA = (0.05, 0.1, 0.2, 0.3, 0.4)  # foreground at which a stratum of nuclear 
 MOST_VIEWS = 4  # a patch comes at most so often in a balanced epoch
 
 
-def cut(image: np.ndarray, dim: int, stride: int) -> np.ndarray:
-    """Patches of an image as a view: (H, W) -> (rows, cols, dim, dim), (H, W, 3) likewise + 3.
+class Grid(NamedTuple):
+    """Where the patches of an image lie: that of row r and column c begins at (r, c) * stride."""
 
-    The patch in row r and column c has its top left pixel at (r * stride, c * stride).
-    """
+    dim: int  # pixels a side of a patch
+    stride: int  # pixels from one to the next
+
+
+def cut(image: np.ndarray, grid: Grid) -> np.ndarray:
+    """Patches of an image as a view: (H, W) -> (rows, cols, dim, dim), (H, W, 3) likewise + 3."""
+    dim, stride = grid
     if image.ndim == 2:
         return patchify(image, (dim, dim), step=stride)
     # patchify also steps over the channels: one step, which is dropped here.
@@ -56,8 +62,7 @@ def write_patches(
     name: str,
     image: np.ndarray,
     mask: np.ndarray,
-    dim: int,
-    stride: int,
+    grid: Grid,
 ) -> list[dict]:
     """Write an image's patches and its mask's as PNG; the rows of `patches.csv` that tell of them.
 
@@ -68,8 +73,8 @@ def write_patches(
     cannot be written.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
-    tissue = cut(bgr, dim, stride)
-    nuclei = cut(mask * np.uint8(255) if mask.dtype == bool else mask, dim, stride)
+    tissue = cut(bgr, grid)
+    nuclei = cut(mask * np.uint8(255) if mask.dtype == bool else mask, grid)
     rows, cols = tissue.shape[:2]
     digits = max(2, len(str(max(rows, cols) - 1)))
     image_folder, mask_folder = (str(folder(root, kind, split)) for kind in ("rgb", "mask"))
@@ -82,8 +87,8 @@ def write_patches(
                 png.write(cv2.imencode(".png", tissue[row, col], PNG_OF_TISSUE)[1])
             with open(f"{mask_folder}/{file}", "wb") as png:
                 png.write(cv2.imencode(".png", nuclei[row, col])[1])
-            foreground = cv2.countNonZero(nuclei[row, col]) / dim**2
-            position = (row, col, row * stride, col * stride)
+            foreground = cv2.countNonZero(nuclei[row, col]) / grid.dim**2
+            position = (row, col, row * grid.stride, col * grid.stride)
             values = (split, name, file, *position, f"{foreground:.4f}")
             table.append(dict(zip(TABLE_COLUMNS, values, strict=True)))
     return table
@@ -309,8 +314,8 @@ class PatchSampler:
     the batches are the same however many processes there are. The training loop sets `epoch` before
     each pass, and `start`, the number of batches that an interrupted epoch has behind it.
 
-    Each patch comes once an epoch; given each patch's `foreground` and the set it is from (`sets`,
-    any values), as often as `balanced_order` has it, in an epoch of the same length.
+    Each patch comes once an epoch, or else as often as `order` has it, which draws the indices of
+    an epoch of the same length by a generator (a partial of `balanced_order`).
     """
 
     def __init__(
@@ -320,15 +325,14 @@ class PatchSampler:
         seed: int,
         rank: int = 0,
         processes: int = 1,
-        foreground: Sequence[float] | None = None,
-        sets: Sequence | None = None,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
     ):
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.processes = processes
-        self.foreground, self.sets = foreground, sets
+        self.order = order
         self.epoch = 0
         self.start = 0
 
@@ -338,10 +342,8 @@ class PatchSampler:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        if self.foreground is None:
-            order = generator.permutation(self.count).tolist()
-        else:
-            order = balanced_order(self.foreground, generator, self.sets).tolist()
+        order = self.order(generator) if self.order else generator.permutation(self.count)
+        order = order.tolist()
         seeds = generator.integers(2**31, size=self.count).tolist()
         first = self.start * self.batch_size + self.rank
         last = self.count - self.count % self.batch_size

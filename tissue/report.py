@@ -1,39 +1,20 @@
-"""What a person opens: overlays, contact sheets, report.html."""
+"""What a person reads: the tables of the terminal and report.html."""
 
-import base64
-import html
-import math
+import io
 import os
-import string
+import re
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
+import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
-from tissue import agreement, results
+from tissue import agreement, pictures, results
 from tissue.files import replacing
-
-OUTLINE = (255, 224, 0)  # RGB; yellow stands out from both stains
-# Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind people can tell apart, without
-# those that are near the stains.
-ERROR_COLOURS = {
-    "matched": (255, 255, 255),
-    "missed": (86, 180, 233),
-    "merged": (0, 158, 115),
-    "split": (240, 228, 66),
-    "spurious": (213, 94, 0),
-}
-ERROR_MEANINGS = {
-    "matched": "found",
-    "missed": "in the reference alone",
-    "merged": "several nuclei found as one",
-    "split": "one nucleus found as several",
-    "spurious": "found, not in the reference",
-}
 
 LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
 FILES = {
@@ -74,134 +55,19 @@ PAGE = Path(__file__).with_name("report.html")
 PAGE_BYTES = 40_000_000
 BYTES_PER_PIXEL = 0.6
 LARGEST_SIDE = 1024  # pixels of an embedded picture
-ENLARGED_SIDE = 512  # pixels; smaller ones are enlarged from the file beside the page
-THUMBNAIL = 240  # pixels of those
-LARGEST_PICTURE = 2**28  # pixels; larger files are linked alone
-JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+THUMBNAIL = 240  # pixels of those that are enlarged from the file beside the page
 
-DEFINITIONS = {
-    "nuclei": "Objects after touching ones are split and specks are dropped.",
-    "contours": "Outer contours of the mask: touching nuclei are one, holes are not counted.",
-    "mean absolute count error": "Mean over images of |predicted - reference|.",
-    "mean relative count error": "Mean over images with any in the reference of |predicted - "
-    "reference| / reference.",
-    "bias, limits of agreement": "Mean of predicted - reference, and that mean \u00b1 1.96 "
-    "standard deviations, between which 95 % of images are expected (Bland and Altman 1986).",
-    "R\u00b2": "1 - sum of squared differences to the reference / sum of squared differences of "
-    "the reference to its mean: 1 where all counts are equal, below 0 where the reference's mean "
-    "would be the better guess.",
-    "Dice": "2 TP / (2 TP + FP + FN) of an image's pixels.",
-    "AJI": "Aggregated Jaccard index (Kumar et al. 2017), of nuclei.",
-    "PQ": "Panoptic quality (Kirillov et al. 2019), of nuclei: detection times segmentation.",
-    "nuclei per mm\u00b2": "Nuclei / area of the tissue in the image.",
-}
-DROPPED = "Nuclei that are not counted and not in the mask, for their depth is below --confidence."
-
-
-# --- pictures
-
-
-def overlay(
-    image: np.ndarray, labels: np.ndarray, colour: tuple[int, int, int] = OUTLINE
-) -> np.ndarray:
-    """The image with the outlines of objects (holes too) drawn in, on the objects' own pixels.
-
-    `image` is RGB uint8 (H, W, 3), `labels` a mask bool (H, W) or one integer per nucleus (H, W);
-    returns RGB uint8 (H, W, 3).
-    """
-    drawn = image.copy()
-    drawn[_edges(labels)] = colour
-    return drawn
-
-
-def error_overlay(
-    image: np.ndarray,
-    labels: np.ndarray,
-    reference_labels: np.ndarray,
-    prediction_class: np.ndarray,
-    reference_class: np.ndarray,
-) -> np.ndarray:
-    """The image with each nucleus outlined in the colour of its class (ERROR_COLOURS).
-
-    `image` is RGB uint8 (H, W, 3), both label maps integer (H, W) with 0 as background. The class
-    arrays have a class per label, at the label's own place, 0's is not used: names or numbers of
-    `agreement.CLASSES`, as `agreement.errors` gives them. Of the reference, what is not matched is
-    drawn, below the prediction. An outline is two pixels wide where something is wrong, but one
-    where the prediction shows the same fault. Returns RGB uint8 (H, W, 3).
-    """
-    drawn = image.copy()
-    colours = {"background": (0, 0, 0)} | ERROR_COLOURS
-    palette = np.array([colours[name] for name in agreement.CLASSES], np.uint8)
-    matched, missed = agreement.MATCHED, agreement.MISSED
-    classes = _class_numbers(reference_class)[reference_labels]
-    edge = _edges(reference_labels) & (classes != matched)
-    edge |= _second_edges(reference_labels) & (classes == missed)
-    drawn[edge] = palette[classes[edge]]
-    classes = _class_numbers(prediction_class)[labels]
-    edge = _edges(labels) | _second_edges(labels) & (classes != matched)
-    drawn[edge] = palette[classes[edge]]
-    return drawn
-
-
-def _class_numbers(classes):
-    """Numbers of `agreement.CLASSES`, uint8 (n,), of classes given as names or numbers."""
-    classes = np.asarray(classes)
-    if classes.dtype.kind in "iu":
-        return classes.astype(np.uint8)
-    return np.array([0, *map(agreement.CLASSES.index, classes[1:].tolist())], np.uint8)
-
-
-def _edges(labels):
-    """Pixels of objects, bool (H, W), with a side on another object, background or the outside."""
-    padded = np.pad(labels, 1)
-    edge = np.zeros(labels.shape, bool)
-    for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-        edge |= neighbour != labels
-    return edge & (labels != 0)
-
-
-def _second_edges(labels):
-    """Pixels within objects that lie at `_edges`."""
-    return _edges(np.where(_edges(labels), 0, labels))
-
-
-def contact_sheet(tiles: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
-    """Tiles of one size, RGB uint8 (h, w, 3), side by side on white, `gap` pixels apart."""
-    height, width = tiles[0].shape[:2]
-    rows = -(-len(tiles) // columns)
-    sheet = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8
-    )
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        y, x = gap + row * (height + gap), gap + column * (width + gap)
-        sheet[y : y + height, x : x + width] = tile
-    return sheet
-
-
-def write_image(path: Path | str, image: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3), or bool or uint8 (H, W), bool as 0 / 255; the ending says how."""
-    if image.dtype == bool:
-        image = image.astype(np.uint8) * 255
-    if image.ndim == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    with replacing(path) as beside:  # not imwrite, which does not always notice a full disk
-        beside.write_bytes(cv2.imencode(beside.suffix, image)[1])
-
+PLOT = (400, 300)  # SVG's pixels
+INK, QUIET, DASHED = "#1a1a1a", "#595959", "#9a4a00"  # as in the page
+STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 12}
+STYLE |= {"axes.autolimit_mode": "round_numbers", "axes.xmargin": 0, "axes.ymargin": 0}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#737373"}
+STYLE |= {"xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6}
+STYLE |= {"xtick.labelcolor": QUIET, "ytick.labelcolor": QUIET, "axes.labelcolor": INK}
+STYLE |= {"legend.frameon": False, "legend.labelcolor": QUIET}
+STYLE |= {"lines.linewidth": 1, "grid.color": "#ececec"}
 
 # --- what the rows come to
-
-
-class Agreement(NamedTuple):
-    """How the predicted counts of images relate to the reference's; see `count_agreement`."""
-
-    counted: str  # "nuclei" or "contours"
-    images: int  # with a reference
-    absolute_error: float  # mean |predicted - reference|
-    relative_error: float | None  # mean of that / reference, where the reference is not empty
-    bias: float  # mean of predicted - reference
-    limits: tuple[float, float] | None  # the 95 % limits of agreement, of two images or more
-    r2: float | None  # None where the reference is the same in all images
 
 
 def count_pairs(rows: Sequence[dict]) -> tuple[str, list[tuple[int, dict]]]:
@@ -217,34 +83,25 @@ def count_pairs(rows: Sequence[dict]) -> tuple[str, list[tuple[int, dict]]]:
     return "nuclei", []
 
 
-def count_agreement(rows: Sequence[dict]) -> Agreement | None:
-    """The Agreement of counts (`agreement.count_agreement`), None without any reference."""
+def count_agreement(rows: Sequence[dict]) -> dict | None:
+    """`agreement.count_agreement` of the images with a reference, and what is `counted` ("nuclei"
+    or "contours"); None for a number that they are too few for, and without any reference.
+    """
     counted, pairs = count_pairs(rows)
     if not pairs:
         return None
     counts = [[row[key] for _, row in pairs] for key in (counted, f"gt_{counted}")]
-    found = {
-        key: None if value != value else value
-        for key, value in agreement.count_agreement(*counts).items()
-    }
-    return Agreement(
-        counted,
-        found["images"],
-        found["mean_absolute_error"],
-        found["mean_relative_error"],
-        found["bias"],
-        None if found["lower"] is None else (found["lower"], found["upper"]),
-        found["r2"],
-    )
+    found = agreement.count_agreement(*counts).items()
+    return {"counted": counted} | {k: None if v != v else v for k, v in found}
 
 
 def mean_row(rows: Sequence[dict]) -> dict:
     """Means over the images that have a value, by the columns that are averaged."""
-    means = {}
-    for key in ("accuracy", "iou", *(column.key for column in COLUMNS)):
-        values = [row[key] for row in rows if _known(row, key)]
+    means = {"image": "mean"}
+    for column in COLUMNS:
+        values = [row[column.key] for row in rows if _known(row, column.key)]
         if values:
-            means[key] = sum(values) / len(values)
+            means[column.key] = sum(values) / len(values)
     return means
 
 
@@ -252,16 +109,21 @@ def text_table(rows: Sequence[dict]) -> str:
     """The counts and scores for a terminal: a line an image, a mean line, the mean count error."""
     columns = _columns(rows)
     lines = [["image", *(column.title for column in columns)]]
-    for row in [*rows, {"image": "mean", **mean_row(rows)}]:
-        lines.append([row["image"], *(_text(row, column) for column in columns)])
+    for row in [*rows, mean_row(rows)]:
+        lines.append([row["image"], *_texts(row, columns).values()])
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     text = "\n".join(" | ".join(cells) for cells in padded)
     agreed = count_agreement(rows)
-    if agreed and agreed.relative_error is not None:
-        error = f"{agreed.relative_error:.1%}"
-        text += f"\nmean relative count error of {agreed.counted}: {error}"
+    if agreed and agreed["mean_relative_error"] is not None:
+        error = f"{agreed['mean_relative_error']:.1%}"
+        text += f"\nmean relative count error of {agreed['counted']}: {error}"
     return text
+
+
+def said_of_differing(settings: Sequence[str]) -> str:
+    """That images of one folder were made in several ways, without a full stop."""
+    return f"Not all images of this folder have the same settings: other {', '.join(settings)}"
 
 
 def _known(row, key):
@@ -273,12 +135,14 @@ def _columns(rows):
     return [column for column in COLUMNS if any(_known(row, column.key) for row in rows)]
 
 
-def _text(row, column):
-    """A row's number as a text, empty where it is not known."""
-    if not _known(row, column.key):
-        return ""
-    value = row[column.key]
-    return f"{value:.{column.digits}f}" if isinstance(value, float | np.floating) else f"{value}"
+def _texts(row, columns):
+    """A row's numbers as {title: text}, empty where one is not known."""
+    texts = {}
+    for key, title, digits in columns:
+        value = row[key] if _known(row, key) else ""
+        whole = not isinstance(value, float)
+        texts[title] = f"{value}" if whole else f"{value:.{digits}f}"
+    return texts
 
 
 # --- the page
@@ -301,50 +165,56 @@ def write_report(
     the files, which lie beside the page.
     """
     folder = Path(folder)
-    pictures = [_pictures(folder, row["image"]) for row in rows]
-    layers = [layer for layer in LAYERS if any(layer in there for there in pictures)]
-    side = _embedded_side(sum(map(len, pictures)))
+    columns, agreed = _columns(rows), count_agreement(rows)
+    shown = [_files(folder, row["image"], LAYERS) for row in rows]
+    side = _embedded_side(sum(map(len, shown)))
+
+    def with_pictures(paths):
+        return {layer: (path, pictures.embedded(path, side)) for layer, path in paths.items()}
+
     with ThreadPoolExecutor() as pool:
-        cells = list(pool.map(lambda there: _picture_cells(there, layers, side), pictures))
-    columns = _columns(rows)
-    dropped = any(column.key == "dropped" for column in columns)
-    definitions = DEFINITIONS | ({"dropped": DROPPED} if dropped else {})
-    body = [
-        _table_row(place, row, links, columns, folder)
-        for place, (row, links) in enumerate(zip(rows, cells, strict=True))
+        shown = list(pool.map(with_pictures, shown))
+    images = [
+        (row["image"], _files(folder, row["image"], FILES), there, _texts(row, columns))
+        for row, there in zip(rows, shown, strict=True)
     ]
-    agreed = count_agreement(rows)
-    page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(
-        lead=_lead(folder, rows, agreed, differing),
-        facts="\n".join(_facts(rows, agreed)),
-        plots=_plots(rows, agreed),
-        legend=_legend(layers),
-        head=_head(layers, columns),
-        body="\n".join(body),
-        foot=_foot(rows, layers, columns) if len(rows) > 1 else "",
-        definitions="\n".join(
-            f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in definitions.items()
-        ),
-        layers="".join(
-            f'<button type="button" data-layer="{layer}">{LAYERS[layer]}</button>'
-            for layer in layers
-        ),
-        settings="".join(
-            f'<tr><th scope="row">{_escape(key)}</th><td>{_escape(value)}</td></tr>'
-            for key, value in settings.items()
-        ),
+    # Names of files and settings are anybody's: all texts are escaped where they are put in.
+    page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
+        images=images,
+        agreed=agreed,
+        tables=[n for n in (results.COUNTS, results.ERRORS) if (folder / n).is_file()],
+        differing=said_of_differing(differing) if differing else "",
+        facts=list(_facts(rows, agreed)),
+        plots=_plots(rows, agreed) if agreed and agreed["images"] > 1 else (),
+        layers={key: LAYERS[key] for key in LAYERS if any(key in there for there in shown)},
+        file_titles=FILES,
+        outline=pictures.OUTLINE,
+        error_colours=pictures.ERROR_COLOURS,
+        titles=[column.title for column in columns],
+        means=_texts(mean_row(rows), columns),
+        settings=settings,
+        breakable=_breakable,
+        link=_link,
     )
     with replacing(path) as beside:
         beside.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _escape(value):
-    return html.escape(str(value))
+def _files(folder, name, kinds):
+    """{kind: path} of an image's files of some kinds, as far as they are there."""
+    paths = {kind: results.path_of(folder, name, kind) for kind in kinds}
+    return {kind: path for kind, path in paths.items() if path.is_file()}
+
+
+def _embedded_side(count: int) -> int:
+    """Pixels of the longer side of each of `count` pictures, so that they fit into PAGE_BYTES."""
+    side = int((PAGE_BYTES / BYTES_PER_PIXEL / max(1, count)) ** 0.5)
+    return min(side, LARGEST_SIDE if side >= pictures.ENLARGED_SIDE else THUMBNAIL)
 
 
 def _breakable(name):
     """A name as HTML that a browser breaks after _ and - first."""
-    return _escape(name).replace("_", "_<wbr>").replace("-", "-<wbr>")
+    return escape(name).replace("_", Markup("_<wbr>")).replace("-", Markup("-<wbr>"))
 
 
 def _link(path):
@@ -360,268 +230,104 @@ def _signed(value):
     return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
-def _lead(folder, rows, agreed, differing):
-    text = f"{len(rows)} image{'s' * (len(rows) != 1)}"
-    text += f", {agreed.images} with a reference" if agreed else ", no reference"
-    tables = [
-        f'<a href="{name}">{name}</a>'
-        for name in (results.COUNTS, results.ERRORS)
-        if (folder / name).is_file()
-    ]
-    text += f". The numbers: {', '.join(tables)}." if tables else "."
-    if differing:
-        text += f" <strong>{said_of_differing(differing)}</strong> (see the settings below)."
-    return text
-
-
-def said_of_differing(settings: Sequence[str]) -> str:
-    """That images of one folder were made in several ways, without a full stop."""
-    return f"Not all images of this folder have the same settings: other {', '.join(settings)}"
-
-
-def _facts(rows, agreed) -> Iterable[str]:
-    def fact(title, value, small=""):
-        small = f"<small>{small}</small>" if small else ""
-        return f"<div><dt>{title}</dt><dd>{value}{small}</dd></div>"
-
+def _facts(rows, agreed) -> Iterator[tuple[str, str, str]]:
+    """What the page begins with: title, number, and what is said below it."""
     means = mean_row(rows)
-    counted = agreed.counted if agreed else "nuclei" if "nuclei" in means else "contours"
+    counted = agreed["counted"] if agreed else "nuclei" if "nuclei" in means else "contours"
     total = sum(row[counted] for row in rows if _known(row, counted))
-    yield fact(f"{counted} found", _number(total, 0), f"in {_number(len(rows), 0)} images")
+    yield f"{counted} found", _number(total, 0), f"in {_number(len(rows), 0)} images"
     if agreed:
-        error = agreed.relative_error
-        share = f"mean relative count error {error:.1%}" if error is not None else ""
+        error, lower, upper = (agreed[k] for k in ("mean_relative_error", "lower", "upper"))
+        small = "" if error is None else f"mean relative count error {100 * error:.1f} %"
         title = f"mean absolute count error of {counted}"
-        yield fact(title, _number(agreed.absolute_error), share.replace("%", " %"))
-        limits = agreed.limits
-        small = "95 % limits {} to {}".format(*map(_signed, limits)) if limits else ""
-        yield fact("bias of the count", _signed(agreed.bias), small)
-        if agreed.r2 is not None:
-            yield fact("R\u00b2 of the count", f"{agreed.r2:.3f}")
+        yield title, _number(agreed["mean_absolute_error"]), small
+        small = "" if lower is None else f"95 % limits {_signed(lower)} to {_signed(upper)}"
+        yield "bias of the count", _signed(agreed["bias"]), small
+        if agreed["r2"] is not None:
+            yield "R\u00b2 of the count", f"{agreed['r2']:.3f}", ""
     for key, title in (("dice", "Dice"), ("aji", "AJI"), ("pq", "PQ")):
         if key in means:
             lowest = min(row[key] for row in rows if _known(row, key))
-            yield fact(f"mean {title}", f"{means[key]:.3f}", f"lowest {lowest:.3f}")
+            yield f"mean {title}", f"{means[key]:.3f}", f"lowest {lowest:.3f}"
     if "nuclei_per_mm2" in means:
-        yield fact("mean nuclei per mm\u00b2", _number(means["nuclei_per_mm2"], 0))
-
-
-def _legend(layers):
-    lists = {"overlay": {"nuclei": OUTLINE}}
-    lists["errors"] = {f"{name}: {ERROR_MEANINGS[name]}": c for name, c in ERROR_COLOURS.items()}
-    return "\n".join(
-        f'<ul class="legend" data-of="{layer}"><li>Outlines of \u201c{LAYERS[layer]}\u201d:</li>'
-        + "".join(_swatch(text, colour) for text, colour in colours.items())
-        + "</ul>"
-        for layer, colours in lists.items()
-        if layer in layers
-    )
-
-
-def _swatch(text, colour):
-    thin = ' class="thin"' if colour in (OUTLINE, ERROR_COLOURS["matched"]) else ""
-    return f'<li><i{thin} style="border-color:rgb({",".join(map(str, colour))})"></i>{text}</li>'
-
-
-def _head(layers, columns):
-    def sortable(title, kind):
-        button = f'<button type="button">{title}</button>'
-        return f'<th scope="col"{kind} aria-sort="none">{button}</th>'
-
-    pictures = [f'<th scope="col" class="picture">{LAYERS[layer]}</th>' for layer in layers]
-    numbers = [sortable(column.title, ' class="number"') for column in columns]
-    return "".join([sortable("image", ""), *pictures, *numbers])
-
-
-def _table_row(place, row, links, columns, folder):
-    name = row["image"]
-    beside = [(results.path_of(folder, name, kind), title) for kind, title in FILES.items()]
-    files = " ".join(
-        f'<a href="{_link(path)}">{title}</a>' for path, title in beside if path.is_file()
-    )
-    texts = {column.title: _text(row, column) for column in columns}
-    facts = ", ".join(f"{title} {text}" for title, text in texts.items() if text)
-    return (
-        f'<tr id="row-{place}" data-facts="{facts}"><th scope="row" data-value="{_escape(name)}">'
-        f'{_breakable(name)}<span class="files">{files}</span></th>{links}{_number_cells(texts)}'
-        "</tr>"
-    )
-
-
-def _foot(rows, layers, columns):
-    means = mean_row(rows)
-    texts = {column.title: _text(means, column) for column in columns}
-    pictures = '<td class="picture"></td>' * len(layers)
-    cells = _number_cells(texts)
-    return f'<tfoot><tr><th scope="row">mean</th>{pictures}{cells}</tr></tfoot>'
-
-
-def _number_cells(texts):
-    return "".join(
-        f'<td class="number" data-title="{title}" data-value="{text}">{text}</td>'
-        for title, text in texts.items()
-    )
-
-
-def _pictures(folder, name):
-    paths = {layer: results.path_of(folder, name, layer) for layer in LAYERS}
-    return {layer: path for layer, path in paths.items() if path.is_file()}
-
-
-def _embedded_side(count: int) -> int:
-    """Pixels of the longer side of each of `count` pictures, so that they fit into PAGE_BYTES."""
-    side = int((PAGE_BYTES / BYTES_PER_PIXEL / max(1, count)) ** 0.5)
-    return min(side, LARGEST_SIDE if side >= ENLARGED_SIDE else THUMBNAIL)
-
-
-def _picture_cells(paths, layers, side):
-    """A <td> per layer: the picture of at most `side` pixels, a link to its file.
-
-    A link is marked `data-linked` where the file is what to enlarge.
-    """
-    cells = []
-    for layer in layers:
-        content = ""
-        if layer in paths:
-            path = paths[layer]
-            picture, linked = _embedded(path, side, _escape(f"{LAYERS[layer]}, {path.name}"))
-            mark = " data-linked" if linked else ""
-            content = f'<a href="{_link(path)}" data-layer="{layer}"{mark}>{picture}</a>'
-        cells.append(f'<td class="picture">{content}</td>')
-    return "".join(cells)
-
-
-def _embedded(path, side, alt):
-    """An <img> of a PNG with at most `side` pixels a side, and whether its file shows much more."""
-    encoded = np.fromfile(path, np.uint8)
-    if len(encoded) < 24:
-        return "unreadable", False
-    width, height = encoded[16:24].view(">u4").tolist()  # of the header; PNG 1.2, section 4.1.1
-    if height * width > LARGEST_PICTURE:
-        return f"{height} x {width} pixels", True
-    pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)  # a mask stays grey, which is smaller
-    if pixels is None or pixels.shape[:2] != (height, width):
-        return "unreadable", False
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", pixels, JPEG)[1]
-    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    image = (
-        f'<img alt="{alt}" width="{size[0]}" height="{size[1]}" decoding="async" src="{source}">'
-    )
-    return image, scale < 1 and side < ENLARGED_SIDE
+        yield "mean nuclei per mm\u00b2", _number(means["nuclei_per_mm2"], 0), ""
 
 
 # --- plots
 
 
-def _plots(rows, agreed):
-    """Predicted against reference counts, and their differences (Bland-Altman), from two images on.
+class Plot(NamedTuple):
+    """A plot of the page, whose points are links to the rows of their images."""
 
-    The SVG is written here because its points are links to the rows of their images, and say whose
-    they are.
-    """
-    if not agreed or agreed.images < 2:
-        return ""
+    title: str
+    caption: str
+    drawn: Markup  # SVG of all but the points
+    points: list[tuple[float, float, int, str]]  # x, y in PLOT, place of the row, what it says
+
+
+def _plots(rows, agreed) -> Iterator[Plot]:
+    """Predicted against reference counts, and their differences (Bland-Altman)."""
     counted, pairs = count_pairs(rows)
-    counts = [(row[f"gt_{counted}"], row[counted], row["image"], place) for place, row in pairs]
-    most = max(max(g, p) for g, p, *_ in counts)
-    against = _scatter(
+    found, true = (np.array([row[k] for _, row in pairs]) for k in (counted, f"gt_{counted}"))
+    most = max(found.max(), true.max())
+    texts = [
+        f"{row['image']}: {row[counted]} predicted, {row[f'gt_{counted}']} in the reference"
+        for _, row in pairs
+    ]
+    places = [place for place, _ in pairs]
+
+    def plot(title, caption, axes, values, lines):
+        drawn, points = _drawn(axes, *values, lines)
+        return Plot(title, caption, drawn, list(zip(*points, places, texts, strict=True)))
+
+    yield plot(
         "Predicted against reference counts",
+        "Predicted against reference counts; on the dashed line they are equal.",
         (f"reference {counted}", f"predicted {counted}"),
-        [(g, p, f"{name}: {p} predicted, {g} in the reference", at) for g, p, name, at in counts],
-        [(1, 0, "dashed", "identity")],
-        extent=((0, most), (0, most)),
+        (true, found),
+        [("identity", "--", (most, most))],
     )
-    low, high = agreed.limits
-    bland_altman = _scatter(
+    mean, difference = (found + true) / 2, found - true
+    lower, bias, upper = (agreed[k] for k in ("lower", "bias", "upper"))
+    yield plot(
         "Bland-Altman plot of the counts",
+        "Difference against mean (Bland and Altman), with bias and 95 % limits of agreement.",
         (f"mean of predicted and reference {counted}", "predicted \u2212 reference"),
-        [((g + p) / 2, p - g, f"{name}: {p - g:+g}", at) for g, p, name, at in counts],
+        (mean, difference),
         [
-            (0, high, "dashed", f"+1.96 SD: {_signed(high)}"),
-            (0, agreed.bias, "line", f"bias: {_signed(agreed.bias)}"),
-            (0, low, "dashed", f"\u22121.96 SD: {_signed(low)}"),
+            (f"bias {_signed(bias)}", "-", bias),
+            (f"95 % limits {_signed(lower)} to {_signed(upper)}", "--", lower),
+            (None, "--", upper),
         ],
     )
-    captions = (
-        "Predicted against reference counts; on the dashed line they are equal.",
-        "Difference against mean (Bland and Altman), with bias and 95 % limits of agreement.",
-    )
-    figures = zip((against, bland_altman), captions, strict=True)
-    figures = "".join(
-        f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures
-    )
-    return f'<h2>Agreement of the counts</h2><div class="plots">{figures}</div>'
 
 
-def _scatter(title, axes, points, lines, extent=None):
-    """An SVG of points (x, y, what it says, row's place) and of lines y = slope x + level.
+def _drawn(titles, x, y, lines):
+    """The SVG of axes and lines, and where in it the points x, y are.
 
-    Lines are (slope, level, CSS class, label); `axes` are the titles of x and y, and `extent` what
-    they must show besides the points.
+    A line is (label, dashes, level), level y all over the width, or where it is (x, y) from 0 to
+    there.
     """
-    width, height, left, top, bottom = 400, 300, 50, 10, 46  # SVG's pixels
-    right = max(112, 8 + 7 * max(len(label) for *_, label in lines))  # a letter has 7 at most
-    extent = extent or ((), [level for _, level, _, _ in lines])
-    x_ticks = _ticks([*extent[0], *(x for x, *_ in points)])
-    y_ticks = _ticks([*extent[1], *(y for _, y, *_ in points)])
+    from matplotlib import style  # here, for it takes a second and few calls need it
+    from matplotlib.figure import Figure
 
-    def place_x(x):
-        share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        return round(left + share * (width - left - right), 1)
-
-    def place_y(y):
-        share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return round(height - bottom - share * (height - top - bottom), 1)
-
-    x_end, y_end, floor = width - right, top, height - bottom
-    drawn = []
-    for tick in x_ticks:
-        x = place_x(tick)
-        drawn.append(f'<path class="grid" d="M{x} {floor}V{y_end}"/>')
-        drawn.append(
-            f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{_tick(tick)}'
-        )
-        drawn.append("</text>")
-    for tick in y_ticks:
-        y = place_y(tick)
-        drawn.append(f'<path class="grid" d="M{left} {y}H{x_end}"/>')
-        drawn.append(
-            f'<text class="tick" x="{left - 6}" y="{y + 4}" text-anchor="end">{_tick(tick)}'
-        )
-        drawn.append("</text>")
-    drawn.append(f'<path class="axis" d="M{left} {y_end}V{floor}H{x_end}"/>')
-    label_y = -np.inf
-    for slope, level, kind, label in sorted(lines, key=lambda line: -line[1]):
-        ends = [place_y(slope * x + level) for x in (x_ticks[0], x_ticks[-1])]
-        drawn.append(f'<path class="{kind}" d="M{left} {ends[0]}L{x_end} {ends[1]}"/>')
-        label_y = max(ends[1] + 4, label_y + 14)  # labels of lines that coincide do not
-        drawn.append(f'<text class="tick" x="{x_end + 5}" y="{label_y}">{label}</text>')
-    radius = 4 if len(points) <= 100 else 2.5
-    for x, y, text, place in points:
-        drawn.append(
-            f'<a href="#row-{place}" tabindex="-1"><circle cx="{place_x(x)}" cy="{place_y(y)}" '
-            f'r="{radius}"><title>{_escape(text)}</title></circle></a>'
-        )
-    middle_x, middle_y = (left + x_end) / 2, (y_end + floor) / 2
-    drawn.append(f'<text x="{middle_x}" y="{height - 8}" text-anchor="middle">{axes[0]}</text>')
-    turned = f'transform="translate(13 {middle_y}) rotate(-90)"'
-    drawn.append(f'<text {turned} text-anchor="middle">{axes[1]}</text>')
-    view = f'viewBox="0 0 {width} {height}"'
-    return f'<svg {view} role="group" aria-label="{title}">{"".join(drawn)}</svg>'
-
-
-def _ticks(values):
-    """About five round numbers from at most the lowest value to at least the highest."""
-    low, high = min(values), max(values)
-    rough = (high - low or 1) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.999 * rough)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [step * k for k in range(first, max(last, first + 1) + 1)]
-
-
-def _tick(value):
-    return f"{value:.10g}".replace("-", "\u2212")
+    with style.context(STYLE, after_reset=True):  # whatever the user's matplotlibrc says
+        figure = Figure([side / 72 for side in PLOT], dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel=titles[0], ylabel=titles[1], axisbelow=True)
+        axes.plot(x, y, " ")  # the page draws the points
+        for label, dashes, level in lines:
+            how = {"linestyle": dashes, "color": INK if dashes == "-" else DASHED, "clip_on": False}
+            if isinstance(level, tuple):
+                axes.plot((0, level[0]), (0, level[1]), label=label, **how)
+            else:
+                axes.axhline(level, label=label, **how)
+        axes.locator_params(nbins=5, integer=True)
+        axes.grid(clip_on=False)
+        figure.legend(loc="outside upper left", ncols=2)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True)
+    drawn = file.getvalue()
+    drawn = drawn[drawn.index('<g id="figure_1">') : drawn.rindex("</svg>")]
+    right, up = axes.transData.transform(np.stack([x, y], 1)).T
+    # Two plots on a page would have the same ids, which nothing refers to.
+    return Markup(re.sub(r' id="[^"]*"', "", drawn)), (right.round(1), (PLOT[1] - up).round(1))

@@ -6,7 +6,6 @@ with as many bytes as it says.
 """
 
 import csv
-import hashlib
 import json
 import os
 import stat
@@ -20,9 +19,9 @@ import numpy as np
 from pydantic import Field, InstanceOf, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from tissue.files import DIGITS, PART, InputError, locked, replacing
+from tissue.files import InputError, locked, longest_name, replacing, unfinished, write_table
 from tissue.pairs import same_name
-from tissue.schema import CLOSED, check_content
+from tissue.schema import CLOSED, check_content, seal
 
 # Every file of an image, by kind. None of the endings is the end of another, so that no two images
 # share a file.
@@ -164,11 +163,11 @@ def check_names(folder: Path | str, names: Iterable[str]) -> list[str]:
     differ from another, or from one in the folder, by case or Unicode form alone: on many systems
     one would overwrite the other.
     """
-    folder, faults, known, seen = Path(folder), [], {}, set()
-    room = _longest_name(folder) - max(map(len, ENDINGS.values()))
+    folder, faults, known = Path(folder), [], {}
+    room = longest_name(folder) - max(map(len, ENDINGS.values()))
     for path in _record_files(folder):
         known.setdefault(same_name(path.stem), path.stem)
-    for name in names:
+    for name, times in Counter(names).items():
         if fault := _name_fault(name):
             faults.append(fault)
             continue
@@ -177,9 +176,8 @@ def check_names(folder: Path | str, names: Iterable[str]) -> list[str]:
                 f"{name}: found a name of {len(os.fsencode(name))} bytes, expected at most {room}, "
                 f"so that endings fit; rename the image"
             )
-        if name in seen:
-            faults.append(f"{name}: found this name twice, expected one image each; rename one")
-        seen.add(name)
+        if times > 1:
+            faults.append(f"{name}: found this name {times} times, expected one image each; rename")
         other = known.setdefault(same_name(name), name)
         if other != name:
             faults.append(
@@ -198,17 +196,6 @@ def _name_fault(name):
     if name in ("", ".", "..") or "\0" in name or "/" in name or PurePath(name).name != name:
         return f"{name!a}: found a name with a path in it, expected a file's name alone; rename it"
     return None
-
-
-def _longest_name(folder):
-    """Bytes that the name of a file may have in a folder, which need not be there yet."""
-    folder = folder.absolute()
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):  # Windows, and systems that do not say
-        return 255
 
 
 # --- the folder and its records
@@ -242,7 +229,7 @@ def writing(folder: Path | str) -> Iterator[None]:
     with locked(folder, "writes results"):
         rows = Path(folder) / ROWS
         rows.mkdir(exist_ok=True)
-        for left in rows.glob(f".{DIGITS}{PART}*"):  # what a killed run left
+        for left in unfinished(rows):
             left.unlink()
         yield
 
@@ -254,36 +241,27 @@ def read(folder: Path | str, name: str) -> Record | None:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
+        check_content(_RECORD, record, path, "it is no record by inference.py")
+        if record["row"]["image"] != name:
+            raise ValueError("it is of an image of another name")
+        if record["sha256"] != seal(record):
+            raise ValueError("it was changed since it was written")
+        return record
     except FileNotFoundError:
         return None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
-        raise _no_record(path, error) from error
-    check_content(_RECORD, record, path, "it is no record by inference.py")
-    if record["row"]["image"] != name:
-        raise _no_record(path, "it is of an image of another name")
-    if record["sha256"] != _digest(record):
-        raise _no_record(path, "it was changed since it was written")
-    return record
-
-
-def _digest(record):
-    content = {key: value for key, value in record.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
-
-
-def _no_record(path, reason):
-    said = " ".join(ascii(str(reason))[1:-1].split())
-    return InputError(f"{path}: found no valid record ({said:.200}), expected one by inference.py")
+        said = " ".join(ascii(str(error))[1:-1].split())
+        raise InputError(
+            f"{path}: found no valid record ({said:.200}), expected one by inference.py"
+        ) from error
 
 
 def _record_files(folder):
     """The paths of all records, sorted by the names of their images."""
     rows = folder / ROWS
-    if not rows.is_dir():
-        return []
-    begun = set(rows.glob(f".{DIGITS}{PART}*"))
-    found = (path for path in rows.iterdir() if path.suffix == ".json" and path not in begun)
-    return sorted(found, key=lambda path: path.stem)
+    return sorted(set(rows.glob("*.json")) - set(unfinished(rows)), key=lambda path: path.stem)
 
 
 def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, Any]) -> None:
@@ -293,14 +271,13 @@ def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, An
     """
     name = row["image"]
     paths = {kind: path_of(folder, name, kind) for kind in ENDINGS}
-    texts = {key: str(value).encode("utf-8", "backslashreplace") for key, value in shown.items()}
     record = {
         "row": {key: value for key, value in row.items() if value == value},
         "made_with": made_with,
-        "shown": {key: text.decode("utf-8") for key, text in texts.items()},
+        "shown": {k: str(v).encode("utf-8", "backslashreplace").decode() for k, v in shown.items()},
         "files": {kind: path.stat().st_size for kind, path in paths.items() if path.is_file()},
     }
-    record["sha256"] = _digest(record)
+    record["sha256"] = seal(record)
     _RECORD.validate_python(record)
     with replacing(path_of(folder, name, "record")) as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -308,15 +285,17 @@ def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, An
 
 def lost(folder: Path | str, record: Record) -> list[str]:
     """The kinds of files that a record lists and that are gone, or not as long as it says."""
-    missing = []
-    for kind, size in record["files"].items():
-        try:
-            found = path_of(folder, record["row"]["image"], kind).lstat()
-        except OSError:
-            found = None
-        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            missing.append(kind)
-    return missing
+    paths = {kind: path_of(folder, record["row"]["image"], kind) for kind in record["files"]}
+    return [kind for kind, path in paths.items() if _size(path) != record["files"][kind]]
+
+
+def _size(path):
+    """The bytes of a file, None of what is none or a link."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def forget(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> None:
@@ -337,11 +316,9 @@ def finished(folder: Path | str) -> tuple[list[Record], list[str]]:
     for path in _record_files(Path(folder)):
         try:
             record = read(folder, path.stem)
-            if record is None:  # removed just now
-                continue
-            if missing := lost(folder, record):
+            if record and (missing := lost(folder, record)):
                 faults.append(said_of_lost(folder, path.stem, missing))
-            else:
+            elif record:  # it may have been removed just now
                 whole.append(record)
         except (InputError, OSError) as error:
             faults.append(str(error))
@@ -364,18 +341,15 @@ def settings_of(records: Sequence[Record]) -> tuple[dict[str, str], list[str]]:
         values = Counter(record["shown"].get(key, "not known") for record in records)
         shown[key] = next(iter(values))
         if len(values) > 1:
-            shown[key] = "; ".join(f"{text} ({_images(n)})" for text, n in values.items())
+            counted = (f"{text} ({n} image{'s' * (n != 1)})" for text, n in values.items())
+            shown[key] = "; ".join(counted)
     differing = []
     for key, title in SETTINGS.items():
-        values = [record["made_with"].get(key) for record in records]
+        values = (record["made_with"].get(key) for record in records)
         known = [value for value in values if value is not None]
         if any(value != known[0] for value in known):
             differing.append(title)
     return shown, differing
-
-
-def _images(number):
-    return f"{number} image{'s' * (number != 1)}"
 
 
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
@@ -386,7 +360,8 @@ def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     apostrophe before it, which `read_table` takes away again.
     """
     more = ("dropped",) if any("dropped" in row for row in rows) else ()
-    _write_table(path, COUNT_COLUMNS + more, rows)
+    columns = COUNT_COLUMNS + more
+    write_table(path, columns, [{key: _cell(row.get(key)) for key in columns} for row in rows])
 
 
 def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
@@ -401,8 +376,8 @@ def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
             both = {key: counts[key] for key in ("matched", "missed", "spurious")}
             both |= {key: counts[f"{key}_reference"] for key in ("merged", "split")}
             true = sum(count for key, count in both.items() if key != "spurious")
-            table.append({"image": row["image"], "true": true} | both)
-    _write_table(path, ERROR_COLUMNS, table)
+            table.append({"image": _cell(row["image"]), "true": true} | both)
+    write_table(path, ERROR_COLUMNS, table)
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:
@@ -414,23 +389,10 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
     return rows
 
 
-def _write_table(path, columns, rows):
-    # backslashreplace: a file name on Linux may hold bytes that are no text
-    with (
-        replacing(path) as beside,
-        beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        for row in rows:
-            table.writerow({key: _cell(row.get(key)) for key in columns} | _safe(row["image"]))
-
-
 def _cell(value):
+    """A value as counts.csv has it; a text that a spreadsheet might run begins with '."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith((*FORMULA, "'")) else value
     if value is None or value != value:
         return ""
     return f"{value:.4f}" if isinstance(value, float | np.floating) else value
-
-
-def _safe(name):
-    return {"image": f"'{name}" if name.startswith((*FORMULA, "'")) else name}

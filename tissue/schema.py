@@ -1,5 +1,7 @@
-"""What a file of ours must hold, said as a pydantic schema, and one line where it does not."""
+"""What a file of ours must hold, said as a pydantic schema, a line where it does not; its seal."""
 
+import hashlib
+import json
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,12 @@ CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def seal(content: dict) -> str:
+    """SHA-256 of all that a JSON object says, whatever its order, but the seal in its "sha256"."""
+    said = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def check_content(schema: TypeAdapter, content: Any, path: Path | str, advice: str) -> Any:

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from tissue import agreement, exports, nuclei, report, stitching, tiling, windows
+from tissue import agreement, exports, measures, nuclei, pictures, stitching, tiling, windows
 from tissue.depth import segment
 from tissue.files import InputError
 from tissue.inputs import Task
@@ -90,8 +90,8 @@ def finish(task: Task, network: Finder, segmented: Store, shares: Sequence[float
         longest = windows.VIEW if task.image.is_big else max(task.shape)
         view = task.image.view(longest)
         shown = labels.every(-(-max(task.shape) // longest))
-        report.write_image(task.file("image"), view)
-        report.write_image(task.file("overlay"), report.overlay(view, shown))
+        pictures.write_image(task.file("image"), view)
+        pictures.write_image(task.file("overlay"), pictures.overlay(view, shown))
         if task.pair.mask:
             truth = held.enter_context(Store(task.results, task.shape, np.uint32))
             row |= _compare(task, mask, labels, truth, (view, shown))
@@ -126,15 +126,15 @@ def write_nuclei(
     find = partial(_find, task.split_at_um, split, segmented.dtype != bool)
     with exports.NucleiFiles(task.results, task.pair.name, task.shape, task.formats) as files:
         for found in stitching.nuclei_by_tiles(segmented, _tiles(task), find, split.confidence):
-            table = nuclei.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
+            table = measures.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
             corner = np.array([found.window.x, found.window.y])
             table |= {"id": found.ids, "y": table["y"] + corner[1], "x": table["x"] + corner[0]}
             if found.confidence is not None:
                 table["confidence"] = found.confidence
-            rings = [ring + corner for ring in nuclei.outlines(found.new)]
+            rings = [ring + corner for ring in measures.outlines(found.new)]
             files.add(table, rings)
             row["nuclei"] += len(rings)
-            row["nuclei_in_frame"] += nuclei.count_in_frame(rings)
+            row["nuclei_in_frame"] += measures.count_in_frame(rings)
             row["dropped"] += found.new_dropped
             visit(found)
     if not row["dropped"]:
@@ -158,10 +158,12 @@ def _compare(task: Task, mask: Store, labels: Store, truth: Store, shown) -> dic
     found = agreement.errors(table)
     row |= {"aji": agreement.aji(table), "errors": found.counts}
     row |= agreement.panoptic_quality(table)
-    report.write_image(task.file("gt"), reference.view(max(view.shape)) > 127)
+    pictures.write_image(task.file("gt"), reference.view(max(view.shape)) > 127)
     truth_shown = truth.every(-(-max(task.shape) // max(view.shape)))
-    drawn = report.error_overlay(view, labels_shown, truth_shown, found.prediction, found.reference)
-    report.write_image(task.file("errors"), drawn)
+    drawn = pictures.error_overlay(
+        view, labels_shown, truth_shown, found.prediction, found.reference
+    )
+    pictures.write_image(task.file("errors"), drawn)
     reference.close()
     return row
 

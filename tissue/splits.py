@@ -1,4 +1,4 @@
-"""Which images are kept for validation."""
+"""Which images are kept for validation, and which few stand for many."""
 
 import random
 import re
@@ -65,3 +65,9 @@ def _groups(names, pattern):
         )
     spelled = {}  # the first spelling of each: one patient must not be in both splits
     return {name: spelled.setdefault(same_name(group), group) for name, group in groups.items()}
+
+
+def spread(items: Sequence, most: int) -> list:
+    """At most so many of the items, the first and then evenly spread over the rest, in order."""
+    few = min(len(items), most)
+    return [items[len(items) * k // few] for k in range(few)]

@@ -171,6 +171,14 @@ class Nuclei(NamedTuple):
     halo: np.ndarray  # (N,) bool, torn off its cytoplasm
 
 
+class Outlines(NamedTuple):
+    """Where each pixel lies to the outlines of N nuclei; each (H, W)."""
+
+    distance: np.ndarray  # float32 micrometres to the nearest outline, below 0 inside
+    gap: np.ndarray  # float32, how much further the second nearest is
+    owner: np.ndarray  # int32, whose outline the nearest is, -1 at the limit
+
+
 def beer_lambert(
     white: np.ndarray, stains: np.ndarray, concentrations: Sequence[np.ndarray]
 ) -> np.ndarray:
@@ -201,8 +209,8 @@ def draw_tissue(height: int, width: int, seed: int, organ: str | None = None) ->
     ground = draw_ground(canvas, organ, rng)
     nuclei = place_nuclei(canvas, organ, ground)
     outlines = nearest(canvas, nuclei.centres, nuclei.axes, nuclei.angles, CELL_REACH)
-    index, numbers = label_nuclei(nuclei, *outlines)
-    haematoxylin, eosin = draw_cells(canvas, organ, ground, nuclei, index, *outlines)
+    index, numbers = label_nuclei(nuclei, outlines)
+    haematoxylin, eosin = draw_cells(canvas, organ, ground, nuclei, index, outlines)
     image = photograph(canvas, haematoxylin, eosin, rng)
     return Tissue(image, numbers[index], int(numbers.max()))
 
@@ -304,12 +312,11 @@ def _slope(canvas, field, centres):
     return np.arctan2(dy, dx)
 
 
-def nearest(canvas, centres, axes, angles, limit):
-    """Return how far each pixel is from the nearest of N outlines, and whose outline it is.
+def nearest(canvas, centres, axes, angles, limit) -> Outlines:
+    """Return the Outlines of N nuclei, no distance above the limit, micrometres.
 
-    centres, axes, angles: as in Nuclei. distance: (H, W) float32 micrometres, below 0 inside, at
-    most limit; gap: how much further the second nearest is; owner: (H, W) int32 index, -1 at the
-    limit. Outlines are ellipses seen through a smooth warp, so that none is a perfect ellipse.
+    centres, axes, angles: as in Nuclei. Outlines are ellipses seen through a smooth warp, so that
+    none is a perfect ellipse.
     """
     shape = canvas.height, canvas.width
     distance, second = np.full((2, *shape), limit, np.float32)
@@ -335,16 +342,17 @@ def nearest(canvas, centres, axes, angles, limit):
         second[window] = np.minimum(second[window], np.maximum(best, away))
         owner[window][away < best] = i
         distance[window] = np.minimum(best, away)
-    return distance, second - distance, owner
+    return Outlines(distance, second - distance, owner)
 
 
-def label_nuclei(nuclei, distance, gap, owner):
+def label_nuclei(nuclei, outlines):
     """Return which nucleus is drawn at each pixel, and the numbers that the drawn ones get.
 
     index: (H, W) int32, position in nuclei + 1 or 0; numbers: (N + 1,) int32, 1, 2, ... for nuclei
     of which a piece of SMALLEST is in sight, else 0: numbers[index] is the label map. Of a nucleus
     that a neighbour cuts in two the larger piece stays.
     """
+    distance, gap, owner = outlines
     slit = np.append(nuclei.slit, 0)[owner]
     index = np.where((distance < 0) & (gap > slit), owner + 1, 0).astype(np.int32)
     numbers = np.zeros(len(nuclei.centres) + 1, np.int32)
@@ -362,11 +370,12 @@ def label_nuclei(nuclei, distance, gap, owner):
     return index, numbers
 
 
-def draw_cells(canvas, organ, ground, nuclei, index, distance, gap, owner):
+def draw_cells(canvas, organ, ground, nuclei, index, outlines):
     """Return the concentrations of haematoxylin and eosin, each (H, W) float32.
 
     Haematoxylin 1 is a dense nucleus, eosin 1 is dense collagen.
     """
+    distance, gap, owner = outlines
     grain = canvas.noise("grain", 1.0, octaves=2)
     patchy = canvas.noise("patchy", 6.0, octaves=3)
     nest, fibre = ground.nest, ground.fibre * np.float32(organ.fibres)
@@ -400,7 +409,7 @@ def draw_cells(canvas, organ, ground, nuclei, index, distance, gap, owner):
         centres, (keep, long, short, turn, *_) = canvas.scatter(name, spacing)
         kept = canvas.at(place, centres) & (keep < share)
         axes = radius * np.exp(0.6 * np.stack([long, short], axis=1)[kept] - 0.3)
-        inside, _, _ = nearest(canvas, centres[kept], axes, 2 * np.pi * turn[kept], 0.0)
+        inside = nearest(canvas, centres[kept], axes, 2 * np.pi * turn[kept], 0.0).distance
         cover = ramp(-inside, 0, border)
         haematoxylin += blue * cover
         eosin += red * cover
