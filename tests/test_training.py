@@ -49,13 +49,23 @@ def curve(run, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
+def same(one, two):
+    """Whether two nested collections of numbers and tensors are equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
 def same_training(run, reference):
     """Weights, optimiser and curves of two runs are equal to the last bit."""
     last, wanted = (torch.load(r / "last.pt", weights_only=True) for r in (run, reference))
-    for key, value in wanted["model"].items():
-        assert torch.equal(last["model"][key], value), key
-    for key, value in wanted["training"]["model"].items():
-        assert torch.equal(last["training"]["model"][key], value), key
+    assert same(last["model"], wanted["model"])
+    for part in ("model", "ema", "optimizer", "schedule", "scaler"):
+        assert same(last["training"][part], wanted["training"][part]), part
     for tag in ("train/loss", "train/learning_rate", "val/loss", "val/dice_score"):
         assert curve(run, tag) == curve(reference, tag)
     tables = [table_of(r / "metrics.csv") for r in (run, reference)]
@@ -63,7 +73,7 @@ def same_training(run, reference):
         for column in ("epoch", "train_loss", "val_loss", "val_accuracy", "val_dice"):
             assert row[column] == wanted_row[column]
     bests = [torch.load(r / "best.pt", weights_only=True) for r in (run, reference)]
-    assert bests[0]["epoch"] == bests[1]["epoch"]
+    assert bests[0]["epoch"] == bests[1]["epoch"] and same(bests[0]["model"], bests[1]["model"])
 
 
 # --- stopping and going on
