@@ -59,6 +59,35 @@ def patch_set(empty, picture):
     return empty
 
 
+@pytest.mark.parametrize("package", ["patchify", "numpy"])
+@pytest.mark.parametrize(("dim", "stride"), [(32, 24), (32, 32), (80, 1), (33, 7), (1, 1)])
+@pytest.mark.parametrize("part", [0, 1])
+def test_patches_are_the_crops_of_a_plain_loop(picture, package, dim, stride, part, monkeypatch):
+    if package == "patchify":
+        pytest.importorskip("patchify", reason="it has no release for numpy 2")
+    else:
+        monkeypatch.setattr(patches, "patchify", None)
+    pixels = picture[part]
+    found = patches.cut(pixels, dim, stride)
+    tops, lefts = (range(0, side - dim + 1, stride) for side in pixels.shape[:2])
+    crops = [[pixels[y : y + dim, x : x + dim] for x in lefts] for y in tops]
+    assert found.dtype == pixels.dtype
+    np.testing.assert_array_equal(found, np.array(crops))
+
+
+def test_a_patch_file_is_the_same_bytes_with_patchify_and_without(tmp_path, picture, monkeypatch):
+    pytest.importorskip("patchify", reason="it has no release for numpy 2")
+    for place in ("with", "without"):
+        for name in FOLDERS:
+            (tmp_path / place / name).mkdir(parents=True)
+        patches.write_patches(tmp_path / place, "train", "tissue", *picture, dim=32, stride=24)
+        monkeypatch.setattr(patches, "patchify", None)
+    files = [path.relative_to(tmp_path / "with") for path in tmp_path.glob("with/*/*.png")]
+    assert len(files) == 2 * 4 * 3
+    for file in files:
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+
+
 def test_patches_are_where_the_table_says_bit_by_bit(patch_set, picture):
     image, mask = picture
     rows = patches.read_table(patch_set, "train")
