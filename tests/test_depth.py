@@ -186,6 +186,7 @@ def test_tiles_have_the_nuclei_of_the_whole_map_and_drop_each_once(seed, tile):
         labels[y : y + height, x : x + width] = found.labels
         gone[y : y + height, x : x + width] = found.dropped
         confidences |= dict(zip(found.ids.tolist(), found.confidence.tolist(), strict=True))
+        assert type(found.new_dropped) is int  # the record of an image is JSON
         number += found.new_dropped
     np.testing.assert_array_equal(gone, dropped[whole.labels])
     assert number == dropped.sum()
