@@ -19,7 +19,7 @@ import train
 import utils
 from learning import checkpoints
 from model import UNet
-from tests.scripts import REPOSITORY, call, cut, infer, learn, table_of
+from tests.scripts import REPOSITORY, call, cut, dice_of, infer, learn, table_of
 from tissue.files import PART, InputError
 from tissue.patches import PatchDataset, PatchSampler
 
@@ -353,7 +353,10 @@ def test_every_network_learns_is_recorded_and_infers(root, tmp_path, arch):
     recorded = [settings[flag] for flag in ("arch", "loss", "augment", "sampler")]
     assert recorded == [arch, "bce", "basic", "uniform"]
     infer(tmp_path / "results", "--root", root, "--ckpt", run)
-    assert float(table_of(tmp_path / "results" / "counts.csv")[0]["dice"]) >= 0
+    (row,) = table_of(tmp_path / "results" / "counts.csv")
+    prediction = tmp_path / "results" / "Drawn_04_prediction.png"
+    found = dice_of(prediction, root / "mask binary" / "Drawn_04.png")
+    assert float(row["dice"]) == pytest.approx(found, abs=1e-4)
 
 
 def test_a_contact_sheet_shows_what_the_network_is_fed(root, tmp_path):
