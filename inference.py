@@ -198,8 +198,7 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
         except InputError as error:
             faults.append(str(error))
             continue
-        marks = [file_mark(path) for path in (*task.pair[1:], task.label_map)]
-        own = {"pixel_size": size, "bits": task.bits, "files": marks}
+        own = {"pixel_size": size, "bits": task.bits, "files": task.file_marks()}
         planned.append(
             task._replace(
                 pixel_size_um=size, split_at_um=size or network.pixel_size_um, scale=scale,
@@ -394,11 +393,6 @@ def find_checkpoint(ckpt: str | None) -> Path:
         advice = f"--ckpt {newest}" if newest else "run train.py first, or give --ckpt"
         raise FileNotFoundError(f"{path}: no such checkpoint; try {advice}")
     return path
-
-
-def file_mark(path: Path | None) -> list | None:
-    """What changes when a file does: its size and its time."""
-    return [path.stat().st_size, path.stat().st_mtime_ns] if path else None
 
 
 if __name__ == "__main__":

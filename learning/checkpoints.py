@@ -6,12 +6,12 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 from pydantic import Field, Strict, TypeAdapter, with_config
 from torch import nn
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from model import IMAGENET_MEAN, IMAGENET_STD, build
 from tissue.files import InputError, replacing

@@ -6,12 +6,12 @@ import unicodedata
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 from pydantic import Field, TypeAdapter, with_config
 from torch import nn
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from learning.checkpoints import DIMENSIONS, check_weights, load_checkpoint, load_tensors, misfit
 from model import UNET, check_arch

@@ -11,6 +11,7 @@ import preprocess
 import train
 from learning import checkpoints
 from model import IMAGENET_MEAN, IMAGENET_STD
+from tissue.masks import read_mask
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ["--patch_dim", "32", "--patch_stride", "16", "--val_pattern", "*04"]
@@ -80,3 +81,10 @@ def fingerprint(folder):
 def table_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def dice_of(prediction, reference):
+    """Dice of two files of masks, counted pixel by pixel; 1 where both are empty."""
+    one, two = read_mask(prediction), read_mask(reference)
+    both, total = int((one & two).sum()), int(one.sum()) + int(two.sum())
+    return 2 * both / total if total else 1.0

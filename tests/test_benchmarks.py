@@ -2,21 +2,8 @@
 
 import pytest
 
-from benchmarks import (
-    ablation,
-    counts,
-    data,
-    elsewhere,
-    finishing,
-    left_out,
-    preprocess_speed,
-    results,
-    results_speed,
-    transfer,
-)
-from tests.scripts import cut, learn, table_of
+from benchmarks import data, elsewhere, preprocess_speed, results, results_speed
 from tissue import windows
-from tissue.files import InputError
 from tissue.synthetic import write_demo
 
 
@@ -44,90 +31,6 @@ def test_writing_results_is_measured(tmp_path):
     assert "150 nuclei" in path.read_text() and "report.html of 3 images" in path.read_text()
 
 
-# --- the study
-
-
-@pytest.fixture
-def study(tmp_path):
-    """Six drawn images of two organs, and a function that runs the study on them."""
-    write_demo(tmp_path / "tissue", 6, 160)
-    output = tmp_path / "docs"
-    output.mkdir()
-
-    def run(*more):
-        flags = ["--root", tmp_path / "tissue", "--results", output, "--gpu_id", -1]
-        flags += ["--dimensions", 2, "--budget", 16, "--runs", "plain", *more]
-        ablation.main(ablation.parse_args(list(map(str, flags))))
-        return output
-
-    return run
-
-
-def test_the_study_goes_on_where_it_stopped_and_keeps_what_was_learned(study, tmp_path):
-    output = study("--other", tmp_path / "tissue")
-    rows = table_of(output / "ablation.csv")
-    assert len(rows) == 2 * 3  # folds; nothing averaged, weights averaged, --tta with them
-    assert {row["fold"] for row in rows} == {"1/2", "2/2"}
-    assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("dice", "other_dice"))
-    report = output / "ablation.md"
-    report.write_text(report.read_text() + "\nThat drawn tissue is easy.\n")
-    before = (output / "ablation.csv").read_bytes()
-    study("--other", tmp_path / "tissue")  # all is there: nothing is trained
-    assert (output / "ablation.csv").read_bytes() == before
-    study("balanced", "--confirm")
-    rows = table_of(output / "ablation.csv")[6:]
-    assert [row["run"] for row in rows] == ["plain"] * 3 + ["balanced"] * 3
-    assert {row["fold"] for row in rows} == {"validation"}
-    assert [row["sampler"] for row in rows] == ["uniform"] * 3 + ["balanced"] * 3
-    text = report.read_text()
-    assert text.endswith("That drawn tissue is easy.\n")
-    assert text.count("| plain | 2 |") == 1  # trainings
-    assert text.count("| plain | 1 |") == 2  # seeds, and the training on all folds
-    assert "## On the validation images" in text
-    assert (output / "ablation.png").stat().st_size > 1000
-
-
-def test_folds_hold_out_whole_organs_each_once(study, tmp_path):
-    with pytest.raises(InputError, match=r"--folds: found 3, expected 2 to 2.*Demo_"):
-        study("--folds", 3)
-    assert not list((tmp_path / "docs").iterdir())
-
-
-def test_counts_are_compared_with_the_annotators(tmp_path):
-    write_demo(tmp_path, 3, 160)
-    flags = ["--images", tmp_path / "tissue_images", "--labels", tmp_path / "instance_labels"]
-    path = tmp_path / "RESULTS.md"
-    counts.main(counts.parse_args([*map(str, flags), "--results", str(path)]))
-    assert "Demo_Liver_01" in path.read_text() and "mean error" in path.read_text()
-
-
-def test_transfer_is_measured_from_scratch_and_from_weights(root, tmp_path):
-    cut(root)
-    run = learn(root, tmp_path / "log", "--epoch", 1)
-    write_demo(tmp_path / "own", 3, 160)
-    flags = ["--root", tmp_path / "own", "--init", run / "best.pt", "--learn", 1, "--draws", 2]
-    flags += ["--budget", 16, "--gpu_id", -1, "--results", tmp_path / "RESULTS.md"]
-    transfer.main(transfer.parse_args(list(map(str, flags))))
-    text = (tmp_path / "RESULTS.md").read_text()
-    for way in ("unchanged", "from scratch", "fine-tuned"):
-        assert text.count(f"| 1 | {way} |") == 1
-    assert "From 1 images, fine-tuning is" in text
-    flags[5] = 3
-    with pytest.raises(InputError, match=r"--learn: found \[3\], expected 1 to 2 images"):
-        transfer.main(transfer.parse_args(list(map(str, flags))))
-
-
-def test_the_end_of_a_training_is_measured_at_home_and_elsewhere(tmp_path):
-    write_demo(tmp_path / "own", 6, 160)
-    path = tmp_path / "RESULTS.md"
-    flags = ["--root", tmp_path / "own", "--other", tmp_path / "own", "--dimensions", 2]
-    flags += ["--budget", 16, "--gpu_id", -1, "--results", path]
-    finishing.main(finishing.parse_args(list(map(str, flags))))
-    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 1 + 2 * len(finishing.ENDS)
-    assert all(line.count("|") == 6 for line in lines)
-
-
 def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
     pytest.importorskip("monai", reason="the benchmark measures beside MONAI")
     from benchmarks import inference_speed
@@ -137,26 +40,6 @@ def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "BIG", 1)
     big = inference_speed.measure("ours", path, 96, 2, -1)
     assert small["contours"] == big["contours"] > 0
-
-
-def test_one_set_after_the_other_is_left_out(tmp_path):
-    for name, seed in (("one", 1), ("two", 2)):
-        write_demo(tmp_path / name, 2, 160, seed=seed)
-        cut(tmp_path / name, "--patch_stride", "32", "--val_pattern", "*_02")
-    own = tmp_path / "one" / "tissue_images", tmp_path / "one" / "instance_labels"
-    path = tmp_path / "RESULTS.md"
-    flags = ["--root", tmp_path / "one", tmp_path / "two", "--also", "Third={}:{}".format(*own)]
-    flags += ["--budget", 20, "--images", 1, "--results", path, "--log", tmp_path / "log"]
-    flags += ["--train", "--dimensions", 2, "--gpu_id", -1, "--augment", "moderate"]
-    left_out.main(left_out.parse_args(list(map(str, flags))))
-    rows = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| ")]
-    assert [row[:2] for row in rows[2:]] == [
-        ["| two", "one"], ["| two", "Third"], ["| one", "two"], ["| one", "Third"]
-    ]  # fmt: skip
-    assert "at most 1 images a set; about 20 patches" in path.read_text()
-    for text in ("Third", "Third=a", "=a:b"):
-        with pytest.raises(InputError, match="--also: found"):
-            left_out.parse_also(text)
 
 
 def test_what_margins_and_pixel_sizes_cost_is_measured(tmp_path):

@@ -41,6 +41,21 @@ def test_two_outputs_make_a_depth_map_that_holds_the_mask_and_one_makes_a_mask()
     assert mask.dtype == bool and mask.tolist() == [[False, True, True], [True, False, True]]
 
 
+def test_the_same_nuclei_have_the_same_depth_wherever_they_lie_in_the_memory(generator):
+    """A bar of 39 rows is 20 pixels deep; five of its depths are half way between two numbers."""
+    labels = np.pad(np.ones((39, 61), np.int32), 1)
+    kept = []
+    for _ in range(300):
+        kept.append(np.empty(generator.integers(1, 3000), np.uint8))  # the next lies elsewhere
+        found = depth.depth_of(labels)
+        assert found[1:21, 31].tolist() == [
+            13, 26, 38, 51, 64, 76, 89, 102, 115, 128, 140, 153, 166, 178, 191, 204, 217, 230, 242,
+            255,
+        ]  # fmt: skip
+        kept.append(found)
+        assert np.array_equal(found, kept[1])
+
+
 def test_a_hole_is_as_deep_as_the_deepest_pixel_beside_it():
     drawn = np.array([[9, 20, 9, 9], [30, 0, 0, 50], [9, 10, 40, 99]], np.uint8)
     filled = depth.fill_holes(drawn, drawn == 0)
@@ -171,6 +186,7 @@ def test_tiles_have_the_nuclei_of_the_whole_map_and_drop_each_once(seed, tile):
         labels[y : y + height, x : x + width] = found.labels
         gone[y : y + height, x : x + width] = found.dropped
         confidences |= dict(zip(found.ids.tolist(), found.confidence.tolist(), strict=True))
+        assert type(found.new_dropped) is int  # the record of an image is JSON
         number += found.new_dropped
     np.testing.assert_array_equal(gone, dropped[whole.labels])
     assert number == dropped.sum()

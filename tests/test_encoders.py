@@ -20,7 +20,7 @@ from learning.fusing import fuse
 from learning.predictor import Predictor
 from learning.pretrained import read_weights, start_pretrained
 from model import IMAGENET_MEAN, IMAGENET_STD, EncoderUNet, UNet, build, sees_all
-from tests.scripts import call, checkpoint_of, cut, infer, learn, table_of
+from tests.scripts import call, checkpoint_of, cut, dice_of, infer, learn, table_of
 from tissue.files import InputError
 from tissue.synthetic import draw_tissue
 from tissue.tiling import predict_image
@@ -455,4 +455,7 @@ def test_a_network_that_sees_all_says_so_and_infers(root, tmp_path, capsys):
     capsys.readouterr()
     infer(tmp_path / "results", "--root", root, "--ckpt", run)
     assert "sees all that it is shown" in capsys.readouterr().out
-    assert float(table_of(tmp_path / "results" / "counts.csv")[0]["dice"]) >= 0
+    (row,) = table_of(tmp_path / "results" / "counts.csv")
+    prediction = tmp_path / "results" / "Drawn_04_prediction.png"
+    found = dice_of(prediction, root / "mask binary" / "Drawn_04.png")
+    assert float(row["dice"]) == pytest.approx(found, abs=1e-4)

@@ -5,7 +5,6 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from tissue import patches
 from tissue.files import InputError
@@ -58,6 +57,35 @@ def write_set(folder, picture):
 def patch_set(empty, picture):
     write_set(empty, picture)
     return empty
+
+
+@pytest.mark.parametrize("package", ["patchify", "numpy"])
+@pytest.mark.parametrize(("dim", "stride"), [(32, 24), (32, 32), (80, 1), (33, 7), (1, 1)])
+@pytest.mark.parametrize("part", [0, 1])
+def test_patches_are_the_crops_of_a_plain_loop(picture, package, dim, stride, part, monkeypatch):
+    if package == "patchify":
+        pytest.importorskip("patchify", reason="it has no release for numpy 2")
+    else:
+        monkeypatch.setattr(patches, "patchify", None)
+    pixels = picture[part]
+    found = patches.cut(pixels, patches.Grid(dim, stride))
+    tops, lefts = (range(0, side - dim + 1, stride) for side in pixels.shape[:2])
+    crops = [[pixels[y : y + dim, x : x + dim] for x in lefts] for y in tops]
+    assert found.dtype == pixels.dtype
+    np.testing.assert_array_equal(found, np.array(crops))
+
+
+def test_a_patch_file_is_the_same_bytes_with_patchify_and_without(tmp_path, picture, monkeypatch):
+    pytest.importorskip("patchify", reason="it has no release for numpy 2")
+    for place in ("with", "without"):
+        for name in FOLDERS:
+            (tmp_path / place / name).mkdir(parents=True)
+        patches.write_patches(tmp_path / place, "train", "tissue", *picture, patches.Grid(32, 24))
+        monkeypatch.setattr(patches, "patchify", None)
+    files = [path.relative_to(tmp_path / "with") for path in tmp_path.glob("with/*/*.png")]
+    assert len(files) == 2 * 4 * 3
+    for file in files:
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
 
 
 def test_patches_are_where_the_table_says_bit_by_bit(patch_set, picture):
@@ -348,6 +376,7 @@ def test_what_lies_at_a_place_of_the_set_and_is_none_of_it_is_refused(tmp_path, 
 
 
 def plain_transform(image, mask):
+    torch = pytest.importorskip("torch")
     return {"image": torch.from_numpy(image).permute(2, 0, 1), "mask": torch.from_numpy(mask)}
 
 
@@ -357,7 +386,7 @@ def test_a_dataset_item_is_image_mask_and_index(patch_set, picture):
     assert len(dataset) == 3 * 2
     pixels, nuclei, index = dataset[3]
     assert index == 3
-    assert nuclei.shape == (1, 32, 32) and nuclei.dtype == torch.float32
+    assert nuclei.shape == (1, 32, 32) and str(nuclei.dtype) == "torch.float32"
     np.testing.assert_array_equal(pixels.permute(1, 2, 0), image[32:64, 32:64])
     np.testing.assert_array_equal(nuclei[0], -1.0 * mask[32:64, 32:64])  # of unknown depth
 

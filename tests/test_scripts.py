@@ -19,7 +19,7 @@ import utils
 from learning import checkpoints
 from learning.predictor import Predictor
 from model import UNet
-from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
+from tests.scripts import REPOSITORY, cut, dice_of, fingerprint, infer, learn, table_of
 from tissue import agreement, images, masks, pictures
 from tissue.files import InputError
 
@@ -319,7 +319,11 @@ def test_images_with_masks_are_scored(root, checkpoint):
     places = ["--images", root / "tissue_images", "--masks", root / "mask binary"]
     infer(root / "out", "--ckpt", checkpoint, *places)
     rows = table_of(root / "out" / "counts.csv")
-    assert all(0 <= float(row["dice"]) <= 1 for row in rows)
+    assert len(rows) == 4
+    for row in rows:
+        reference = root / "mask binary" / f"{row['image']}.png"
+        found = dice_of(root / "out" / f"{row['image']}_prediction.png", reference)
+        assert float(row["dice"]) == pytest.approx(found, abs=1e-4)
 
 
 def test_threshold_decides_what_a_nucleus_is(root, checkpoint):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import inference
-from docs import ship_weights
 from learning import checkpoints
 from model import UNet
 from tests.scripts import cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.synthetic import write_demo
+from tools import ship_weights
 
 CARDS = inference.SHIPPED.parents[2] / "docs"
 

@@ -342,3 +342,12 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(tmp_path, name, capfd):
                 if name.endswith("png"):
                     np.testing.assert_array_equal(result, whole)
     assert capfd.readouterr().err == ""
+
+
+def test_numbers_of_a_kind_that_is_none_are_refused(tmp_path):
+    path = tmp_path / "fax.tif"
+    FILES["fax.tif"](path)
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[0].tags["BitsPerSample"].overwrite(241)
+    with pytest.raises(InputError, match="numbers of 241 bits"):
+        read_image(path)

@@ -32,7 +32,10 @@ def depth_of(labels: np.ndarray) -> np.ndarray:
             depth[wide] = DEEPEST
             continue
         distance = cv2.distanceTransform(own.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        share = np.rint(distance * (DEEPEST / distance.max())).clip(UNKNOWN + 1, DEEPEST)
+        # OpenCV's root is off in its last bit or not, as the memory lies; its square is a whole
+        # number, of which the root is the same every time.
+        squared = np.rint(np.square(distance, dtype=np.float64))
+        share = np.rint(DEEPEST * np.sqrt(squared / squared.max())).clip(UNKNOWN + 1, DEEPEST)
         depth[wide][own] = share[own]
     return depth
 

@@ -35,6 +35,11 @@ class Task(NamedTuple):
     def megapixels(self) -> float:
         return self.image.height * self.image.width / 1e6
 
+    def file_marks(self) -> list[list[int] | None]:
+        """What changes when image, mask or label map does: size and time of each file."""
+        stats = [path and path.stat() for path in (*self.pair[1:], self.label_map)]
+        return [stat and [stat.st_size, stat.st_mtime_ns] for stat in stats]
+
     def file(self, kind: str) -> Path:
         """Where a file of this image lies; `kind` is one of results.ENDINGS. Prediction and
         distance are TIFFs of a big image.

@@ -209,7 +209,7 @@ def _comparable(path, band):
                 f"{path}: found numbers of 64 bits in a mask, expected 63 at most, save it so"
             )
         return band
-    if not np.isfinite(band).all() or np.abs(band).max() > 2**31:
+    if not np.isfinite(band).all() or float(np.abs(band).max()) > 2**31:
         raise InputError(
             f"{path}: found values that are not finite or of more than 31 bits in a mask, expected "
             f"0 and 1 or whole numbers, save it so"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from patchify import patchify
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tissue.colour import Colour, for_network
 from tissue.depth import DEEPEST, UNKNOWN
@@ -30,6 +30,11 @@ from tissue.manifest import (
     read_table,
 )
 from tissue.windows import Scaled, from_array
+
+try:
+    from patchify import patchify
+except ImportError:  # there is none for numpy 2, and so none for Python 3.13
+    patchify = None
 
 # Tissue has no repetitions worth looking for: 15 % faster, and no larger. Masks have.
 PNG_OF_TISSUE = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
@@ -50,6 +55,9 @@ class Grid(NamedTuple):
 def cut(image: np.ndarray, grid: Grid) -> np.ndarray:
     """Patches of an image as a view: (H, W) -> (rows, cols, dim, dim), (H, W, 3) likewise + 3."""
     dim, stride = grid
+    if patchify is None:
+        views = sliding_window_view(image, (dim, dim), axis=(0, 1))[::stride, ::stride]
+        return views if image.ndim == 2 else np.moveaxis(views, 2, -1)
     if image.ndim == 2:
         return patchify(image, (dim, dim), step=stride)
     # patchify also steps over the channels: one step, which is dropped here.

@@ -3,12 +3,65 @@
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from tissue.files import InputError
 from tissue.pairs import Pair, matches, same_name
 
 VAL_PATTERN = "*03.tif"  # where it tells some images from others, and the user says nothing
 VAL_FRACTION = 0.2  # where it does not
+
+
+class Wanted(NamedTuple):
+    """What the user says of it; None where nothing. `seed` is that of the draw."""
+
+    val_pattern: str | None
+    val_fraction: float | None
+    group_pattern: str | None
+    seed: int
+
+
+def choose(
+    root: Path, pairs: Sequence[Pair], wanted: Wanted
+) -> tuple[dict[str, str], dict, list[str]]:
+    """Return {name: "train" or "val"}, the values of Wanted that decided it, and lines that tell
+    what was drawn: by the pattern, or where it tells no images apart and none was given, a draw.
+
+    Raises InputError where that leaves no image for training or none for validation.
+    """
+    if len(pairs) < 2:
+        raise InputError(
+            f"{pairs[0].image}: found one image, expected at least two images, one to train on and "
+            f"one to validate"
+        )
+    chosen_by, lines = dict.fromkeys(Wanted._fields), []
+    if wanted.val_fraction is None and wanted.group_pattern is None:
+        pattern = VAL_PATTERN if wanted.val_pattern is None else wanted.val_pattern
+        split_of = by_pattern(pairs, pattern)
+        if len(set(split_of.values())) == 2:
+            return split_of, chosen_by | {"val_pattern": pattern}, lines
+        missing = "training" if "val" in split_of.values() else "validation"
+        if wanted.val_pattern is not None:
+            raise InputError(
+                f"--val_pattern: found no {missing} image among the {len(pairs)} in {root} "
+                f"with {pattern!r}, expected at least one; --val_fraction {VAL_FRACTION} in "
+                f"its place draws some"
+            )
+        which = "none" if missing == "validation" else "each"
+        lines.append(
+            f"{pattern} matches {which} of the {len(pairs)} images: --val_fraction "
+            f"{VAL_FRACTION} is taken instead"
+        )
+    fraction = wanted.val_fraction or VAL_FRACTION
+    names = [pair.name for pair in pairs]
+    split_of, groups = by_groups(names, fraction, wanted.group_pattern, wanted.seed)
+    count = list(split_of.values()).count("val")
+    lines.append(
+        f"{count} of {len(pairs)} images are for validation (--seed {wanted.seed}): "
+        f"{', '.join(groups)}"
+    )
+    return split_of, wanted._replace(val_fraction=fraction)._asdict(), lines
 
 
 def by_pattern(pairs: Sequence[Pair], pattern: str) -> dict[str, str]:

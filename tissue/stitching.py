@@ -188,7 +188,7 @@ def nuclei_by_tiles(
         yield FoundNuclei(
             tile, number[core], window, local[labels], ids,
             None if confidence is None else confidence[new - 1],
-            (~kept)[core], np.count_nonzero(fresh) - len(new),
+            (~kept)[core], int(np.count_nonzero(fresh)) - len(new),  # not of numpy
         )  # fmt: skip
 
 

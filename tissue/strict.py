@@ -60,11 +60,14 @@ def check_png(path: Path) -> None:
 
 
 def check_pieces(tif, plane) -> None:
-    """Raise ValueError unless a TIFF has all strips or tiles of an image, and all their bytes.
+    """Raise ValueError unless a TIFF has all strips or tiles of an image, and all their bytes, and
+    numbers of a kind that there is.
 
     Decoders fill up in silence what is missing.
     """
     size, page = tif.filehandle.size, plane.keyframe
+    if page.dtype is None:
+        raise ValueError(f"the file has numbers of {page.bitspersample} bits, which no kind has")
     for stored in plane.pages:
         ends = [a + b for a, b in zip(stored.dataoffsets, stored.databytecounts, strict=True)]
         if max(ends, default=0) > size:

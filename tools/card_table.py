@@ -1,7 +1,7 @@
 """Print the model card's table of scores: a row for each folder of results, or each group in it.
 
-    python3 docs/card_table.py MoNuSeg=results/monuseg CryoNuSeg=results/cryonuseg
-    python3 docs/card_table.py NuInsSeg=results/nuinsseg --by '^(?:human|mouse)_.*(?=_\\d+$)'
+    python3 -m tools.card_table MoNuSeg=results/monuseg CryoNuSeg=results/cryonuseg
+    python3 -m tools.card_table NuInsSeg=results/nuinsseg --by '^(?:human|mouse)_.*(?=_\\d+$)'
 
 All images of the folders have references. Counts are those of nuclei: the mean error is |predicted
 - reference| / reference, bias and limits of agreement are of predicted - reference.
@@ -9,10 +9,7 @@ All images of the folders have references. Counts are those of nuclei: the mean 
 
 import re
 import statistics
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tissue.agreement import count_agreement
 from tissue.files import InputError, Parser, run_script

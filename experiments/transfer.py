@@ -1,7 +1,7 @@
 """What the shipped weights are worth to someone with a few annotated images of their own.
 
-    python3 -m benchmarks.transfer --root monuseg
-    python3 -m benchmarks.transfer --root monuseg --learn 2 4 --budget 3000
+    python3 -m experiments.transfer --root monuseg
+    python3 -m experiments.transfer --root monuseg --learn 2 4 --budget 3000
 
 Learns from 2 and from 4 images, once from random weights and once from --init, with equal budgets,
 and scores the other images whole, beside what --init scores without learning.
@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 import inference
-from benchmarks import ablation, data, results
+from benchmarks import data, results
+from experiments import study
 from learning import checkpoints
 from learning.devices import choose_device
 from tissue.files import InputError, check_positive, run_script
@@ -59,12 +60,12 @@ def main(args):
                 sample = root.parent / f"{number}-{draw}"
                 names = ([pair.name for pair in part] for part in (chosen, held_out))
                 sample.mkdir()
-                ablation.write_set(root, sample, *names, args.budget)
-                found["unchanged"].append(ablation.score_checkpoint(start, held_out, device))
+                study.write_set(root, sample, *names, args.budget)
+                found["unchanged"].append(study.score_checkpoint(start, held_out, device))
                 for way, init in (("from scratch", None), ("fine-tuned", start)):
                     log = sample / way
-                    last, _ = ablation.call_train(sample, log=log, init=init, seed=draw, **flags)
-                    found[way].append(ablation.score_checkpoint(last, held_out, device))
+                    last, _ = study.call_train(sample, log=log, init=init, seed=draw, **flags)
+                    found[way].append(study.score_checkpoint(last, held_out, device))
                     print(f"{number} images, draw {draw + 1}, {way}: {found[way][-1]}", flush=True)
             gains = [
                 tuned["dice"] - scratch["dice"]
@@ -81,7 +82,7 @@ def main(args):
                 lines.append((number, way, f"{statistics.mean(dice):.4f}", spread, f"{error:.1%}"))
     results.write_section(
         "A few images of one's own",
-        f"`python3 -m benchmarks.transfer`, {data.source(args.root)}: {args.budget} patches a "
+        f"`python3 -m experiments.transfer`, {data.source(args.root)}: {args.budget} patches a "
         f"training at a highest rate of {args.lr:g}, {args.augment} augmentation; mean over "
         f"{args.draws} choices of images, scored on all the other images, whole.\n\n"
         + results.table(("learned from", "weights", "Dice", "of choices", "contours off by"), lines)

@@ -1,7 +1,7 @@
 """Make the weights that ship, log/ckpt/nuclei.pt, from finished runs.
 
-    python3 docs/ship_weights.py log/<run>/best.pt
-    python3 docs/ship_weights.py log/<run>/last.pt log/<run>/last.pt --threshold 0.45
+    python3 -m tools.ship_weights log/<run>/best.pt
+    python3 -m tools.ship_weights log/<run>/last.pt log/<run>/last.pt --threshold 0.45
 
 Weights of several runs are averaged (Wortsman et al. 2022, ICML, "Model soups"): that works for
 runs which began at the same trained weights (`train.py --init`), and with these weights beside
@@ -11,10 +11,7 @@ all of them; where they do not know it, or differ, --pixel_size must tell.
 Prints what docs/model_card.md says of the file.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch

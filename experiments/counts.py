@@ -1,7 +1,7 @@
 """How far counts of nuclei and of contours are from the annotators', on images with label maps.
 
-    python3 -m benchmarks.counts --images my_images/ --labels my_label_maps/
-    python3 -m benchmarks.counts --images my_images/ --labels my_label_maps/ --ckpt best.pt
+    python3 -m experiments.counts --images my_images/ --labels my_label_maps/
+    python3 -m experiments.counts --images my_images/ --labels my_label_maps/ --ckpt best.pt
 
 Without --ckpt it counts on the reference's own masks (labels > 0), with it on the network's. Split
 parameters are the defaults, and those that are best on all other images (leave one image out).
@@ -77,7 +77,7 @@ def main(args):
     masks_of = "a network's predictions" if args.ckpt else "the reference's own masks"
     flags = (" --ckpt CKPT" if args.ckpt else "") + (" --tta" if args.tta else "")
     text = (
-        f"`python3 -m benchmarks.counts --images FOLDER --labels FOLDER{flags}`: counts on "
+        f"`python3 -m experiments.counts --images FOLDER --labels FOLDER{flags}`: counts on "
         f"{masks_of}. Nuclei are split by the defaults, and ('left out') by the parameters that "
         "are best on all other images. Mean error: of |count - annotated| / annotated. Limits of "
         f"agreement: 95 %.\n\n{results.table(header, rows)}"

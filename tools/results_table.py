@@ -1,19 +1,16 @@
 """Print README's table of results, and put its pictures into docs/results/.
 
     python3 inference.py --root cryonuseg --tta --image_folder results/cryonuseg
-    python3 docs/results_table.py results/cryonuseg
+    python3 -m tools.results_table results/cryonuseg
     python3 inference.py --root drawn --tta --image_folder results/drawn
-    python3 docs/results_table.py results/drawn --tissue
+    python3 -m tools.results_table results/drawn --tissue
 
 Predicted masks and numbers alone, unless --tissue says that the images and their reference masks
 may be shown, too: those of this project's own drawn tissue.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import cv2
 
@@ -22,7 +19,7 @@ from tissue.images import read_image
 from tissue.pictures import write_image
 from tissue.results import read_table
 
-PICTURES = Path(__file__).parent / "results"
+PICTURES = Path(__file__).resolve().parent.parent / "docs" / "results"
 SHOWN = 160  # pixels of a picture's side in README; twice as many in its file
 COUNTS = ("contours", "gt_contours", "nuclei", "gt_nuclei")
 SCORES = ("accuracy", "dice", "aji", "pq")

@@ -1,12 +1,9 @@
 """Make README's picture, docs/demo.png, from the results of `make demo`.
 
-python3 docs/demo_picture.py
+python3 -m tools.demo_picture
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tissue.images import read_image
 from tissue.pictures import contact_sheet, write_image

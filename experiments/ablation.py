@@ -1,8 +1,8 @@
 """What colour, sampling, augmentation, network, loss, averaged weights and --tta are worth.
 
-    python3 -m benchmarks.ablation --root cryonuseg --other monuseg
-    python3 -m benchmarks.ablation --root cryonuseg --runs plain strong --seeds 0 1 2
-    python3 -m benchmarks.ablation --root cryonuseg --runs plain strong --confirm
+    python3 -m experiments.ablation --root cryonuseg --other monuseg
+    python3 -m experiments.ablation --root cryonuseg --runs plain strong --seeds 0 1 2
+    python3 -m experiments.ablation --root cryonuseg --runs plain strong --confirm
 
 Every training is shown the same number of patches, --budget. It is scored on whole images that it
 has not seen: the training images are dealt into folds by organ (what stands before the last `_` of
@@ -16,10 +16,7 @@ leaves what is written in the former under "What was learned" as it is.
 
 import argparse
 import csv
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,16 +26,22 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import data, results
+from experiments.study import (
+    CONFIRM,
+    REPOSITORY,
+    THRESHOLD,
+    call_train,
+    deal,
+    form,
+    score_checkpoint,
+    write_set,
+)
 from learning import checkpoints
 from learning.devices import choose_device
-from learning.predictor import Predictor
-from tissue import agreement, nuclei, patches, tiling, windows
-from tissue.files import InputError, check_positive, replacing, run_script, write_table
-from tissue.manifest import write_manifest
-from tissue.masks import read_mask
-from tissue.pairs import Pair, find_pairs
+from tissue import patches
+from tissue.files import check_positive, replacing, run_script, write_table
+from tissue.pairs import find_pairs
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce", "colour": "own"}
 RUNS = {  # in what each differs from the plain recipe: one factor at a time, then combinations
     "plain": {},
@@ -64,9 +67,6 @@ RUNS = {  # in what each differs from the plain recipe: one factor at a time, th
         "augment": "strong", "arch": "tf_efficientnet_lite0", "pretrained": "imagenet",
     },
 }  # fmt: skip
-CONFIRM = "validation"  # in place of a fold's number
-VALIDATED = 6  # patches that train.py itself validates on; the study scores whole images instead
-THRESHOLD = 0.5
 # What makes two rows of the CSV comparable; what names a training; how it was scored; the scores.
 STUDY = ("patch_set", "dimensions", "patches")
 TRAINING = ("run", "seed", "fold")
@@ -145,81 +145,6 @@ def main(args):
     write_report(output, args, study, read_rows(output))
 
 
-# --- train and score ----------------------------------------------------------------------------
-
-
-def deal(root: Path, folds: int, confirm: bool) -> dict[str, tuple[list[str], list[str]]]:
-    """For each fold the names of the images to learn from, and of those to be scored on.
-
-    Images of one organ stay together. With `confirm` there is one fold, the manifest's own split.
-    """
-    names = {split: [] for split in patches.SPLITS}
-    for image in patches.read_manifest(root)["images"]:
-        names[image["split"]].append(image["name"])
-    if confirm:
-        return {CONFIRM: (names["train"], names["val"])}
-    organs = sorted({name.rpartition("_")[0] for name in names["train"]})
-    if not 2 <= folds <= len(organs):
-        raise InputError(
-            f"--folds: found {folds}, expected 2 to {len(organs)}, the number of organs in the "
-            f"names of the training images ({', '.join(organs)})"
-        )
-    dealt = {}
-    for fold in range(folds):
-        held_out = [n for n in names["train"] if n.rpartition("_")[0] in organs[fold::folds]]
-        dealt[f"{fold + 1}/{folds}"] = ([n for n in names["train"] if n not in held_out], held_out)
-    return dealt
-
-
-def write_set(
-    root: Path, sample: Path, learn: Sequence[str], held_out: Sequence[str], budget: int
-) -> None:
-    """Make a patch set of `budget` random patches of the images to learn from, so that an epoch is
-    a training; where there are too few, they come again. The patches themselves are links.
-    """
-    rows = [row for split in patches.SPLITS for row in patches.read_table(root, split)]
-    train = [row for row in rows if row["name"] in learn]
-    val = [row for row in rows if row["name"] in held_out]
-    for there in (train, val):
-        random.Random(0).shuffle(there)
-    train = (train * (budget // len(train) + 1))[:budget]
-    val = val[:VALIDATED]
-    for split, there in (("train", train), ("val", val)):
-        for kind in ("rgb", "mask"):
-            folder = patches.folder(sample, kind, split)
-            folder.mkdir()
-            for file, source in {row["file"]: row["split"] for row in there}.items():
-                (folder / file).symlink_to(patches.folder(root, kind, source) / file)
-    train = [row | {"split": "train"} for row in train]
-    val = [row | {"split": "val"} for row in val]
-    manifest = patches.read_manifest(root)
-    split_of = dict.fromkeys(learn, "train") | dict.fromkeys(held_out, "val")
-    manifest["images"] = [
-        image | {"split": split_of[image["name"]]}
-        for image in manifest["images"]
-        if image["name"] in split_of
-    ]
-    write_manifest(sample, manifest, train + val)
-
-
-def call_train(sample: Path, **settings) -> tuple[Path, float]:
-    """Run train.py as a user does; its last.pt and how long it trained, seconds.
-
-    `settings` are its flags by name, those with None are left out.
-    """
-    flags = {"root": sample, "log": sample / "log", "epoch": 1, **settings}
-    given = {key: value for key, value in flags.items() if value is not None}
-    arguments = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
-    subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    (run,) = Path(flags["log"]).iterdir()
-    with (run / "metrics.csv").open(newline="") as file:
-        (epoch,) = csv.DictReader(file)
-    return run / "last.pt", float(epoch["seconds"])
-
-
 def evaluate(path: Path, held_out: list, other: list, device: torch.device):
     """Scores with and without averaged weights, with these and --tta: what was done and scores.
 
@@ -235,40 +160,6 @@ def evaluate(path: Path, held_out: list, other: list, device: torch.device):
             scores |= {f"other_{key}": theirs[key] for key in ("dice", "count_error")}
         rounded = {key: f"{value:.4f}" for key, value in scores.items()}
         yield {"ema": ema, "tta": tta}, dict.fromkeys(SCORES, "") | rounded
-
-
-def score_checkpoint(
-    path: Path,
-    pairs: Sequence[Pair],
-    device: torch.device,
-    weights: dict | None = None,
-    tta: bool = False,
-) -> dict[str, float]:
-    """`score` of a checkpoint file, or of other weights for its network."""
-    checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoints.build_model(checkpoint | ({"model": weights} if weights else {}), path)
-    return score(Predictor.of(model, checkpoint, device, tta), pairs)
-
-
-def score(network: tiling.Network, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Scores of whole images, averaged; of contour counts the error and the bias, as fractions."""
-    dices, accuracies, errors = [], [], []
-    for pair in pairs:
-        reference = read_mask(pair.mask)
-        image = windows.open_image(pair.image)
-        mask = tiling.predict_image(image, network)[0] >= THRESHOLD
-        counts = agreement.pixel_counts(mask, reference)
-        dices.append(agreement.dice(counts))
-        accuracies.append(agreement.accuracy(counts))
-        there = len(nuclei.contours(reference))
-        errors.append((len(nuclei.contours(mask)) - there) / max(there, 1))
-    return {
-        "dice": statistics.mean(dices),
-        "worst_dice": min(dices),
-        "accuracy": statistics.mean(accuracies),
-        "count_error": statistics.mean(map(abs, errors)),
-        "count_bias": statistics.mean(errors),
-    }
 
 
 # --- record and tell ----------------------------------------------------------------------------
@@ -293,7 +184,7 @@ def write_report(output: Path, args, study: dict, rows: list[dict]) -> None:
     confirmed = [row for row in rows if row["fold"] == CONFIRM]
     text = [
         "# What sampling, augmentation, network and loss are worth",
-        f"`python3 -m benchmarks.ablation`, {data.source(args.root)}: {args.budget} patches a "
+        f"`python3 -m experiments.ablation`, {data.source(args.root)}: {args.budget} patches a "
         f"training, width {args.dimensions}, scored on whole images of organs that it has not "
         f"seen, at threshold {THRESHOLD}. Every training is in `ablation.csv`.",
     ]
@@ -336,11 +227,6 @@ def mean(rows: Sequence[dict], key: str) -> str:
     if not values:
         return ""
     return form(statistics.mean(values), key)
-
-
-def form(value: float, key: str) -> str:
-    """A score for people."""
-    return f"{value:.1%}" if "count" in key else f"{value:.4f}"
 
 
 def measured(rows: list[dict]) -> dict[str, str]:

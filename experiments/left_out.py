@@ -1,6 +1,6 @@
 """How masks hold on tissue of which nothing was learned: one set after the other is left out.
 
-    python3 -m benchmarks.left_out --root data/nuinsseg data/tnbc data/dsb2018 \\
+    python3 -m experiments.left_out --root data/nuinsseg data/tnbc data/dsb2018 \\
         --also MoNuSeg=monuseg/tissue_images:monuseg/instance_labels \\
         --train --arch tf_efficientnet_lite0 --pretrained FILE --colour own
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import inference
 from benchmarks import results
-from benchmarks.beside import REPOSITORY
+from experiments.study import REPOSITORY
 from tissue.files import InputError, Parser, run_script
 from tissue.manifest import read_manifest
 from tissue.masks import LABEL_FOLDER
@@ -71,8 +71,8 @@ def main(args):
                 rows.append([learned, name, *(f"{scores[key]:.3f}" for key in SCORES)])
                 print(*rows[-1], flush=True)
     text = (
-        f"`python3 -m benchmarks.left_out --train {' '.join(args.train)}`: mean Dice and the least "
-        f"of an image, mean AJI, and mean error of the count of nuclei as a share of the "
+        f"`python3 -m experiments.left_out --train {' '.join(args.train)}`: mean Dice and the "
+        f"least of an image, mean AJI, and mean error of the count of nuclei as a share of the "
         f"reference's, of at most {args.images} images a set; about {args.budget} patches a "
         f"training.\n\n" + results.table(["learned from", "scored on", *SCORES], rows)
     )

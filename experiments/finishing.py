@@ -1,10 +1,11 @@
 """How a training with strong augmentation should end: as it began, or with milder changes.
 
-    python3 -m benchmarks.finishing --root cryonuseg --other monuseg
+    python3 -m experiments.finishing --root cryonuseg --other monuseg
 
-In each fold by organ (as in benchmarks.ablation) a network learns from --budget patches with strong
-augmentation, and from there as many again with each augmentation. What comes of it, and the mean of
-the weights at that point and at the end, is scored on the whole images of the organs left out.
+In each fold by organ (as in experiments.ablation) a network learns from --budget patches with
+strong augmentation, and from there as many again with each augmentation. What comes of it, and the
+mean of the weights at that point and at the end, is scored on the whole images of the organs left
+out.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import ablation, data, results
+from benchmarks import data, results
+from experiments import study
 from learning import checkpoints
 from learning.devices import choose_device
 from tissue.files import check_positive, run_script
@@ -47,21 +49,21 @@ def main(args):
         data.cut(root, "--val_pattern", args.val_pattern)
         pairs = {pair.name: pair for pair in find_pairs(root)}
         other = find_pairs(args.other) if args.other else []
-        for fold, (learn, held_out) in ablation.deal(root, args.folds, confirm=False).items():
+        for fold, (learn, held_out) in study.deal(root, args.folds, confirm=False).items():
             sample = Path(tempfile.mkdtemp(dir=folder))
-            ablation.write_set(root, sample, learn, held_out, args.budget)
-            start, _ = ablation.call_train(sample, log=sample / "start", augment=START, **flags)
+            study.write_set(root, sample, learn, held_out, args.budget)
+            start, _ = study.call_train(sample, log=sample / "start", augment=START, **flags)
             ways = {START: [start]}
             for end in ENDS:
                 going_on = {"augment": end, "init": start, "seed": 1}
-                path, _ = ablation.call_train(sample, log=sample / end, **going_on, **flags)
+                path, _ = study.call_train(sample, log=sample / end, **going_on, **flags)
                 ways |= {f"{START}, then {end}": [path], f"{end}: mean of both": [start, path]}
             for way, paths in ways.items():
                 mean = checkpoints.mean_of_weights(
                     [checkpoints.load_checkpoint(path)["model"] for path in paths]
                 )
                 scores = [
-                    ablation.score_checkpoint(paths[0], part, device, mean)
+                    study.score_checkpoint(paths[0], part, device, mean)
                     for part in ([pairs[name] for name in held_out], other)
                     if part
                 ]
@@ -72,16 +74,16 @@ def main(args):
         cells = [way]
         for part in zip(*folds, strict=True):  # at home, then on the other stain
             for key in ("dice", "count_error"):
-                cells.append(ablation.form(statistics.mean(scores[key] for scores in part), key))
+                cells.append(study.form(statistics.mean(scores[key] for scores in part), key))
         lines.append(cells)
     header = ["training", "Dice", "contours off by"]
     header += ["Dice, other stain", "contours off by, other stain"] if args.other else []
     results.write_section(
         "The end of a training",
-        f"`python3 -m benchmarks.finishing`, {data.source(args.root)}: {args.budget} patches with "
+        f"`python3 -m experiments.finishing`, {data.source(args.root)}: {args.budget} patches with "
         f"{START} augmentation, and as many after them, width {args.dimensions}; mean over "
         f"{args.folds} folds, whole images of organs that were left out, threshold "
-        f"{ablation.THRESHOLD}, one seed.\n\n" + results.table(header, lines),
+        f"{study.THRESHOLD}, one seed.\n\n" + results.table(header, lines),
         args.results,
     )
 

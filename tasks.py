@@ -1,0 +1,71 @@
+"""What `make` does once there is an environment; for Windows, which has no make.
+
+python -m tasks demo        everything once on synthetic tissue, and where to look
+python -m tasks test        the tests, without those that take long
+python -m tasks test-all    all tests
+python -m tasks lint        ruff
+python -m tasks image-side  the tests that need no torch, for one more version of numpy
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+DATA, RESULTS = "data/demo", "results/demo"  # the demo writes here and in log/*-demo alone
+LOOK = f"""
+Look at:
+  {DATA}/patches_preview.png   what the network learns from
+  {RESULTS}/report.html        masks and counts, in a browser
+  {RESULTS}/counts.csv         the same numbers for a spreadsheet
+  tensorboard --logdir=.           the curves of the training"""
+LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
+IMAGE_SIDE = (
+    "agreement", "background", "cutting", "depth", "exports", "files", "images", "masks", "nuclei",
+    "pairs", "patches", "pixel_size", "project", "report", "results", "stitching", "strict",
+    "synthetic", "windows",
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Run the task of that name; SystemExit with the code of the first command that fails."""
+    tests = {
+        "test": ["-m", "not slow"],
+        "test-all": [],
+        "image-side": ["-m", "not slow", *(f"tests/test_{name}.py" for name in IMAGE_SIDE)],
+    }
+    task = arguments[0] if len(arguments) == 1 else None
+    if task == "demo":
+        demo()
+    elif task == "lint":
+        for command in LINT:
+            call("-m", *command)
+    elif task in tests:
+        call("-m", "pytest", "-q", *tests[task])
+    else:
+        sys.exit(__doc__)
+
+
+def demo() -> None:
+    """Draw, cut, train and infer, unless that was done with the code as it is."""
+    report = Path(RESULTS, "report.html")
+    code = [*Path().glob("*.py"), *Path("tissue").glob("*.py"), *Path("learning").glob("*.py")]
+    newest = max(path.stat().st_mtime for path in code)
+    if not report.is_file() or report.stat().st_mtime < newest:
+        call("-m", "tissue.synthetic", "--root", DATA)
+        call("preprocess.py", "--root", DATA, "--patch_stride", 40)
+        call("train.py", "--root", DATA, "--dimensions", 16, "--epoch", 4, "--name", "demo")
+        run = max(Path("log").glob("*-demo"))  # the names begin with the time
+        call("inference.py", "--root", DATA, "--ckpt", run, "--image_folder", RESULTS)
+    print(LOOK)
+
+
+def call(*arguments) -> None:
+    """Run Python with these arguments and end with its exit code where that is not 0."""
+    command = [sys.executable, *map(str, arguments)]
+    print("python", *command[1:], flush=True)
+    if code := subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

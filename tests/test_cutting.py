@@ -1,0 +1,97 @@
+"""What a set is planned from and cut into, on label maps and masks drawn by hand."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tissue import cutting
+from tissue.depth import UNKNOWN
+from tissue.files import InputError
+from tissue.pairs import Files, Pair
+from tissue.pictures import write_image
+from tissue.synthetic import draw_tissue
+
+
+@pytest.fixture
+def label_map(tmp_path):
+    """Nuclei of 6, 4 and 2 pixels, the second of which meets the edge; a third has number 9."""
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 1:4] = 1
+    labels[4:6, 0:2] = 2
+    labels[4, 4:6] = 9
+    path = tmp_path / "tissue.png"
+    write_image(path, labels)
+    return path
+
+
+def plan(root, split_of, sizes, labels=()):
+    pairs = [Pair(name, root / f"{name}.png", root / f"{name}_mask.png") for name in split_of]
+    settings = {"patch_dim": 32, "patch_stride": 16, "bits": None}
+    return cutting.Plan(root, pairs, Files(dict(labels)), split_of, settings, sizes)
+
+
+def test_nuclei_that_meet_the_edge_do_not_tell_a_size(label_map, tmp_path):
+    assert cutting.nucleus_areas(label_map).tolist() == [6, 2]
+    assert cutting.nucleus_areas(tmp_path / "not_there.png").tolist() == []
+
+
+def test_the_size_of_a_set_is_that_of_its_median_nucleus(label_map, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        size, line = cutting.size_of_set(tmp_path, Files({"tissue": label_map}), pool)
+        assert "median nucleus of 4 pixels" in line and f"{size:g} um a pixel" in line
+        write_image(label_map, np.zeros((6, 8), np.uint8))
+        with pytest.raises(InputError, match="found no label map with nuclei"):
+            cutting.size_of_set(tmp_path, Files({"tissue": label_map}), pool)
+
+
+def test_a_set_has_the_pixel_size_of_its_median_training_image(label_map, tmp_path):
+    split_of = {"a": "train", "b": "train", "c": "train", "d": "val"}
+    known = plan(tmp_path, split_of, {"a": 0.5, "b": 0.25, "c": None, "d": 1.0})
+    unknown = plan(tmp_path, split_of, dict.fromkeys(split_of), {"a": label_map})
+    with ThreadPoolExecutor(1) as pool:
+        (line,) = cutting.settle_pixel_size([known, unknown], None, pool)
+        assert known.settings["pixel_size_um"] == unknown.settings["pixel_size_um"] == 0.25
+        assert known.scale(known.pairs[0]) == 0.5 and known.scale(known.pairs[2]) == 1
+        (size,) = set(unknown.sizes.values())  # its nuclei tell it
+        assert f"{size:g} um" in line
+        assert cutting.settle_pixel_size([known], 0.4, pool) == []
+        assert known.settings["pixel_size_um"] == 0.4
+
+
+def test_a_picture_in_both_splits_is_named(tmp_path):
+    its_plan = plan(tmp_path, {"a": "train", "b": "train", "c": "val"}, {})
+
+    def facts(digest):
+        return cutting.PairFacts(64, 64, None, 0.3, digest, ())
+
+    its_plan.facts = [facts("one"), facts("one"), facts("two")]
+    cutting.check_pictures(its_plan)  # twice in training is the user's choice
+    its_plan.facts = [facts("one"), facts("two"), facts("one")]
+    with pytest.raises(InputError, match=r"\(a = c\)"):
+        cutting.check_pictures(its_plan)
+
+
+def test_a_mask_has_the_depth_of_its_label_map_and_where_that_has_none_it_is_unknown(label_map):
+    mask = np.zeros((6, 8), bool)
+    mask[1:3, 1:6] = True  # two columns more than nucleus 1, and nothing of the others
+    found = cutting.with_depth(mask, label_map)
+    assert found.dtype == np.uint8
+    assert found[1:3].tolist() == [[0, 255, 255, 255, UNKNOWN, UNKNOWN, 0, 0]] * 2
+    assert not found[[0, 3, 4, 5]].any()
+    twice = cutting.with_depth(mask.repeat(2, 0).repeat(2, 1), label_map)
+    rim, inner = [128] * 6, [128, 255, 255, 255, 255, 128]  # the map is brought to the mask's size
+    assert twice[2:6, 2:8].tolist() == [rim, inner, inner, rim]
+
+
+def test_a_fault_of_a_pair_is_text_and_a_sound_pair_is_facts(tmp_path):
+    tissue = draw_tissue(40, 48, seed=1)
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", tissue.image)
+    write_image(tmp_path / "a_mask.png", tissue.labels > 0)
+    its_plan = plan(tmp_path, {"a": "train", "b": "val"}, {"a": None, "b": None})
+    its_plan.settings["pixel_size_um"] = None
+    facts, fault = (cutting.facts_or_fault(its_plan, pair) for pair in its_plan.pairs)
+    assert (facts.height, facts.width) == (40, 48)
+    assert facts.foreground == (tissue.labels > 0).mean()
+    assert isinstance(fault, str) and "b_mask.png" in fault

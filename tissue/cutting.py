@@ -1,0 +1,269 @@
+"""Making a patch set: what is to be cut and how, what is wrong with it, and the cutting itself.
+
+preprocess.py makes a Plan for each root folder, has all of them checked, and cuts one after the
+other. Nothing here prints; what a person should know comes back as lines.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median_low
+
+import numpy as np
+
+from tissue import manifest, masks, patches, pictures, windows
+from tissue.colour import Colour, colour_of
+from tissue.depth import UNKNOWN, depth_of
+from tissue.files import InputError, file_hash
+from tissue.images import bits_in_use, read_image
+from tissue.nuclei import reference_labels
+from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair
+from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of, size_by_nuclei
+from tissue.splits import spread
+
+PREVIEW_PATCHES = 48
+MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
+Written = tuple[list[dict], Colour | None]  # of a pair: rows of patches.csv, the image's colour
+
+
+@dataclass
+class Plan:
+    """A set that is to be cut: what there is, and how. `sources` and `facts` are filled in later.
+
+    `settings` has what `manifest` stores of them: patch_dim and patch_stride in pixels, how the
+    split was chosen, pixel_size_given_um, and from `settle_pixel_size` and `check` on also
+    pixel_size_um and bits.
+    """
+
+    root: Path
+    pairs: list[Pair]
+    labels: Files  # label maps by the names of images
+    split_of: dict[str, str]  # "train" or "val" by name
+    settings: dict
+    sizes: dict[str, float | None]  # micrometres a pixel, of each image
+    sources: list[dict] = field(default_factory=list)  # what the manifest says of each pair
+    facts: list[PairFacts] = field(default_factory=list)  # of each pair
+
+    @property
+    def known_sizes(self) -> list[float]:
+        """Micrometres a pixel of the training images that tell it."""
+        return [um for name, um in self.sizes.items() if um and self.split_of[name] == "train"]
+
+    def scale(self, pair: Pair) -> float:
+        """How many of an image's pixels make one of the set's (`pixel_size.scale_of`)."""
+        return scale_of(self.sizes[pair.name], self.settings["pixel_size_um"], pair.image)
+
+
+# --- plan ---------------------------------------------------------------------------------------
+
+
+def told_size(pair: Pair) -> float | None:
+    """Micrometres per pixel as the image tells them; None also where it cannot be read."""
+    try:
+        return pixel_size_um(pair.image)
+    except (InputError, OSError):
+        return None  # `check_pair` says why
+
+
+def size_of_set(root: Path, labels: Files, pool: Executor) -> tuple[float, str]:
+    """Micrometres a pixel, by the nuclei of a set's label maps, and the line that says so.
+
+    Raises InputError where no label map has nuclei.
+    """
+    maps = [path for _, path in labels.items()]
+    areas = pool.map(nucleus_areas, spread(maps, MOST_MAPS))
+    areas = np.concatenate([np.zeros(0), *areas])
+    size = size_by_nuclei(areas)
+    if not size:
+        raise InputError(
+            f"{root}: found no label map with nuclei in {LABEL_FOLDER}, expected some to tell the "
+            f"pixel size by; give it in micrometres with --pixel_size"
+        )
+    size = float(f"{size:.2g}")
+    return size, (
+        f"{root}: taken as {size:g} um a pixel, by its median nucleus of {np.median(areas):.0f} "
+        f"pixels; --pixel_size tells it"
+    )
+
+
+def nucleus_areas(label_map: Path) -> np.ndarray:
+    """The pixels of each nucleus of a label map that does not meet the image's edge, (n,); none
+    where the file is no label map or cannot be read.
+    """
+    try:
+        labels = masks.read_label_map(label_map)
+    except (InputError, OSError):
+        return np.zeros(0)  # `check_pair` says why
+    if labels is None:
+        return np.zeros(0)
+    labels = reference_labels(labels)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        areas[edge] = 0
+    return areas[areas > 0]
+
+
+def settle_pixel_size(plans: Sequence[Plan], wanted: float | None, pool: Executor) -> list[str]:
+    """Put the one pixel size of all patches into the settings: the `wanted` one, micrometres, or
+    the median of the training images'. A set that tells none goes by its nuclei if there is a size
+    to come to, and else is taken as it is. Returns lines that say what was taken for what.
+    """
+    lines = []
+    known = [size for plan in plans for size in plan.known_sizes]
+    wanted = wanted or (median_low(known) if known else None)
+    for plan in plans:
+        plan.settings["pixel_size_um"] = wanted
+        if wanted and not any(plan.sizes.values()) and plan.labels:
+            size, line = size_of_set(plan.root, plan.labels, pool)
+            plan.sizes.update(dict.fromkeys(plan.sizes, size))
+            lines.append(line)
+    return lines
+
+
+def describe(plan: Plan, pool: Executor) -> list[dict]:
+    """What the manifest says of each pair before it is decoded: names, files and their hashes."""
+    paths = {
+        "image": [pair.image for pair in plan.pairs],
+        "mask": [pair.mask for pair in plan.pairs],
+        "labels": [plan.labels.get(pair.name) for pair in plan.pairs],
+    }
+    sources = [{"name": pair.name, "split": plan.split_of[pair.name]} for pair in plan.pairs]
+    for kind, its in paths.items():
+        hashes = pool.map(lambda path: path and file_hash(path), its)
+        for source, path, digest in zip(sources, its, hashes, strict=True):
+            source[kind] = path and path.relative_to(plan.root).as_posix()
+            source[f"{kind}_sha256"] = digest
+    return sources
+
+
+def is_up_to_date(plan: Plan) -> bool:
+    """Whether a whole patch set lies below the root, cut from these sources in this way."""
+    root, sources = plan.root, plan.sources
+    try:
+        found = manifest.read_manifest(root)
+        same = (
+            all(found[key] == value for key, value in plan.settings.items())
+            and [{key: image[key] for key in sources[0]} for image in found["images"]] == sources
+        )
+        return (
+            same
+            and file_hash(root / manifest.TABLE) == found["table_sha256"]
+            and manifest.size_on_disk(root) == (found["patches"], found["bytes"])
+        )
+    except (InputError, OSError):
+        return False
+
+
+# --- check --------------------------------------------------------------------------------------
+
+
+def facts_or_fault(plan: Plan, pair: Pair) -> PairFacts | str:
+    """What `check_pair` says of a pair of the plan; of one with faults these, as text."""
+    try:
+        label_map = plan.labels.get(pair.name)
+        return check_pair(pair, plan.settings["patch_dim"], plan.scale(pair), label_map)
+    except (InputError, OSError) as error:
+        return str(error)
+
+
+def check_pictures(plan: Plan) -> None:
+    """Raise InputError where one picture is in training and in validation."""
+    names_of_picture = defaultdict(list)
+    for pair, facts in zip(plan.pairs, plan.facts, strict=True):
+        names_of_picture[facts.pixels_sha256].append(pair.name)
+    shared = [
+        " = ".join(names)
+        for names in names_of_picture.values()
+        if len({plan.split_of[name] for name in names}) > 1
+    ]
+    if shared:
+        raise InputError(
+            f"{plan.root}: found the same picture in training and validation ({', '.join(shared)}),"
+            f" expected different ones; remove one of each, or choose other images for validation"
+        )
+
+
+def bits_of_set(plan: Plan, pool: Executor) -> int | None:
+    """How many bits the set's 16-bit images use, the most of all; None without any.
+
+    One number for all, so that they are as bright as they are to each other.
+    """
+    bits = pool.map(bits_in_use, [pair.image for pair in plan.pairs])
+    return max(filter(None, bits), default=None)
+
+
+def assumptions(plan: Plan) -> list[str]:
+    """Lines that say what is assumed of a set's images and masks."""
+    lines = []
+    if bits := plan.settings["bits"]:
+        lines.append(f"16-bit images: {bits} bits are in use, of which the upper 8 are kept")
+    lines += resampling_lines(plan.sizes, plan.settings["pixel_size_um"])
+    return lines + sorted({note for facts in plan.facts for note in facts.notes})
+
+
+# --- cut ----------------------------------------------------------------------------------------
+
+
+def cut_pair(new: Path, plan: Plan, pair: Pair) -> Written:
+    """Write the patches of one pair below `new`; their rows of patches.csv, and the image's colour.
+
+    Raises OSError where a file cannot be written.
+    """
+    settings = plan.settings
+    whole = read_image(pair.image, settings["bits"]), masks.read_mask(pair.mask)
+    image, mask = patches.resample(*whole, plan.scale(pair))
+    if label_map := plan.labels.get(pair.name):
+        mask = with_depth(mask, label_map)
+    grid = patches.Grid(settings["patch_dim"], settings["patch_stride"])
+    split = plan.split_of[pair.name]
+    rows = patches.write_patches(new, split, pair.name, image, mask, grid)
+    return rows, colour_of(windows.from_array(image))
+
+
+def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
+    """A mask bool (H, W) as uint8 with the depth in the nuclei of its label map, which is brought
+    to the mask's size; UNKNOWN where only the mask has a nucleus.
+    """
+    labels = masks.read_label_map(label_map)
+    places = (
+        ((np.arange(side) + 0.5) * of / side).astype(int)
+        for side, of in zip(mask.shape, labels.shape, strict=True)
+    )
+    depth = depth_of(reference_labels(labels)[np.ix_(*places)])
+    return np.where(mask, np.maximum(depth, UNKNOWN), 0).astype(np.uint8)
+
+
+def complete_set(
+    new: Path, plan: Plan, written: Sequence[tuple[list[dict], Colour | None]]
+) -> dict:
+    """Write the preview, the table and the manifest of a set whose patches are `written`, that is
+    what `cut_pair` returned for each pair in turn; what the manifest says.
+    """
+    table = [row for rows, _ in written for row in rows]
+    write_preview(new, table)
+    images = []
+    for source, facts, (_, colour) in zip(plan.sources, plan.facts, written, strict=True):
+        images.append(
+            source
+            | {
+                "height": facts.height,
+                "width": facts.width,
+                "pixel_size_um": plan.sizes[source["name"]],
+                "foreground": round(facts.foreground, 4),
+                "colour": colour._asdict() if colour else None,
+            }
+        )
+    return manifest.write_manifest(new, {**plan.settings, "images": images}, table)
+
+
+def write_preview(root: Path, table: Sequence[dict]) -> None:
+    """Write patches_preview.png: patches spread over the whole set, nuclei outlined."""
+    shown = [table[len(table) * i // PREVIEW_PATCHES] for i in range(PREVIEW_PATCHES)]
+    outlined = []
+    for row in shown:
+        image, mask = patches.read_patch(root, row["split"], row["file"])
+        outlined.append(pictures.overlay(image, mask > 0))
+    pictures.write_image(root / patches.PREVIEW, pictures.contact_sheet(outlined, columns=8))
