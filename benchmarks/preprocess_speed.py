@@ -19,11 +19,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from patchify import patchify
 
 from benchmarks import data, results
 from tissue import images, masks, pairs
 from tissue.files import run_script
+from tissue.patches import cut  # by patchify, where there is one
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIM, STRIDE = 128, 20  # preprocess.py's defaults
@@ -98,12 +98,11 @@ def plain_loop(root: Path) -> None:
     for pair in pairs.find_pairs(root):
         image = cv2.cvtColor(images.read_image(pair.image), cv2.COLOR_RGB2BGR)
         nuclei = masks.read_mask(pair.mask).astype(np.uint8) * 255
-        image_patches = patchify(image, (DIM, DIM, 3), step=STRIDE)
-        mask_patches = patchify(nuclei, (DIM, DIM), step=STRIDE)
+        image_patches, mask_patches = (cut(pixels, DIM, STRIDE) for pixels in (image, nuclei))
         for row in range(image_patches.shape[0]):
             for col in range(image_patches.shape[1]):
                 file = f"{pair.name}_{row:02}_{col:02}.png"
-                cv2.imwrite(str(rgb / file), image_patches[row, col, 0])
+                cv2.imwrite(str(rgb / file), image_patches[row, col])
                 cv2.imwrite(str(mask / file), mask_patches[row, col])
 
 
