@@ -37,7 +37,7 @@ from tissue.windows import open_image
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei.pt"
 RANGES = {  # of flags that are numbers; --threshold and --split have their own
-    "tile": (1, 2**14),
+    "tile_size": (1, 2**14),
     "overlap": (0, 2**13),
     "batch_size": (1, 2**10),
     "gpu_id": (-1, 2**10),
@@ -86,7 +86,7 @@ def parse_args(argv=None):
         "--check_exports", action="store_true", help="read all exports back and compare them"
     )
     tiles = parser.add_argument_group("tiles, for large images")
-    tiles.add_argument("--tile", type=int, default=tiling.TILE, help="side of a tile, pixels")
+    tiles.add_argument("--tile_size", type=int, default=tiling.TILE, help="side of a tile, pixels")
     tiles.add_argument(
         "--overlap", type=int,
         help="pixels of context around a tile; without it all that the network sees: exact",
@@ -155,7 +155,7 @@ def load_network(args, device) -> Predictor:
     """The network that the flags name, used as they say; InputError where they do not fit it."""
     network = Predictor.load(find_checkpoint(args.ckpt), device, args.tta)
     halo = network.halo if args.overlap is None else args.overlap
-    for flag, pixels, least in (("tile", args.tile, halo), ("overlap", halo, 0)):
+    for flag, pixels, least in (("tile_size", args.tile_size, halo), ("overlap", halo, 0)):
         if pixels % network.grid or pixels < least:
             raise InputError(
                 f"--{flag}: found {pixels}, expected a multiple of {network.grid} of {least} or "
@@ -171,7 +171,7 @@ def load_network(args, device) -> Predictor:
         split = split._replace(confidence=args.confidence)
     return replace(
         network,
-        tile=args.tile,
+        tile_size=args.tile_size,
         halo=halo,
         batch_size=args.batch_size or (4 if device.type == "cuda" else 1),
         threshold=network.threshold if args.threshold is None else args.threshold,
@@ -202,7 +202,7 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
         planned.append(
             task._replace(
                 pixel_size_um=size, split_at_um=size or network.pixel_size_um, scale=scale,
-                part=network.at_scale(scale).tile if task.image.is_big else max(task.shape),
+                part=network.at_scale(scale).tile_size if task.image.is_big else max(task.shape),
                 formats=formats, made_with=made_with | own,
             )
         )  # fmt: skip
@@ -237,7 +237,7 @@ def settings_of(network: Predictor, device) -> dict:
         "threshold": f"{network.threshold:g}",
         "split": str(network.split),
         "flips, turns and sizes averaged": network.tta,
-        "brought to one colour": network.colour is not None,
+        "stain normalised": network.stain is not None,
         "overlap of tiles": network.halo,
     }
     versions = {f"{name} version": text for name, text in utils.versions().items()}
@@ -254,8 +254,8 @@ def said_of(network: Predictor) -> list[str]:
         )
     if sees_all(network.model):
         said.append(
-            f"{network.model.config['arch']} sees all that it is shown: --tile changes the masks a "
-            f"little, whatever --overlap."
+            f"{network.model.config['arch']} sees all that it is shown: --tile_size changes the "
+            f"masks a little, whatever --overlap."
         )
     return said
 

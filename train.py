@@ -40,10 +40,10 @@ from learning.splitting import choose_split, counted_images
 from learning.start import check_patches, choose_network, make_network
 from learning.state import State, make_state
 from model import config_of, sees_all
-from tissue.colour import COLOURS
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
 from tissue.pairs import set_folders
+from tissue.stain import STAINS
 
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
@@ -93,9 +93,9 @@ def add_learning(group) -> None:
         help="cross-entropy alone, or with 1 - soft Dice added",
     )  # fmt: skip
     group.add_argument(
-        "--colour", choices=COLOURS,
-        help="one: bring all images to one colour first, in inference.py too; own: as they are; "
-        "without it one for unet, own with an encoder, or that of --init",
+        "--stain", choices=STAINS,
+        help="reinhard: bring the tissue of all images to one mean and spread of colour first, in "
+        "inference.py too; without it reinhard for unet, none with an encoder, or that of --init",
     )  # fmt: skip
     group.add_argument(
         "--augment", choices=("basic", "moderate", "strong"), default="basic",
@@ -248,9 +248,9 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
     )
     if sees_all(state.model):
         record.line(f"{args.arch} sees all of an image: tiles will not be exact")
-    if origin and origin["colour"] != checkpoint["colour"]:
-        others = "own" if args.colour == "one" else "one"
-        record.line(f"{args.init} learned with --colour {others}, this run does not")
+    if origin and origin["stain"] != checkpoint["stain"]:
+        others = "none" if args.stain == "reinhard" else "reinhard"
+        record.line(f"{args.init} learned with --stain {others}, this run does not")
     if not args.resume:
         sampler = run.train_loader.sampler
         sampler.epoch = state.progress.epoch

@@ -146,7 +146,7 @@ def measure(way, path, tile, dimensions, gpu_id):
     started = time.perf_counter()
     image = windows.open_image(path)
     if way == "ours":
-        contours = ours(image, replace(Predictor.of(model, checkpoint, device), tile=tile))
+        contours = ours(image, replace(Predictor.of(model, checkpoint, device), tile_size=tile))
     else:
         network = model.to(device) if way == "plain" else fuse(model, device).to(device)
         contours = in_memory(way, images.read_image(path), network, tile, device)
@@ -169,7 +169,7 @@ def a_network(dimensions):
 
 def ours(image, network):
     """Contours of an image's mask, which is written to disk as inference.py does."""
-    tiles = tiling.tiles_of(image.height, image.width, network.tile)
+    tiles = tiling.tiles_of(image.height, image.width, network.tile_size)
     with (
         tempfile.TemporaryDirectory() as folder,
         Store(Path(folder), (image.height, image.width), bool) as mask,
@@ -280,7 +280,7 @@ def seams(args):
         image = windows.open_image(file)
 
         def mask(tile, halo):
-            how = replace(whole_network, tile=tile, halo=halo)
+            how = replace(whole_network, tile_size=tile, halo=halo)
             return tiling.predict_image(image, how)[0] >= 0.5  # noqa: B023, used at once
 
         whole = mask(10**6 // 128 * 128, whole_network.halo)

@@ -1,4 +1,4 @@
-"""What colour, sampling, augmentation, network, loss, averaged weights and --tta are worth.
+"""What stain, sampling, augmentation, network, loss, averaged weights and --tta are worth.
 
     python3 -m experiments.ablation --root cryonuseg --other monuseg
     python3 -m experiments.ablation --root cryonuseg --runs plain strong --seeds 0 1 2
@@ -42,7 +42,7 @@ from tissue import patches
 from tissue.files import check_positive, replacing, run_script, write_table
 from tissue.pairs import find_pairs
 
-PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce", "colour": "own"}
+PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce", "stain": "none"}
 RUNS = {  # in what each differs from the plain recipe: one factor at a time, then combinations
     "plain": {},
     "balanced": {"sampler": "balanced"},
@@ -50,12 +50,12 @@ RUNS = {  # in what each differs from the plain recipe: one factor at a time, th
     "strong": {"augment": "strong"},
     "lite0": {"arch": "tf_efficientnet_lite0"},
     "bce_dice": {"loss": "bce_dice"},
-    "one colour": {"colour": "one"},
+    "stain normalisation": {"stain": "reinhard"},
     "balanced, bce_dice": {"sampler": "balanced", "loss": "bce_dice"},
     "moderate, bce_dice": {"augment": "moderate", "loss": "bce_dice"},
-    "bce_dice, one colour": {"loss": "bce_dice", "colour": "one"},
-    "moderate, bce_dice, one colour": {
-        "augment": "moderate", "loss": "bce_dice", "colour": "one",
+    "bce_dice, stain normalisation": {"loss": "bce_dice", "stain": "reinhard"},
+    "moderate, bce_dice, stain normalisation": {
+        "augment": "moderate", "loss": "bce_dice", "stain": "reinhard",
     },
     "strong, balanced": {"augment": "strong", "sampler": "balanced"},
     "strong, bce_dice": {"augment": "strong", "loss": "bce_dice"},

@@ -2,7 +2,7 @@
 
     python3 -m experiments.left_out --root data/nuinsseg data/tnbc data/dsb2018 \\
         --also MoNuSeg=monuseg/tissue_images:monuseg/instance_labels \\
-        --train --arch tf_efficientnet_lite0 --pretrained FILE --colour own
+        --train --arch tf_efficientnet_lite0 --pretrained FILE --stain own
 
 The sets are cut as for train.py. One network learns from all but the one left out, and is scored
 on images of it, at the pixel size that its patch set has, and on those of --also.

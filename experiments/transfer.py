@@ -43,7 +43,7 @@ def main(args):
     start = Path(args.init).resolve()
     checkpoint = checkpoints.load_checkpoint(start)
     flags = {key: checkpoint["config"][key] for key in ("arch", "dimensions")}
-    flags |= {"colour": "one" if checkpoint["colour"] else "own", "augment": args.augment}
+    flags |= {"stain": "reinhard" if checkpoint["stain"] else "none", "augment": args.augment}
     flags |= {"lr": args.lr, "gpu_id": args.gpu_id}
     lines, margins = [], []
     with tempfile.TemporaryDirectory() as folder:

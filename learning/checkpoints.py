@@ -49,7 +49,7 @@ class Normalisation(TypedDict):
 
 
 @with_config(CLOSED)
-class ColourValues(TypedDict):
+class StainValues(TypedDict):
     mean: triple_of(-128, 128)
     spread: triple_of(1e-3, 128)
 
@@ -74,7 +74,7 @@ class Checkpoint(TypedDict):
     normalisation: Normalisation
     channel_order: Literal["rgb", "bgr"]
     threshold: Annotated[Finite, Field(gt=0, lt=1)]
-    colour: NotRequired[ColourValues | None]
+    stain: NotRequired[StainValues | None]
     pixel_size_um: NotRequired[PixelSize | None]
     bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images
     split: NotRequired[SplitValues]
@@ -88,7 +88,7 @@ class Checkpoint(TypedDict):
 
 CHECKPOINT, CONFIG = TypeAdapter(Checkpoint), TypeAdapter(Config)
 # What earlier versions did not write.
-EARLIER = {"colour": None, "pixel_size_um": None, "bits": None}
+EARLIER = {"stain": None, "pixel_size_um": None, "bits": None}
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -114,6 +114,8 @@ def load_checkpoint(path: Path | str) -> dict:
             )
         if not begins_as_zip(path):
             raise InputError(f"{path}: found a checkpoint without checksums, {ADVICE}")
+        if "colour" in content:  # as 0.1.0 called it
+            content["stain"] = content.pop("colour")
         content = check_content(CHECKPOINT, content, path, "choose another file")
         check_weights(content["model"], weights_of(content["config"], path), path)
         return completed(content)

@@ -78,9 +78,9 @@ def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarr
                 f"{path}: found probabilities that differ from the network's by {largest:.1e}, "
                 f"expected less than 1e-3; nothing was written, please report this"
             )
-    colour = checkpoint["colour"]
+    stain = checkpoint["stain"]
     before = (
-        f"; bring each image to one colour before (tissue/colour.py): {colour}" if colour else ""
+        f"; normalise the stain of each image before (tissue/stain.py): {stain}" if stain else ""
     )
     return (
         f"{path}: RGB 0 to 255, float32 (N, 3, H, W), H and W multiples of {grid} -> {outputs} "

@@ -10,9 +10,9 @@ from learning.augment import transform
 from learning.devices import choose_workers
 from learning.processes import Machine, share_of_batch
 from learning.signals import ignore_signals
-from tissue.colour import COLOURS
 from tissue.files import InputError
 from tissue.patches import PatchDataset, PatchSampler, balanced_order, read_manifests, set_hash
+from tissue.stain import STAINS
 
 
 class Sets(NamedTuple):
@@ -56,9 +56,9 @@ class Sets(NamedTuple):
 def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
     """This process's share of the training patches, a batch at a time, and of those to validate."""
     device, rank, processes = machine.device, machine.rank, machine.processes
-    colour = COLOURS[args.colour]
-    train_set = PatchDataset(args.root, "train", transform("train", args.augment), colour)
-    val_set = PatchDataset(args.root, "val", transform("val"), colour)
+    stain = STAINS[args.stain]
+    train_set = PatchDataset(args.root, "train", transform("train", args.augment), stain)
+    val_set = PatchDataset(args.root, "val", transform("val"), stain)
     if not len(val_set):
         raise InputError("--root: found no validation patch, expected some; cut the sets anew")
     batch_size = share_of_batch(args.batch_size, len(train_set), processes)

@@ -13,9 +13,9 @@ from learning.checkpoints import build_model, load_checkpoint
 from learning.devices import Threads, choose_precision
 from learning.fusing import freed_memory_kept, fuse
 from tissue import nuclei
-from tissue.colour import Colour
 from tissue.files import InputError
 from tissue.segmentation import Finder
+from tissue.stain import Stain
 from tissue.tiling import SIZES
 
 
@@ -53,14 +53,14 @@ class Predictor(Finder):
         path: Path | None = None,
     ) -> "Predictor":
         """A network in memory, with what a checkpoint says of it."""
-        colour = checkpoint.get("colour")
+        stain = checkpoint.get("stain")
         return cls(
             predict=halving(_predict(model, checkpoint, device, tta)),
             outputs=model.last_conv.out_channels,
             grid=model.grid,
             halo=model.halo,
             sizes=SIZES if tta else SIZES[:1],
-            colour=Colour(**colour) if colour else None,
+            stain=Stain(**stain) if stain else None,
             model=model,
             checkpoint=checkpoint,
             path=path,
@@ -142,7 +142,7 @@ def halving(predict: Callable) -> Callable:
                 if size == 1:
                     raise InputError(
                         f"one tile of {tiles.shape[1]} x {tiles.shape[2]} pixels does not fit "
-                        f"{memory}, expected it to; try a smaller --tile"
+                        f"{memory}, expected it to; try a smaller --tile_size"
                     ) from error
             most = size // 2
             torch.cuda.empty_cache()

@@ -12,7 +12,7 @@ from learning.optimisation import check_finite
 from learning.state import State
 from model import IMAGENET_MEAN, IMAGENET_STD
 from tissue import nuclei
-from tissue.colour import COLOURS
+from tissue.stain import STAINS
 
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 
@@ -26,13 +26,13 @@ def describe(config: dict, manifests: list[dict], settings: dict) -> dict:
     known = {
         key: next((m[key] for m in manifests if m[key]), None) for key in ("pixel_size_um", "bits")
     }
-    colour = COLOURS[settings["colour"]]
+    stain = STAINS[settings["stain"]]
     return {
         "format_version": CHECKPOINT_VERSION,
         "config": config,
         "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "channel_order": "rgb",
-        "colour": colour._asdict() if colour else None,
+        "stain": stain._asdict() if stain else None,
         "patch_dim": manifests[0]["patch_dim"],
         **known,
         "threshold": 0.5,

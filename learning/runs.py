@@ -30,7 +30,7 @@ RANGES = {
     "workers": (0, 256),
 }
 # What --resume cannot change.
-FIXED = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size", "epoch")
+FIXED = ("arch", "dimensions", "loss", "stain", "augment", "sampler", "lr", "batch_size", "epoch")
 FIXED += ("seed", "init", "pretrained")
 LONGEST = 200  # bytes of --name; file systems take 255 with the time before it
 ANEW = "start a new run"
@@ -56,7 +56,7 @@ class Settings(TypedDict):
     precision: Literal["float32", "bfloat16", "float16"]
     arch: NotRequired[str]
     loss: NotRequired[Literal["bce", "bce_dice"]]
-    colour: NotRequired[Literal["one", "own"]]
+    stain: NotRequired[Literal["none", "reinhard"]]
     augment: NotRequired[Literal["basic", "moderate", "strong"]]
     sampler: NotRequired[Literal["uniform", "balanced"]]
     init: NotRequired[str | None]
@@ -197,6 +197,8 @@ def read_settings(run: Path) -> dict:
         raise InputError(
             f"{path}: found no readable JSON ({error!s:.80}), expected what train.py wrote; {ANEW}"
         ) from error
+    if isinstance(content, dict) and "colour" in content:  # as 0.1.0 called it
+        content["stain"] = {"own": "none", "one": "reinhard"}.get(str(content.pop("colour")))
     settings = check_content(SETTINGS, content, path, ANEW)
     try:
         check_numbers(Namespace(**dict.fromkeys(RANGES) | settings), RANGES)
@@ -215,7 +217,7 @@ def read_flags(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
     if args.resume:
         run = find_run(args.log, args.resume)
         # An earlier version's run lacks newer flags.
-        older = {"arch": UNET, "loss": "bce", "colour": "own"}
+        older = {"arch": UNET, "loss": "bce", "stain": "none"}
         saved = vars(args) | older | read_settings(run)
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = Namespace(**vars(parser.parse_args(argv)) | {"resume": run})

@@ -14,7 +14,7 @@ from tissue.files import InputError
 
 
 def choose_network(args) -> dict | None:
-    """Settle `args.arch`, `dimensions` and `colour`, and return the checkpoint of --init, if any.
+    """Settle `args.arch`, `dimensions` and `stain`, and return the checkpoint of --init, if any.
 
     What the flags leave open is the checkpoint's, or else the usual. Raises InputError for flags
     that contradict it.
@@ -28,8 +28,8 @@ def choose_network(args) -> dict | None:
     config = origin["config"] if origin else {}
     args.arch = args.arch or config.get("arch", UNET)
     args.dimensions = args.dimensions or config.get("dimensions", usual_dimensions(args.arch))
-    usual = origin["colour"] is not None if origin else args.arch == UNET
-    args.colour = args.colour or ("one" if usual else "own")
+    usual = origin["stain"] is not None if origin else args.arch == UNET
+    args.stain = args.stain or ("reinhard" if usual else "none")
     asked = {"arch": args.arch, "dimensions": args.dimensions}
     if origin and any(config[key] != value for key, value in asked.items()):
         raise InputError(

@@ -6,7 +6,7 @@ import pytest
 
 from tissue import tiling
 from tissue.background import REACH, background, background_and_padding, frame_of
-from tissue.colour import ONE, colour_of, for_network, to_colour
+from tissue.stain import TARGET, for_network, stain_of, to_stain
 from tissue.synthetic import draw_tissue
 from tissue.windows import from_array
 
@@ -71,7 +71,7 @@ def test_an_image_with_margins_is_predicted_as_it_is_without(tissue, colour, sid
     top, left = sides[:2]
     assert frame_of(from_array(page)) == (top, left, *tissue.shape[:2])
     for scale in (1.0, 1.6):
-        network = tiling.Network(predict=red, colour=ONE, halo=32, tile=64, scale=scale)
+        network = tiling.Network(predict=red, stain=TARGET, halo=32, tile_size=64, scale=scale)
         (without,) = tiling.predict_image(from_array(tissue), network)
         (found,) = tiling.predict_image(from_array(page), network)
         inside = found[top : top + 200, left : left + 240].copy()
@@ -86,7 +86,7 @@ def test_an_image_with_margins_is_predicted_as_it_is_without(tissue, colour, sid
 def test_a_picture_of_one_colour_has_nothing_to_predict():
     image = from_array(np.full((90, 70, 3), 128, np.uint8))
     assert frame_of(image)[2] == 0
-    network = tiling.Network(predict=red, colour=ONE, halo=16)
+    network = tiling.Network(predict=red, stain=TARGET, halo=16)
     assert not tiling.predict_image(image, network).any()
     (outcome,) = tiling.predict_tiles(image, tiling.tiles_of(90, 70, 1024), network)
     assert outcome.outputs is None and outcome.tissue == 0
@@ -115,7 +115,7 @@ def test_a_nucleus_beside_a_wide_margin_is_not_cut(generator):
 def test_margins_that_jpeg_has_blurred_are_no_nuclei(tissue, colour):
     page = with_margins(tissue, colour)
     page = cv2.imdecode(cv2.imencode(".jpg", page, [cv2.IMWRITE_JPEG_QUALITY, 85])[1], 1)
-    network = tiling.Network(predict=red, colour=ONE, halo=32)
+    network = tiling.Network(predict=red, stain=TARGET, halo=32)
     (found,) = tiling.predict_image(from_array(page), network)
     found[98:302, 118:362] = 0
     assert not found.any()
@@ -123,15 +123,15 @@ def test_margins_that_jpeg_has_blurred_are_no_nuclei(tissue, colour):
 
 def test_black_corners_keep_their_colour_and_the_network_sees_tissue_instead(tissue):
     turned = cv2.warpAffine(tissue, cv2.getRotationMatrix2D((120, 100), 30, 1), (240, 200))
-    own = colour_of(from_array(turned))
+    own = stain_of(from_array(turned))
     kept, padding = background_and_padding(turned)
     black = (turned == 0).all(2)
     assert padding[black].mean() > 0.97 and kept[padding].all()
-    assert (to_colour(turned, own, ONE)[padding] == turned[padding]).all()
-    shown, nothing = for_network(turned, own, ONE)
+    assert (to_stain(turned, own, TARGET)[padding] == turned[padding]).all()
+    shown, nothing = for_network(turned, own, TARGET)
     assert (shown[padding].min(1) > 100).all()
     np.testing.assert_array_equal(nothing, kept)
-    inside = colour_of(from_array(tissue))  # black decides no stain
+    inside = stain_of(from_array(tissue))  # black decides no stain
     np.testing.assert_allclose(own.mean, inside.mean, atol=3)
 
 
@@ -153,8 +153,8 @@ def test_the_thin_ends_of_turned_corners_are_no_tissue(tissue, colour, angle):
 def test_white_stays_white_however_the_tissue_is_stretched(generator):
     flat = noisy((150, 100, 140), (128, 200), generator)  # a spread that is stretched threefold
     flat[:, 128:] = 255
-    own = colour_of(from_array(flat))
-    changed = to_colour(flat, own, ONE)
+    own = stain_of(from_array(flat))
+    changed = to_stain(flat, own, TARGET)
     assert (changed[:, 130:] == 255).all()
     assert np.abs(changed[:, :120].astype(int) - flat[:, :120]).mean() > 5
 

@@ -27,7 +27,7 @@ def whole_checkpoint(model):
         "config": model.config,
         "normalisation": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
         "channel_order": "rgb",
-        "colour": {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)},
+        "stain": {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)},
         "patch_dim": 128,
         "pixel_size_um": 0.25,
         "bits": 12,
@@ -68,7 +68,7 @@ def is_usable(path, tile):
     split = checkpoint["split"]
     assert split.keys() - {"confidence"} == {"sigma", "h", "hole", "smallest"}
     assert all(0 <= value <= 10_000 for value in split.values())
-    if colour := checkpoint["colour"]:
+    if colour := checkpoint["stain"]:
         assert all(map(math.isfinite, (*colour["mean"], *colour["spread"])))
         assert min(colour["spread"]) > 0
     network = checkpoints.build_model(checkpoint, path)
@@ -83,7 +83,7 @@ def is_usable(path, tile):
 def test_any_value_anywhere_is_refused_or_usable(tmp_path, model, tile):
     checkpoint = whole_checkpoint(model)
     keys = [place for place in places(checkpoint) if place[0] != "model"]
-    keys += [("model",), ("normalisation", "mean"), ("colour", "spread")]
+    keys += [("model",), ("normalisation", "mean"), ("stain", "spread")]
     generator = random.Random(1)
     path = tmp_path / "best.pt"
     usable = 0
@@ -104,8 +104,8 @@ def test_any_value_anywhere_is_refused_or_usable(tmp_path, model, tile):
         (("config", "dimensions"), 0), (("config", "dimensions"), 513), (("config", "x"), 1),
         (("config", "dimensions"), 2.0), (("config", "dimensions"), True), (("bits",), 7),
         (("bits",), 17), (("bits",), 12.0), (("split", "sigma"), math.nan), (("split", "x"), 1),
-        (("split", "hole"), -1), (("split",), {}), (("colour", "spread"), (1, 1, 0)),
-        (("colour", "mean"), (1, 1, math.inf)), (("colour", "mean"), (1, 1)),
+        (("split", "hole"), -1), (("split",), {}), (("stain", "spread"), (1, 1, 0)),
+        (("stain", "mean"), (1, 1, math.inf)), (("stain", "mean"), (1, 1)),
         (("normalisation", "std"), (0.2, 0.2, 0)), (("normalisation", "std"), (0.2, 0.2, -0.2)),
         (("normalisation", "mean"), (0.2, 0.2, math.nan)), (("normalisation",), MISSING),
         (("format_version",), 2), (("format_version",), True), (("format_version",), "1"),
@@ -121,11 +121,11 @@ def test_a_value_that_cannot_be_is_named(tmp_path, model, place, value):
 
 def test_what_earlier_versions_did_not_write_has_the_value_that_was_meant(tmp_path, model):
     checkpoint = whole_checkpoint(model)
-    for key in ("colour", "pixel_size_um", "bits", "split", "versions", "args", "epoch"):
+    for key in ("stain", "pixel_size_um", "bits", "split", "versions", "args", "epoch"):
         del checkpoint[key]
     torch.save(checkpoint, tmp_path / "old.pt")
     loaded = checkpoints.load_checkpoint(tmp_path / "old.pt")
-    unknown = {"colour": None, "pixel_size_um": None, "bits": None}
+    unknown = {"stain": None, "pixel_size_um": None, "bits": None}
     assert {key: loaded[key] for key in unknown} == unknown
     assert loaded["split"] == PREDICTION_SPLIT._asdict()
 

@@ -404,7 +404,7 @@ def test_tiles_nearly_give_the_untiled_prediction(monkeypatch):
     whole = Predictor.of(network, checkpoint_of(network), torch.device("cpu"))
 
     def tiled(tile, halo):
-        return predict_image(from_array(image), replace(whole, tile=tile, halo=halo))
+        return predict_image(from_array(image), replace(whole, tile_size=tile, halo=halo))
 
     untiled = tiled(2048, network.halo)
     errors = [np.abs(tiled(128, halo) - untiled).max() for halo in (0, 32, network.halo)]

@@ -17,9 +17,9 @@ from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, tabl
 from tests.test_agreement import naive_aji, naive_pq
 from tests.test_windows import write_ome_pyramid
 from tissue import files, images, masks, nuclei, windows
-from tissue.colour import ONE, colour_of, to_colour
 from tissue.files import InputError
 from tissue.pictures import write_image
+from tissue.stain import TARGET, stain_of, to_stain
 from tissue.synthetic import draw_tissue
 
 
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("ckpt") / "net.pt"
     model = UNet(4).eval()
     image = draw_tissue(320, 400, seed=1).image
-    image = to_colour(image, colour_of(windows.from_array(image)), ONE)
+    image = to_stain(image, stain_of(windows.from_array(image)), TARGET)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         model.last_conv.weight *= 200
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
             "config": model.config,
             "normalisation": {"mean": (0.65, 0.65, 0.65), "std": (0.2, 0.2, 0.2)},
             "channel_order": "rgb",
-            "colour": ONE._asdict(),
+            "stain": TARGET._asdict(),
             "pixel_size_um": 0.25,
             "threshold": 0.5,
         },
@@ -69,7 +69,7 @@ def all_are_big(monkeypatch):
     monkeypatch.setattr(windows, "BIG", 1)
 
 
-TILES = ["--tile", 96, "--overlap", 96]
+TILES = ["--tile_size", 96, "--overlap", 96]
 
 
 def test_a_big_image_gives_the_mask_and_counts_of_a_small_one(
@@ -98,7 +98,9 @@ def test_glass_is_skipped_in_big_images_and_the_report_says_so(
     image[:, 310:] = generator.integers(238, 250, (320, 90, 3))
     resolution = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(slide, image, photometric="rgb", tile=(64, 64), **resolution)
-    infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--tile", 64, "--overlap", 0)
+    infer(
+        tmp_path / "out", "--ckpt", checkpoint, "--images", slide, "--tile_size", 64, "--overlap", 0
+    )
     assert "20% of it is glass" in capsys.readouterr().out  # the last 80 of 400 columns
     assert "20%" in (tmp_path / "out" / "report.html").read_text()
     mask = masks.read_mask(tmp_path / "out" / "big_prediction.tif")
@@ -273,11 +275,14 @@ def test_an_exported_network_says_what_it_takes(checkpoint, tmp_path, capsys, na
 @pytest.mark.parametrize(
     "flags,text",
     [
-        (["--tile", 100], "--tile: found 100, expected a multiple of 16"),
-        (["--tile", 64, "--overlap", 96], "--tile: found 64, expected a multiple of 16 of 96"),
+        (["--tile_size", 100], "--tile_size: found 100, expected a multiple of 16"),
+        (
+            ["--tile_size", 64, "--overlap", 96],
+            "--tile_size: found 64, expected a multiple of 16 of 96",
+        ),
         (["--overlap", 10], "--overlap: found 10, expected a multiple of 16"),
-        (["--tile", 0], "--tile: found 0"),
-        (["--tile", 10**9], "--tile: found 1000000000, expected 1 or more and at most"),
+        (["--tile_size", 0], "--tile_size: found 0"),
+        (["--tile_size", 10**9], "--tile_size: found 1000000000, expected 1 or more and at most"),
         (["--overlap", -16], "--overlap: found -16"),
         (["--overlap", 16 * 10**9], "--overlap: found 16000000000"),
         (["--batch_size", -1], "--batch_size: found -1"),

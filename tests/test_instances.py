@@ -22,7 +22,7 @@ from tissue.summary import write_summary
 from tissue.synthetic import draw_tissue
 
 SHAPE = 320, 400  # pixels
-TILES = ["--tile", 96, "--overlap", 96]
+TILES = ["--tile_size", 96, "--overlap", 96]
 KINDS = ["prediction.png", "image.png", "overlay.png", "labels.tif", "nuclei.csv", "nuclei.geojson"]
 
 

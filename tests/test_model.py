@@ -117,6 +117,6 @@ def test_tiles_with_the_halo_of_the_network_give_its_untiled_prediction(generato
 
     image = generator.integers(0, 256, (50, 150, 3), dtype=np.uint8).repeat(6, axis=1)
     settings = {"halo": network.halo, "grid": network.grid}
-    untiled = predict_image(from_array(image), Network(predict=predict, tile=2048, **settings))
-    tiled = predict_image(from_array(image), Network(predict=predict, tile=128, **settings))
+    untiled = predict_image(from_array(image), Network(predict=predict, tile_size=2048, **settings))
+    tiled = predict_image(from_array(image), Network(predict=predict, tile_size=128, **settings))
     np.testing.assert_allclose(tiled, untiled, atol=1e-5)

@@ -35,7 +35,7 @@ def source(name, split):
     told |= {"mask": f"masks/{name}.png", "image_sha256": "0" * 64, "mask_sha256": "f" * 64}
     told |= {"labels": None, "labels_sha256": None}
     told |= {"height": 104, "width": 80, "pixel_size_um": None, "foreground": 0.3}
-    return told | {"colour": None}
+    return told | {"stain": None}
 
 
 def finish(folder, table, images=(("tissue", "train"), ("other", "val")), labels=None):

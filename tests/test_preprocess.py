@@ -18,12 +18,12 @@ import tifffile
 import preprocess
 from tests.scripts import REPOSITORY, SMALL, cut, fingerprint
 from tissue import inputs, patches, splits
-from tissue.colour import ONE
 from tissue.files import InputError, locked
 from tissue.images import read_image
 from tissue.manifest import read_manifest, read_table, size_on_disk, write_manifest
 from tissue.masks import read_mask
 from tissue.pictures import write_image
+from tissue.stain import TARGET
 from tissue.synthetic import draw_tissue
 
 # --- as the tests call it
@@ -487,7 +487,7 @@ def sealed(root):
 def readings(root):
     """What train.py and inference.py have of a set before they do anything."""
     manifest = read_manifest(root)
-    datasets = [patches.PatchDataset(root, split, None, ONE) for split in ("train", "val")]
+    datasets = [patches.PatchDataset(root, split, None, TARGET) for split in ("train", "val")]
     told = [(d.dim, d.files, d.sources, d.foreground) for d in datasets]
     return manifest, told, found_by_inference(root)
 

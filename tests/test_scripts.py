@@ -394,7 +394,7 @@ def test_every_flag_has_help_and_shows_its_default(script, capsys):
 def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     """best.pt, loaded again, gives the Dice that was logged when it was saved."""
     cut(root)
-    run = learn(root, root / "log", "--colour", "own")  # as the patches are
+    run = learn(root, root / "log", "--stain", "none")  # as the patches are
     checkpoint = checkpoints.load_checkpoint(run / "best.pt")
     model = checkpoints.build_model(checkpoint, run)
     predict = Predictor.of(model, checkpoint, torch.device("cpu")).predict

@@ -40,12 +40,12 @@ def test_the_files_that_ship_say_what_inference_needs():
     shipped = torch.load(inference.SHIPPED, weights_only=True)
     assert shipped["pixel_size_um"] == pytest.approx(0.25, rel=0.05)
     assert shipped["config"]["arch"] == "tf_efficientnet_lite0" and shipped["config"]["instances"]
-    assert shipped["colour"] is None and shipped["threshold"] == 0.5
+    assert shipped["stain"] is None and shipped["threshold"] == 0.5
     assert 0 < shipped["split"]["confidence"] < 1
     unet = torch.load(inference.SHIPPED.with_name("nuclei_unet.pt"), weights_only=True)
     assert unet["pixel_size_um"] == pytest.approx(0.25, rel=0.05)
     assert unet["config"] == {"arch": "unet", "dimensions": 32} and unet["threshold"] == 0.45
-    assert unet["colour"] == {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)}
+    assert unet["stain"] == {"mean": (62.0, 26.0, -18.0), "spread": (17.0, 10.5, 8.5)}
     for path, content in (("nuclei.pt", shipped), ("nuclei_unet.pt", unet)):
         read = checkpoints.load_checkpoint(inference.SHIPPED.with_name(path))
         assert all(read[key] == value for key, value in content.items() if key != "model")

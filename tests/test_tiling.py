@@ -37,7 +37,7 @@ def test_tiles_give_the_untiled_prediction(generator, shape, tta):
     network = predictor_of(tta)
     image = from_array(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
     untiled = tiling.predict_image(image, network)
-    tiled = tiling.predict_image(image, replace(network, tile=128, batch_size=3))
+    tiled = tiling.predict_image(image, replace(network, tile_size=128, batch_size=3))
     assert untiled.shape == tiled.shape == (1, *shape)
     np.testing.assert_allclose(tiled, untiled, atol=1e-2 if bfloat16() else 1e-5)
     assert np.array_equal(tiled >= 0.5, untiled >= 0.5)
@@ -59,7 +59,7 @@ def test_small_images_are_padded_and_cut_back(network, generator, shape, scale):
 def test_every_pixel_comes_from_its_own_place():
     image = np.random.default_rng(1).integers(0, 256, (200, 333, 3), dtype=np.uint8)
     found = tiling.predict_image(
-        from_array(image), tiling.Network(predict=red, tile=64, halo=16, batch_size=5)
+        from_array(image), tiling.Network(predict=red, tile_size=64, halo=16, batch_size=5)
     )
     np.testing.assert_array_equal(found, image[None, ..., 0])
 
@@ -69,9 +69,9 @@ def test_the_prediction_at_another_pixel_size_lies_where_the_image_does(scale):
     """A ramp is a ramp at any pixel size, so a network that returns a colour returns the ramp."""
     ramp = np.add.outer(np.arange(300) * 0.15, 60 + np.arange(500) * 0.15).astype(np.uint8)
     image = from_array(np.repeat(ramp[..., None], 3, axis=2))
-    whole = tiling.predict_image(image, tiling.Network(predict=red, scale=scale, tile=1024))
+    whole = tiling.predict_image(image, tiling.Network(predict=red, scale=scale, tile_size=1024))
     tiled = tiling.predict_image(
-        image, tiling.Network(predict=red, scale=scale, tile=96, halo=16, batch_size=2)
+        image, tiling.Network(predict=red, scale=scale, tile_size=96, halo=16, batch_size=2)
     )
     np.testing.assert_array_equal(whole, tiled)
     inner = slice(8, -8)
@@ -90,7 +90,7 @@ def test_glass_is_not_predicted_and_tissue_is_measured(generator):
     image = generator.integers(238, 252, (256, 512, 3), dtype=np.uint8)  # no margin of one colour
     image[:128, 384:] = generator.integers((175, 85, 155), (186, 96, 166), (128, 128, 3))
     tiles = tiling.tiles_of(256, 512, 128)
-    network = tiling.Network(predict=red, tile=128, halo=0)
+    network = tiling.Network(predict=red, tile_size=128, halo=0)
     outcomes = list(tiling.predict_tiles(from_array(image), tiles, network))
     assert [outcome.tile for outcome in outcomes] == tiles
     predicted = [outcome.outputs is not None for outcome in outcomes]
@@ -142,5 +142,5 @@ def test_a_batch_too_large_for_the_cpus_memory_is_halved_too(capsys):
     tiles = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1)
     assert predict(tiles).ravel().tolist() == [0, 1, 2]
     assert "does not fit the memory: going on with 1" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"smaller --tile"):
+    with pytest.raises(InputError, match=r"smaller --tile_size"):
         halving(lambda tiles: torch.empty(2**60, dtype=torch.uint8))(tiles[:1])

@@ -179,7 +179,7 @@ def stopped_run(root, tmp_path):
         ["--seed", "9"],
         ["--arch", "resnet34"],
         ["--loss", "bce"],
-        ["--colour", "own"],
+        ["--stain", "none"],
         ["--augment", "strong"],
         ["--sampler", "balanced"],
         ["--pretrained", "imagenet"],
@@ -199,9 +199,9 @@ def test_resume_takes_the_settings_of_the_run(stopped_run):
 
 def test_a_run_from_before_there_was_a_colour_goes_on_without(stopped_run):
     settings = json.loads((stopped_run / "args.json").read_text())
-    del settings["colour"]
+    del settings["stain"]
     utils.write_json(stopped_run / "args.json", settings)
-    assert train.parse_args(["--resume", str(stopped_run)]).colour == "own"
+    assert train.parse_args(["--resume", str(stopped_run)]).stain == "none"
 
 
 @pytest.mark.parametrize(("amp", "asked"), [(True, "auto"), (False, "float32")])

@@ -14,7 +14,6 @@ from statistics import median_low
 import numpy as np
 
 from tissue import manifest, masks, patches, pictures, windows
-from tissue.colour import Colour, colour_of
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash
 from tissue.images import bits_in_use, read_image
@@ -22,10 +21,11 @@ from tissue.nuclei import reference_labels
 from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair
 from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of, size_by_nuclei
 from tissue.splits import spread
+from tissue.stain import Stain, stain_of
 
 PREVIEW_PATCHES = 48
 MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
-Written = tuple[list[dict], Colour | None]  # of a pair: rows of patches.csv, the image's colour
+Written = tuple[list[dict], Stain | None]  # of a pair: rows of patches.csv, the image's stain
 
 
 @dataclass
@@ -208,7 +208,7 @@ def assumptions(plan: Plan) -> list[str]:
 
 
 def cut_pair(new: Path, plan: Plan, pair: Pair) -> Written:
-    """Write the patches of one pair below `new`; their rows of patches.csv, and the image's colour.
+    """Write the patches of one pair below `new`; their rows of patches.csv, and the image's stain.
 
     Raises OSError where a file cannot be written.
     """
@@ -220,7 +220,7 @@ def cut_pair(new: Path, plan: Plan, pair: Pair) -> Written:
     grid = patches.Grid(settings["patch_dim"], settings["patch_stride"])
     split = plan.split_of[pair.name]
     rows = patches.write_patches(new, split, pair.name, image, mask, grid)
-    return rows, colour_of(windows.from_array(image))
+    return rows, stain_of(windows.from_array(image))
 
 
 def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
@@ -236,16 +236,14 @@ def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
     return np.where(mask, np.maximum(depth, UNKNOWN), 0).astype(np.uint8)
 
 
-def complete_set(
-    new: Path, plan: Plan, written: Sequence[tuple[list[dict], Colour | None]]
-) -> dict:
+def complete_set(new: Path, plan: Plan, written: Sequence[tuple[list[dict], Stain | None]]) -> dict:
     """Write the preview, the table and the manifest of a set whose patches are `written`, that is
     what `cut_pair` returned for each pair in turn; what the manifest says.
     """
     table = [row for rows, _ in written for row in rows]
     write_preview(new, table)
     images = []
-    for source, facts, (_, colour) in zip(plan.sources, plan.facts, written, strict=True):
+    for source, facts, (_, stain) in zip(plan.sources, plan.facts, written, strict=True):
         images.append(
             source
             | {
@@ -253,7 +251,7 @@ def complete_set(
                 "width": facts.width,
                 "pixel_size_um": plan.sizes[source["name"]],
                 "foreground": round(facts.foreground, 4),
-                "colour": colour._asdict() if colour else None,
+                "stain": stain._asdict() if stain else None,
             }
         )
     return manifest.write_manifest(new, {**plan.settings, "images": images}, table)

@@ -69,7 +69,7 @@ Spread = Annotated[list[Annotated[float, Field(ge=0, le=200)]], Three]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
-class _Colour(TypedDict):
+class _Stain(TypedDict):
     __pydantic_config__ = CLOSED
     mean: Mean
     spread: Spread
@@ -91,7 +91,7 @@ class _Source(TypedDict):
     width: Side
     pixel_size_um: Micrometres | None  # of the image as it is
     foreground: Fraction  # of its mask
-    colour: _Colour | None
+    stain: _Stain | None
 
 
 class _Counts(TypedDict):

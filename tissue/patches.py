@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from tissue.colour import Colour, for_network
 from tissue.depth import DEEPEST, UNKNOWN
 from tissue.files import InputError, file_hash
 from tissue.manifest import (
@@ -29,6 +28,7 @@ from tissue.manifest import (
     read_manifest,
     read_table,
 )
+from tissue.stain import Stain, for_network
 from tissue.windows import Scaled, from_array
 
 try:
@@ -263,8 +263,8 @@ class PatchDataset:
     index. The mask is 0 in the background; in a nucleus it is the depth, above 0 and up to 1, or -1
     where no label map tells nuclei apart. `transform` is called with `image` RGB uint8 (dim, dim,
     3) and `mask` float32 (dim, dim), above 0 in nuclei, and returns a dict of tensors (an
-    albumentations.Compose). Given a `colour`, it gets the patch as it is when the whole image is
-    brought to that colour.
+    albumentations.Compose). Given a `stain`, it gets the patch as it is when the whole image is
+    brought to that stain.
 
     A key is an index, or the pair (index, seed) that PatchSampler gives: the augmentation then
     depends on that seed alone and not on which process happens to do the work.
@@ -275,10 +275,10 @@ class PatchDataset:
         roots: Path | str | Sequence[Path | str],
         split: str,
         transform: Callable,
-        colour: Colour | None = None,
+        stain: Stain | None = None,
     ):
         roots = [roots] if isinstance(roots, Path | str) else roots
-        self.colour = colour
+        self.stain = stain
         self.split = split
         self.transform = transform
         self.files, self.roots, self.sources, self.foreground = [], [], [], []
@@ -302,8 +302,8 @@ class PatchDataset:
         if len(mask) != self.dim:
             path = folder(root, "rgb", self.split) / self.files[index]
             raise _bad_patch(path, f"found a side of {len(mask)} pixels, not {self.dim},")
-        own = Colour(**source["colour"]) if source["colour"] else None
-        image, _ = for_network(image, own, self.colour)
+        own = Stain(**source["stain"]) if source["stain"] else None
+        image, _ = for_network(image, own, self.stain)
         if seed is not None:
             # One generator for all steps: albumentations' own set_random_seed gives each step the
             # same numbers, so that the horizontal flip comes with the vertical one or not at all.

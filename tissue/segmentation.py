@@ -46,8 +46,8 @@ def predict(
     """
     network = network.at_scale(task.scale)
     rank, processes = place
-    tiles = tiling.tiles_of(*task.shape, network.tile)
-    mine = [part for part in tiles if part.y // network.tile % processes == rank]
+    tiles = tiling.tiles_of(*task.shape, network.tile_size)
+    mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
 
     def keep(predicted):
         part, outputs, tissue = predicted

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tissue.background import REACH, background, frame_of
-from tissue.colour import Colour, colour_of, for_network
+from tissue.stain import Stain, for_network, stain_of
 from tissue.windows import Part, Scaled, Windows, interpolate
 
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
@@ -34,16 +34,16 @@ class Network:
     outputs: int = 1  # C: the probability of a nucleus, and what else the network gives
     grid: int = 16  # pixels; what it sees begins and ends at multiples
     halo: int = 96  # pixels of context around a tile, a multiple of the grid
-    tile: int = TILE  # pixels of the image, a multiple of the grid
+    tile_size: int = TILE  # pixels of the image, a multiple of the grid
     batch_size: int = 1  # windows that are predicted at once
     scale: float = 1.0  # pixels of the image that make one of the network's
     sizes: Sequence[float] = SIZES[:1]  # factors of `scale` whose outputs are averaged
-    colour: Colour | None = None  # to which each image is brought as a whole
+    stain: Stain | None = None  # to which each image is brought as a whole
 
     def at_scale(self, scale: float) -> "Network":
         """The same for an image of another pixel size; a tile is of about one size for it."""
-        tile = round(self.tile * min(scale, 4) / self.grid) * self.grid or self.grid
-        return replace(self, scale=scale, tile=tile)
+        tile_size = round(self.tile_size * min(scale, 4) / self.grid) * self.grid or self.grid
+        return replace(self, scale=scale, tile_size=tile_size)
 
 
 class Tile(NamedTuple):
@@ -63,17 +63,17 @@ class Predicted(NamedTuple):
     tissue: float  # fraction of the tile
 
 
-def tiles_of(height: int, width: int, tile: int) -> list[Tile]:
+def tiles_of(height: int, width: int, tile_size: int) -> list[Tile]:
     """The tiles that cover an image, row by row, from left to right."""
     return [
-        Tile(y, x, min(tile, height - y), min(tile, width - x))
-        for y in range(0, height, tile)
-        for x in range(0, width, tile)
+        Tile(y, x, min(tile_size, height - y), min(tile_size, width - x))
+        for y in range(0, height, tile_size)
+        for x in range(0, width, tile_size)
     ]
 
 
 def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> Iterator[Predicted]:
-    """The outcome of each tile, in their order; tiles start at multiples of the network's `tile`.
+    """The outcome of each tile, in their order; they start at multiples of the network's tile_size.
 
     Where the network wants pixels of another size than the image's, it gets them, and its outputs
     are interpolated back. All outputs of `background` are 0. Margins of one colour
@@ -85,8 +85,8 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
     frame = whole if len(image.levels) > 1 else Tile(*frame_of(image))
     inner = image if frame == whole else Part(image, frame)
     source = Scaled(inner, network.scale) if frame.height and network.scale != 1 else inner
-    own = colour_of(source) if frame.height else None
-    shown = partial(for_network, source=own, target=network.colour)
+    own = stain_of(source) if frame.height else None
+    shown = partial(for_network, source=own, target=network.stain)
     tiles = list(tiles)
     parts = [_within(tile, frame) for tile in tiles]
     some = [part for part in parts if part]
@@ -164,7 +164,7 @@ def _predict_at(image, tiles, network, size, shown):
             first = int((start + 0.5) / step - 0.5) // grid * grid - network.halo
             # One length for all, whatever the rounding, so that windows make batches.
             is_even = step == 1 and start % grid == 0
-            room = network.tile if is_even else network.tile / step + grid + 2
+            room = network.tile_size if is_even else network.tile_size / step + grid + 2
             stop = min(first + _up(room, grid) + 2 * network.halo, end)
             starts.append(max(first, 0))
             lengths.append(stop - starts[-1])
@@ -202,7 +202,7 @@ def predict_image(image: Windows, network: Network) -> np.ndarray:
     nucleus.
     """
     whole = np.zeros((network.outputs, image.height, image.width), np.float32)
-    tiles = tiles_of(image.height, image.width, network.tile)
+    tiles = tiles_of(image.height, image.width, network.tile_size)
     for part, values, _ in predict_tiles(image, tiles, network):
         if values is not None:
             whole[:, part.y : part.y + part.height, part.x : part.x + part.width] = values

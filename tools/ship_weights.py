@@ -23,9 +23,9 @@ from tissue.files import InputError, Parser, check_numbers, file_hash, run_scrip
 from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
 
-KEPT = ("format_version", "config", "normalisation", "channel_order", "colour", "patch_dim")
+KEPT = ("format_version", "config", "normalisation", "channel_order", "stain", "patch_dim")
 KEPT += ("bits", "split", "epoch", "versions")
-SETTINGS = ("arch", "dimensions", "loss", "colour", "augment", "sampler", "lr", "batch_size")
+SETTINGS = ("arch", "dimensions", "loss", "stain", "augment", "sampler", "lr", "batch_size")
 SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 
 

@@ -1,7 +1,7 @@
-"""One colour for all images: the tissue of each is brought to the same mean and spread of colour.
+"""Stain normalisation: the tissue of each image is brought to the same mean and spread of colour.
 
 Sections differ in stain, thickness and scanner. What a network learns from some holds better for
-others where all have one colour, those that it learns from and those that it is used on. What is no
+others where all look alike, those that it learns from and those that it is used on. What is no
 tissue (tissue/background.py) has no stain: it is left as it is.
 """
 
@@ -18,7 +18,7 @@ LEAST, MOST = 0.5, 3.0  # change of a spread; more would only make noise large
 STEP, ZERO = np.array([100 / 255, 1, 1]), np.array([0, 128, 128])
 
 
-class Colour(NamedTuple):
+class Stain(NamedTuple):
     """Mean and standard deviation of the channels of CIELAB (L from 0 to 100), over tissue."""
 
     mean: tuple[float, float, float]
@@ -26,12 +26,12 @@ class Colour(NamedTuple):
 
 
 # A section stained well, with room above and below: neither chromatin nor lumina are cut off.
-ONE = Colour((62.0, 26.0, -18.0), (17.0, 10.5, 8.5))
-COLOURS = {"own": None, "one": ONE}  # by the names that --colour gives them
+TARGET = Stain((62.0, 26.0, -18.0), (17.0, 10.5, 8.5))
+STAINS = {"none": None, "reinhard": TARGET}  # by the names that --stain gives them
 
 
-def colour_of(image) -> Colour | None:
-    """The colour of an image's tissue, or None where there is only glass.
+def stain_of(image) -> Stain | None:
+    """The stain of an image's tissue, or None where there is only glass.
 
     `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. It is read
     whole up to 2048 x 2048 pixels, and of a larger one 16 x 16 windows spread over all of it.
@@ -51,13 +51,13 @@ def colour_of(image) -> Colour | None:
         return None
     mean = total / count
     spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return Colour(  # rounded, so that it is the same on all machines
+    return Stain(  # rounded, so that it is the same on all machines
         tuple(((mean - ZERO) * STEP).round(3).tolist()), tuple((spread * STEP).round(3).tolist())
     )
 
 
-def to_colour(image: np.ndarray, source: Colour | None, target: Colour | None) -> np.ndarray:
-    """RGB uint8 (H, W, 3) whose tissue is brought from `source`'s colour to `target`'s.
+def to_stain(image: np.ndarray, source: Stain | None, target: Stain | None) -> np.ndarray:
+    """RGB uint8 (H, W, 3) whose tissue is brought from the stain `source` to `target`.
 
     Each channel of CIELAB is shifted and stretched, as Reinhard et al. 2001 (IEEE CG&A 21(5):34)
     do in another space; a spread is changed to its half at least and three times at most. What is
@@ -70,9 +70,9 @@ def to_colour(image: np.ndarray, source: Colour | None, target: Colour | None) -
 
 
 def for_network(
-    image: np.ndarray, source: Colour | None, target: Colour | None
+    image: np.ndarray, source: Stain | None, target: Stain | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`to_colour` with padding in the mean colour of tissue, and the image's `background`.
+    """`to_stain` with padding in the mean colour of tissue, and the image's `background`.
 
     A network has not learned what black corners or grey margins are, and errs beside them; tissue
     without structure is the least that it can see there (docs/lab_notes.md).
@@ -89,7 +89,7 @@ def for_network(
 
 
 def _changed(image, source, target, kept):
-    """`to_colour` but for the pixels `kept`, bool (H, W)."""
+    """`to_stain` but for the pixels `kept`, bool (H, W)."""
     gain = np.array(target.spread) / np.maximum(source.spread, 1e-6)
     values = (np.arange(256)[:, None] - ZERO) * STEP  # (256, 3)
     values = (values - source.mean) * gain.clip(LEAST, MOST) + target.mean
