@@ -10,7 +10,7 @@ Without --images it takes the validation images of <root>, with their masks as r
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
 counts.csv and report.html for all images of the folder, those of earlier calls too; with a network
 that has instances also its depth map, <name>_distance.png. Of an image of more than 64 megapixels
-prediction and depth map are tiled BigTIFFs and the others are small views; it is never held in
+prediction and depth map are tiled TIFFs and the others are small views; it is never held in
 memory.
 """
 

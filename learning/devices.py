@@ -10,15 +10,16 @@ from tissue.files import InputError
 
 
 def choose_device(gpu_id: int) -> torch.device:
-    """The GPU of that number; the CPU for -1 and, with a line that says so, where no GPU is.
-
-    Raises InputError for a number beyond the last GPU.
+    """The GPU of that number, or Apple's; the CPU for -1 and, with a line that says so, where no
+    GPU is. Raises InputError for a number beyond the last GPU.
     """
     if gpu_id < 0:
         return torch.device("cpu")
+    if not torch.cuda.is_available() and torch.backends.mps.is_available():
+        return torch.device("mps")
     if not torch.cuda.is_available():
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"No GPU here: --gpu_id {gpu_id} means the CPU.")
+            print("No GPU found, using the CPU")
         return torch.device("cpu")
     if gpu_id >= torch.cuda.device_count():
         raise InputError(
@@ -41,6 +42,8 @@ def choose_precision(device: torch.device) -> torch.dtype:
         if capability >= (8, 0):
             return torch.bfloat16
         return torch.float16 if capability >= (7, 0) else torch.float32
+    if device.type == "mps":
+        return torch.float32
     has = torch.cpu.get_capabilities()
     by_amd = has.get("avx512_bf16", False) and "AMD" in has.get("cpu_name", "")
     return torch.bfloat16 if has.get("amx_bf16", False) or by_amd else torch.float32

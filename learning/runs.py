@@ -52,7 +52,7 @@ class Settings(TypedDict):
     epoch: int
     seed: int
     gpu_id: int
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")]
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d{1,4})?)$")]
     precision: Literal["float32", "bfloat16", "float16"]
     arch: NotRequired[str]
     loss: NotRequired[Literal["bce", "bce_dice"]]

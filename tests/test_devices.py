@@ -15,7 +15,16 @@ def test_minus_one_is_the_cpu_without_a_word(capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_any_gpu_means_the_cpu_where_there_is_none_and_a_line_says_so(capsys):
     assert choose_device(3) == torch.device("cpu")
-    assert "--gpu_id 3 means the CPU" in capsys.readouterr().out
+    assert capsys.readouterr().out == "No GPU found, using the CPU\n"
+
+
+def test_apples_gpu_is_used_where_it_is_the_only_one(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device(0) == torch.device("mps")
+    assert choose_device(-1) == torch.device("cpu")
+    assert choose_precision(torch.device("mps")) == torch.float32
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,7 +4,7 @@ import numpy as np
 
 from tissue import agreement, pictures
 
-# As README's legend has them: of Okabe and Ito, RGB.
+# As docs/counting.md has them: of Okabe and Ito, RGB.
 COLOURS = {
     "matched": (255, 255, 255),
     "missed": (86, 180, 233),

@@ -74,7 +74,7 @@ class ErrorCounts(TypedDict):
 
 @with_config(CLOSED)
 class Row(TypedDict):
-    """What is counted, measured and scored of an image; README has the columns."""
+    """What is counted, measured and scored of an image; docs/counting.md has the columns."""
 
     image: InstanceOf[str]  # pydantic's own str would refuse a file name that is no UTF-8
     height: Annotated[int, Field(ge=1, le=10**11)]  # pixels

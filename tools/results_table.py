@@ -1,4 +1,4 @@
-"""Print README's table of results, and put its pictures into docs/results/.
+"""Print the table of docs/results.md, and put its pictures into docs/results/.
 
     python3 inference.py --root cryonuseg --tta --image_folder results/cryonuseg
     python3 -m tools.results_table results/cryonuseg
@@ -51,7 +51,7 @@ def main(args):
             file = PICTURES / f"{name}.{'jpg' if layer == 'image' else 'png'}"
             small = cv2.resize(picture, (2 * SHOWN, 2 * SHOWN), interpolation=cv2.INTER_AREA)
             write_image(file, small if layer == "image" else small[..., 0] > 127)
-            cells.append(f'<img src="docs/results/{file.name}" width="{SHOWN}">')
+            cells.append(f'<img src="results/{file.name}" width="{SHOWN}">')
         cells += [row[key] for key in COUNTS] + [f"{float(row[key]):.4f}" for key in SCORES]
         print(f"| {' | '.join(cells)} |")
     means = [sum(float(row[key]) for row in rows) / len(rows) for key in COUNTS + SCORES]
