@@ -83,6 +83,7 @@ OTHERWISE = ("--arch", "test_efficientnet", "--sampler", "balanced", "--augment"
 OTHERWISE += ("--loss", "bce")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "more"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, OTHERWISE)]
 )
@@ -128,6 +129,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkey
         assert precision == str(expected).removeprefix("torch.")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_happened(root, tmp_path):
     cut(root)
     settings = ("--epoch", 10, "--batch_size", 2, "--seed", 3)
