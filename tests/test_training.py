@@ -483,6 +483,7 @@ def test_two_processes_compute_what_one_does_on_the_whole_batch(tmp_path):
     assert distance(two, one) < 1e-9
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_whole_batch(root, tmp_path):
     """In float32, at a low learning rate: Adam makes full steps of what is rounding noise."""
     cut(root)
