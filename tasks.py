@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent
 DATA, RESULTS = "data/demo", "results/demo"  # the demo writes here and in log/*-demo alone
 LOOK = f"""
 Look at:
@@ -47,14 +48,13 @@ def main(arguments: list[str]) -> None:
 
 def demo() -> None:
     """Draw, cut, train and infer, unless that was done with the code as it is."""
-    report = Path(RESULTS, "report.html")
-    code = [*Path().glob("*.py"), *Path("tissue").glob("*.py"), *Path("learning").glob("*.py")]
-    newest = max(path.stat().st_mtime for path in code)
-    if not report.is_file() or report.stat().st_mtime < newest:
+    report = ROOT / RESULTS / "report.html"
+    code = [path for room in (".", "tissue", "learning") for path in (ROOT / room).glob("*.py")]
+    if not report.is_file() or any(p.stat().st_mtime > report.stat().st_mtime for p in code):
         call("-m", "tissue.synthetic", "--root", DATA)
         call("preprocess.py", "--root", DATA, "--patch_stride", 40)
         call("train.py", "--root", DATA, "--dimensions", 16, "--epoch", 4, "--name", "demo")
-        run = max(Path("log").glob("*-demo"))  # the names begin with the time
+        run = max((ROOT / "log").glob("*-demo"))  # the names begin with the time
         call("inference.py", "--root", DATA, "--ckpt", run, "--image_folder", RESULTS)
     print(LOOK)
 
@@ -63,7 +63,7 @@ def call(*arguments) -> None:
     """Run Python with these arguments and end with its exit code where that is not 0."""
     command = [sys.executable, *map(str, arguments)]
     print("python", *command[1:], flush=True)
-    if code := subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode:
+    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
         sys.exit(code)
 
 

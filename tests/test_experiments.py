@@ -25,6 +25,7 @@ def study(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_study_goes_on_where_it_stopped_and_keeps_what_was_learned(study, tmp_path):
     output = study("--other", tmp_path / "tissue")
     rows = table_of(output / "ablation.csv")
@@ -65,6 +66,7 @@ def test_counts_are_compared_with_the_annotators(tmp_path):
     assert "Demo_Liver_01" in path.read_text() and "mean error" in path.read_text()
 
 
+@pytest.mark.slow
 def test_transfer_is_measured_from_scratch_and_from_weights(root, tmp_path):
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
@@ -81,6 +83,7 @@ def test_transfer_is_measured_from_scratch_and_from_weights(root, tmp_path):
         transfer.main(transfer.parse_args(list(map(str, flags))))
 
 
+@pytest.mark.slow
 def test_the_end_of_a_training_is_measured_at_home_and_elsewhere(tmp_path):
     write_demo(tmp_path / "own", 6, 160)
     path = tmp_path / "RESULTS.md"

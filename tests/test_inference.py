@@ -118,6 +118,7 @@ inference.main(inference.parse_args(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_three_processes_write_the_files_of_one(slide, checkpoint, tmp_path):
     """One image is shared out by tiles (128,000 pixels), the four others as they are."""
     masks = tmp_path / "masks"

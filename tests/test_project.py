@@ -117,6 +117,30 @@ def test_the_image_side_has_tests_that_need_no_torch():
             assert "tests.scripts" not in names  # which calls all three scripts
 
 
+def test_the_demo_is_the_three_scripts_and_is_not_done_twice(tmp_path, monkeypatch, capsys):
+    scripts = []
+
+    def run(command, cwd, **_):
+        scripts.append(command[1] if command[1] != "-m" else command[2])
+        if scripts[-1] == "train.py":
+            (cwd / "log" / "20260102-demo").mkdir(parents=True)
+            (cwd / "log" / "20260101-demo").mkdir()
+        if scripts[-1] == "inference.py":
+            assert command[command.index("--ckpt") + 1].endswith("20260102-demo")  # the newest
+            (cwd / "results" / "demo").mkdir(parents=True)
+            (cwd / "results" / "demo" / "report.html").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    (tmp_path / "tissue").mkdir()
+    (tmp_path / "tissue" / "nuclei.py").touch()
+    monkeypatch.setattr(tasks, "ROOT", tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    for _ in range(2):
+        tasks.main(["demo"])
+        assert scripts == ["tissue.synthetic", "preprocess.py", "train.py", "inference.py"]
+        assert "results/demo/report.html" in capsys.readouterr().out
+
+
 def test_a_task_that_is_none_says_which_there_are(capsys):
     for arguments in ([], ["tests"], ["test", "lint"]):
         with pytest.raises(SystemExit) as exit_:

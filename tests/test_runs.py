@@ -461,6 +461,7 @@ def restore(run, copy):
     shutil.copytree(copy, run)
 
 
+@pytest.mark.slow
 def test_damaged_settings_are_refused_or_change_nothing(begun, tmp_path):
     run, undisturbed = begun
     shutil.copytree(run, tmp_path / "copy")
@@ -480,6 +481,7 @@ def test_damaged_settings_are_refused_or_change_nothing(begun, tmp_path):
     assert went_on < 60
 
 
+@pytest.mark.slow
 def test_a_damaged_state_of_training_is_refused_or_changes_nothing(begun, tmp_path):
     run, undisturbed = begun
     shutil.copytree(run, tmp_path / "copy")

@@ -87,6 +87,7 @@ OTHERWISE = ("--arch", "test_efficientnet", "--sampler", "balanced", "--augment"
 OTHERWISE += ("--loss", "bce")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "more"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, OTHERWISE)]
 )
@@ -132,6 +133,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkey
         assert precision == str(expected).removeprefix("torch.")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_happened(root, tmp_path):
     cut(root)
     settings = ("--epoch", 10, "--batch_size", 2, "--seed", 3)
@@ -496,6 +498,7 @@ def test_two_processes_compute_what_one_does_on_the_whole_batch(tmp_path):
     assert distance(two, one) < 1e-9
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_whole_batch(root, tmp_path):
     """In float32, at a low learning rate: Adam makes full steps of what is rounding noise."""
     cut(root)
