@@ -6,8 +6,8 @@
 Weights of several runs are averaged (Wortsman et al. 2022, ICML, "Model soups"): that works for
 runs which began at the same trained weights (`train.py --init`), and with these weights beside
 them, which may be a file of this script. Keeps what inference needs, in half precision, and leaves
-out what tells of the machine. All but the weights is the first run's. The pixel size is that of
-all of them; where they do not know it, or differ, --pixel_size must tell.
+out what tells of the machine. All but the weights is the first run's, unless flags change it. The
+pixel size is that of all of them; where they do not know it, or differ, --pixel_size must tell.
 Prints what docs/model_card.md says of the file.
 """
 
@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference import SHIPPED
+from inference import SHIPPED, SPLITTING, changed
 from learning.checkpoints import build_model, load_checkpoint, mean_of_weights, save_checkpoint
 from learning.predictor import Predictor
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
+from tissue.nuclei import Split
 from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
 
 KEPT = ("format_version", "config", "normalisation", "channel_order", "stain", "patch_dim")
-KEPT += ("bits", "split", "epoch", "versions")
+KEPT += ("bits", "epoch", "versions")
 SETTINGS = ("arch", "dimensions", "loss", "stain", "augment", "sampler", "lr", "batch_size")
 SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 
@@ -36,12 +37,18 @@ def parse_args(argv=None):
     parser.add_argument(
         "--pixel_size", type=float, help="micrometres that it learned from; without it the runs'"
     )
+    parser.add_argument(
+        "--split", nargs="+", metavar="NAME=VALUE", default=[],
+        help=f"change how touching nuclei are split: {', '.join(SPLITTING)}",
+    )  # fmt: skip
+    parser.add_argument("--confidence", type=float, help="below which nuclei are dropped")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     return parser.parse_args(argv)
 
 
 def main(args):
-    check_numbers(args, {"threshold": (0.01, 0.99), "pixel_size": MICROSCOPE_UM})
+    ranges = {"threshold": (0.01, 0.99), "pixel_size": MICROSCOPE_UM, "confidence": (0, 1)}
+    check_numbers(args, ranges)
     if args.out.is_dir():
         raise InputError(f"--out {args.out}: found a folder, expected a file to write")
     checkpoints = [load_checkpoint(path) for path in args.ckpt]
@@ -52,11 +59,15 @@ def main(args):
                     f"{path}: found {key} {checkpoint[key]}, expected {checkpoints[0][key]}, that "
                     f"of {args.ckpt[0]}; average runs of one network"
                 )
+    split = changed(Split(**checkpoints[0]["split"]), args.split)
+    if args.confidence is not None:
+        split = split._replace(confidence=args.confidence)
     weights = mean_of_weights([checkpoint["model"] for checkpoint in checkpoints])
     shipped = {key: checkpoints[0][key] for key in KEPT if key in checkpoints[0]} | {
         "pixel_size_um": args.pixel_size or common_pixel_size(args.ckpt, checkpoints),
         "args": [run for checkpoint in checkpoints for run in runs_of(checkpoint)],
         "threshold": args.threshold,
+        "split": split._asdict(),
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
     build_model(shipped, f"{args.out}, in half precision")  # what is too large for it is infinite
