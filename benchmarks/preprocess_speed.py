@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import data, results
 from tissue import images, masks, pairs
 from tissue.files import run_script
-from tissue.patches import cut  # by patchify, where there is one
+from tissue.patches import Grid, cut  # by patchify, where there is one
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIM, STRIDE = 128, 20  # preprocess.py's defaults
@@ -98,7 +98,7 @@ def plain_loop(root: Path) -> None:
     for pair in pairs.find_pairs(root):
         image = cv2.cvtColor(images.read_image(pair.image), cv2.COLOR_RGB2BGR)
         nuclei = masks.read_mask(pair.mask).astype(np.uint8) * 255
-        image_patches, mask_patches = (cut(pixels, DIM, STRIDE) for pixels in (image, nuclei))
+        image_patches, mask_patches = (cut(pixels, Grid(DIM, STRIDE)) for pixels in (image, nuclei))
         for row in range(image_patches.shape[0]):
             for col in range(image_patches.shape[1]):
                 file = f"{pair.name}_{row:02}_{col:02}.png"
