@@ -163,3 +163,17 @@ def test_a_table_has_its_columns_alone_and_any_text(tmp_path):
     expected = 'a,b\r\n"x,""y""",1\r\ncaf\\udce9,\r\n'
     assert (tmp_path / "table.csv").read_bytes() == expected.encode()
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_help_shows_the_defaults_that_say_something(capsys):
+    parser = Parser("Train.")
+    parser.add_argument("--lr", type=float, default=0.5, help="rate")
+    parser.add_argument("--init", help="checkpoint")
+    parser.add_argument("--tta", action="store_true", help="average")
+    parser.add_argument("--split", nargs="+", default=[], help="changes")
+    parser.add_argument("--seed", type=int, default=0, help="of all numbers")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert text.count("default") == 2
+    assert "rate (default: 0.5)" in text and "of all numbers (default: 0)" in text

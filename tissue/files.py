@@ -27,6 +27,14 @@ class InputError(ValueError):
     """
 
 
+class WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the defaults that say something."""
+
+    def _get_help_string(self, action):
+        is_said = action.default not in (None, []) and action.default is not False
+        return super()._get_help_string(action) if is_said else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's, with defaults in --help, and bad flags told in one line as all bad input is.
 
@@ -35,8 +43,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str):
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=WithDefaults, allow_abbrev=False)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         parsed = super().parse_args(args, namespace)
