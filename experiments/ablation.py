@@ -75,10 +75,10 @@ SCORES = {
     "dice": "Dice",
     "worst_dice": "worst Dice",
     "accuracy": "accuracy",
-    "count_error": "count off by",
+    "count_error": "mean relative count error",
     "count_bias": "count bias",
     "other_dice": "Dice, other stain",
-    "other_count_error": "count off by, other stain",
+    "other_count_error": "mean relative count error, out-of-domain",
 }
 COLUMNS = (*STUDY, *TRAINING, *PLAIN, *EVALUATION, *SCORES, "train_seconds")
 LEARNED = "## What was learned\n"
@@ -271,7 +271,7 @@ def table_of_gains(rows: list[dict]) -> str:
         "seeds",
         "Dice",
         "worst Dice",
-        "count off by",
+        "mean relative count error",
         "gain",
         "of seeds",
         "of trainings",

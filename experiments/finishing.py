@@ -76,8 +76,8 @@ def main(args):
             for key in ("dice", "count_error"):
                 cells.append(study.form(statistics.mean(scores[key] for scores in part), key))
         lines.append(cells)
-    header = ["training", "Dice", "contours off by"]
-    header += ["Dice, other stain", "contours off by, other stain"] if args.other else []
+    header = ["training", "Dice", "contour count error"]
+    header += ["Dice, other stain", "contour count error, out-of-domain"] if args.other else []
     results.write_section(
         "The end of a training",
         f"`python3 -m experiments.finishing`, {data.source(args.root)}: {args.budget} patches with "

@@ -29,7 +29,7 @@ from tissue.pairs import find_images
 from tissue.results import read_table
 from tissue.splits import spread
 
-SCORES = ("dice", "least dice", "aji", "nuclei off by")
+SCORES = ("dice", "least dice", "aji", "count error")
 
 
 def parse_args(argv=None):

@@ -85,7 +85,9 @@ def main(args):
         f"`python3 -m experiments.transfer`, {data.source(args.root)}: {args.budget} patches a "
         f"training at a highest rate of {args.lr:g}, {args.augment} augmentation; mean over "
         f"{args.draws} choices of images, scored on all the other images, whole.\n\n"
-        + results.table(("learned from", "weights", "Dice", "of choices", "contours off by"), lines)
+        + results.table(
+            ("learned from", "weights", "Dice", "of choices", "contour count error"), lines
+        )
         + "\n\n"
         + " ".join(margins),
         args.results,

@@ -15,7 +15,7 @@ from tissue.agreement import count_agreement
 from tissue.files import InputError, Parser, run_script
 from tissue.results import read_table
 
-HEADER = ("tissue", "images", "Dice", "worst image", "AJI", "PQ", "nuclei off by", "bias")
+HEADER = ("tissue", "images", "Dice", "worst image", "AJI", "PQ", "count error", "bias")
 HEADER += ("limits of agreement",)
 
 
