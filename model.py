@@ -145,7 +145,7 @@ class EncoderUNet(nn.Module):
     but hardly: what the halo leaves out is measured in docs/lab_notes.md.
     """
 
-    halo = 192
+    halo = 96
     grid = 32  # five halvings
 
     def __init__(self, arch: str, dimensions: int = 16, instances: bool = False):
