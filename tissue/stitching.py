@@ -32,7 +32,9 @@ class ContourCounter:
         self.height, self.width = height, width  # pixels of the whole image
         self.objects = _Regions(width, corners=True)
         self.surroundings = _Regions(width, corners=False)
-        self.firsts = []  # of objects: node, place of the first pixel, surroundings above it (n, 3)
+        # Of objects at a border of tiles: node, place of the first pixel, what is above (n, 3).
+        self.firsts = []
+        self.whole = []  # of the others: surroundings, and how many lie in them (2, n)
 
     def add(self, mask: np.ndarray, y: int, x: int) -> None:
         """Add a tile, bool (h, w), whose first pixel lies at row `y` and column `x`."""
@@ -52,7 +54,10 @@ class ContourCounter:
         # The pixel above an object's first one belongs to what surrounds it.
         surrounded = np.where(row > 0, around[row - 1, column], above[column])
         places = (y + row) * self.width + x + column
-        self.firsts.append(np.stack([nodes, places, surrounded], axis=1))
+        shared = np.isin(nodes - known + 1, _on_border(labels))
+        self.firsts.append(np.stack([nodes, places, surrounded], axis=1)[shared])
+        # Of those within the tile alone only their number is of use later.
+        self.whole.append(np.stack(np.unique(surrounded[~shared], return_counts=True)))
 
     def count(self) -> int:
         """The number of outer contours of all that was added."""
@@ -60,7 +65,11 @@ class ContourCounter:
         found = self.objects.joined()[node]
         _, first = np.unique(found[order := np.argsort(place)], return_index=True)
         around = self.surroundings.joined()
-        return int(np.count_nonzero(around[surrounded[order][first]] == around[OUTSIDE]))
+        is_outer = around == around[OUTSIDE]
+        inside, number = np.concatenate(self.whole, axis=1)
+        return int(
+            np.count_nonzero(is_outer[surrounded[order][first]]) + number[is_outer[inside]].sum()
+        )
 
 
 OUTSIDE = 0  # the node of what lies around the image
