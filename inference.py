@@ -29,7 +29,7 @@ from learning.processes import Team, everyone, start_processes
 from learning.signals import end_processes
 from model import sees_all
 from tissue import exports, inputs, nuclei, pairs, results, segmentation, synthetic, tiling
-from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
+from tissue.files import InputError, Parser, check_numbers, run_script
 from tissue.inputs import Task, how_many
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
 from tissue.summary import write_summary
@@ -107,7 +107,8 @@ def main(args):
     say = print if rank == 0 else (lambda *_: None)
     network = load_network(args, device)
     if args.export_model:
-        say(export(args, network))
+        if rank == 0:
+            print(export(args, network))
         return
     tasks, notes, faults = plan(args, network)
     if stop(faults, rank):
@@ -212,7 +213,7 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
 def made_by(network: Predictor) -> dict:
     """What the results of all images depend on, as results.MadeWith has it."""
     return {
-        "checkpoint": file_hash(network.path),
+        "checkpoint": network.sha256,
         "threshold": network.threshold,
         "tta": network.tta,
         "sizes": list(network.sizes),
@@ -233,7 +234,7 @@ def described(network: Predictor) -> str:
 def settings_of(network: Predictor, device) -> dict:
     """The settings as report.html shows them."""
     shown = {
-        "checkpoint": f"{network.path} ({file_hash(network.path)[:8]})",
+        "checkpoint": f"{network.path} ({network.sha256[:8]})",
         "threshold": f"{network.threshold:g}",
         "split": str(network.split),
         "flips, turns and sizes averaged": network.tta,
@@ -291,15 +292,15 @@ def infer_all(tasks: list[Task], network: Predictor, shown: dict) -> list[str]:
     """Infer this process's share of the images, write their files and records; return faults."""
     team = Team()
     rank, processes = team.place
-    shared = [task for task in tasks if task.image.is_big and not task.row]
-    mine = [task for task in tasks if task.row or not task.image.is_big][rank::processes]
+    shared = [task for task in tasks if task.is_shared]
+    mine = [task for task in tasks if not task.is_shared][rank::processes]
     failures = []
     bar = tqdm(
         total=round(sum(task.megapixels for task in mine + shared), 1), desc="infer",
         unit="Mpx", leave=False, disable=None if rank == 0 else True,
     )  # fmt: skip
     for task in mine + shared:
-        own = team if task in shared else Team(alone=True)
+        own = team if task.is_shared else Team(alone=True)
         started = time.monotonic()
         try:
             row = infer(task, network, own, bar)

@@ -181,7 +181,7 @@ def ours(image, network):
         predicted = tiling.predict_tiles(image, tiles, network)
         deque(tiling.ahead(keep, predicted, 4), maxlen=0)
         mask.save(Path(folder) / "mask.tif", None)
-        return stitching.count_contours(mask, tiles)
+        return stitching.count_contours(mask)
 
 
 @torch.inference_mode()

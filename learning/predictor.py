@@ -1,6 +1,7 @@
 """From an image to what the network of a checkpoint makes of it, with all that this needs."""
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from learning.checkpoints import build_model, load_checkpoint
 from learning.devices import Threads, choose_precision
 from learning.fusing import freed_memory_kept, fuse
 from tissue import nuclei
-from tissue.files import InputError
+from tissue.files import InputError, file_hash
 from tissue.segmentation import Finder
 from tissue.stain import Stain
 from tissue.tiling import SIZES
@@ -69,6 +70,11 @@ class Predictor(Finder):
             split=nuclei.Split(**checkpoint.get("split", nuclei.PREDICTION_SPLIT._asdict())),
             pixel_size_um=checkpoint.get("pixel_size_um"),
         )
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the checkpoint's file."""
+        return file_hash(self.path)
 
     @property
     def has_depth(self) -> bool:

@@ -35,6 +35,11 @@ class Task(NamedTuple):
     def megapixels(self) -> float:
         return self.image.height * self.image.width / 1e6
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all processes of a call predict it together."""
+        return self.image.is_big and not self.row
+
     def file_marks(self) -> list[list[int] | None]:
         """What changes when image, mask or label map does: size and time of each file."""
         stats = [path and path.stat() for path in (*self.pair[1:], self.label_map)]
@@ -128,7 +133,7 @@ def open_tasks(
                 notes += _assumed(tasks[-1])
         except (InputError, OSError) as error:
             faults.append(str(error))
-    return tasks, notes, list(dict.fromkeys(faults))
+    return tasks, notes, faults
 
 
 def _assumed(task):

@@ -82,7 +82,7 @@ def finish(task: Task, network: Finder, segmented: Store, shares: Sequence[float
         row = _measured(task, shares) | write_nuclei(task, network.split, segmented, keep)
         if row.get("tissue_mm2"):
             row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
-        row["contours"] = stitching.count_contours(mask, _tiles(task))
+        row["contours"] = stitching.count_contours(mask)
         mask.save(task.file("prediction"), task.pixel_size_um)
         if segmented.dtype != bool:
             segmented.save(task.file("distance"), task.pixel_size_um)
@@ -152,7 +152,7 @@ def _compare(task: Task, mask: Store, labels: Store, truth: Store, shown) -> dic
     tiles, (view, labels_shown) = _tiles(task), shown
     reference = windows.open_mask(task.pair.mask)
     counts = sum(agreement.pixel_counts(mask.read(*t), reference.read(*t)) for t in tiles)
-    row = {"gt_contours": stitching.count_contours(reference, tiles), **agreement.scores(counts)}
+    row = {"gt_contours": stitching.count_contours(reference), **agreement.scores(counts)}
     row["gt_nuclei"] = _write_reference(task, reference, truth)
     table = agreement.overlap_of_tiles((labels.read(*t), truth.read(*t)) for t in tiles)
     found = agreement.errors(table)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from tissue.tiling import Tile
+from tissue.tiling import TILE, Tile, tiles_of
 from tissue.windows import Windows
 
 MARGIN = 64  # pixels around a tile in which nuclei are looked for, at first
@@ -127,10 +127,10 @@ class _Regions:
         return connected_components(links, directed=False)[1]
 
 
-def count_contours(mask: Windows, tiles: Iterable[Tile]) -> int:
+def count_contours(mask: Windows) -> int:
     """The number of outer contours of a mask that is read by windows, as ContourCounter says."""
     counter = ContourCounter(mask.height, mask.width)
-    for tile in tiles:
+    for tile in tiles_of(mask.height, mask.width, TILE):
         counter.add(mask.read(*tile), tile.y, tile.x)
     return counter.count()
 

@@ -8,11 +8,11 @@ row, so that there is no format to decode.
 import secrets
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tifffile
 
 from tissue.files import PART, replacing
+from tissue.pictures import write_image
 from tissue.tiling import Tile, tiles_of
 
 TILE = 512  # pixels; of the TIFFs that are written
@@ -78,9 +78,7 @@ class Store:
             return np.multiply(self.read(*part), full, dtype=dtype)
 
         if Path(path).suffix == ".png":
-            with replacing(path) as beside:
-                whole = pixels(Tile(0, 0, self.height, self.width))
-                beside.write_bytes(cv2.imencode(".png", whole)[1])
+            write_image(path, self.read(0, 0, self.height, self.width))
             return
         resolution = {}
         if pixel_size_um:
