@@ -84,6 +84,8 @@ def _feature(where, value, seen):
     properties = value.get("properties") or {}
     if not isinstance(properties, dict):
         raise Fault(f"found {_kind(properties)} as its properties, {_OBJECT}")
+    for child in _list(properties.get("childObjects") or []):
+        yield from _feature(where, child, seen)
     label = properties.get("classification") or ""
     if isinstance(label, dict):
         label = label.get("name") or ": ".join(map(str, label.get("names") or ()))

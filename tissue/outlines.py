@@ -85,8 +85,13 @@ def polygons_of(geometry: shapely.Geometry) -> list[list[np.ndarray]]:
 
 def is_region(label: str) -> bool:
     """Whether a class says where the annotation is complete, instead of naming a nucleus."""
-    label = label.strip().lower()
-    return label.startswith("region") or label == "training"
+    label = label.strip("_* ").lower()
+    return label.startswith("region") or label == "training" or is_ignored(label)
+
+
+def is_ignored(label: str) -> bool:
+    """Whether a class says where nothing is annotated (QuPath's Ignore*, labelme's __ignore__)."""
+    return label.strip("_* ").lower().startswith("ignore")
 
 
 def gather(
@@ -101,23 +106,28 @@ def gather(
     """
     classes = Counter()
     facts = _Facts(path, shape, seen)
-    regions, shapes = [], []
+    regions, ignored, shapes = [], [], []
     outlines = iter(outlines)
     while batch := list(islice(outlines, BATCH)):
         batch, geometries = _geometries(path, batch, seen)
         geometries, kept = facts.take(batch, geometries)
         is_nucleus = np.array([not is_region(batch[i].label) for i in kept], bool)
-        regions += list(geometries[~is_nucleus])
+        for i, geometry in zip(kept[~is_nucleus], geometries[~is_nucleus], strict=True):
+            (ignored if is_ignored(batch[i].label) else regions).append(geometry)
         shapes.append(Shapes.of(geometries[is_nucleus]))
         classes.update(batch[i].label or UNCLASSIFIED for i in kept[is_nucleus])
     facts.check()
-    region = None
+    region = whole = shapely.box(0, 0, *shape[::-1])
     if regions:
-        region = shapely.intersection(shapely.union_all(regions), shapely.box(0, 0, *shape[::-1]))
+        region = shapely.intersection(shapely.union_all(regions), whole)
+    if ignored:
+        region = shapely.difference(region, shapely.union_all(ignored))
     notes = tuple(f"{path}: {count} {text}" for text, count in seen.items())
     if not classes:
         notes += (f"{path}: no nucleus is outlined: taken as an image without nuclei",)
-    return Gathered(Shapes.joined(shapes), dict(classes), region, notes)
+    return Gathered(
+        Shapes.joined(shapes), dict(classes), region if regions or ignored else None, notes
+    )
 
 
 def _geometries(path, batch, seen):
@@ -284,6 +294,8 @@ class Shapes:
         column, the latter three counted from the window; outline by outline, in order."""
         corners = np.array([[x, y], [x + width, y + height]]) / self.scale
         which = np.sort(self._tree.query(shapely.box(*corners.ravel())))
+        if not len(which):
+            return np.empty((4, 0), int)
         begin, end = self.starts[self.firsts[which]], self.starts[self.firsts[which + 1]]
         at = _ranges(begin, end)
         points = self.points[at].astype(float) * self.scale
@@ -325,6 +337,8 @@ def overlaps(shapes: Shapes, height: int, width: int) -> tuple[int, int]:
     shared, visible = 0, np.zeros(len(shapes), bool)
     for y in range(0, height, BAND):
         item, row, first, last = shapes.runs(y, 0, min(BAND, height - y), width)
+        if not len(item):
+            continue
         begin, end = row * width + first, row * width + last
         order = np.argsort(begin, kind="stable")
         item, begin, end = item[order], begin[order], end[order]
