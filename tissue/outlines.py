@@ -1,0 +1,361 @@
+"""Outlines of one image's nuclei, any number of them: gathered, mended, checked, drawn by windows.
+
+A pixel belongs to an outline if its centre, (x + 0.5, y + 0.5), lies within; coordinates are pixels
+from the top left corner of the image's first pixel. Of several outlines the last one has the pixel.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+
+from tissue.files import InputError
+
+BATCH = 2000  # outlines that are checked at once
+BAND = 512  # rows that are looked at once
+LARGEST = 2**24  # pixels; up to there float32 holds whole numbers
+MOST_POINTS = 10**6  # corners of one outline
+UNCLASSIFIED = "unclassified"
+_DEGREES = 180, 90  # longitude, latitude
+_HUGE = 200  # times the median nucleus: no nucleus
+_TINY = 10  # square pixels; no median nucleus is so small
+
+
+class Fault(ValueError):
+    """What is wrong with one outline: found, expected, what to do; whoever has the file adds it."""
+
+
+class Outline(NamedTuple):
+    """One outline as a file has it."""
+
+    where: str  # which of the file: "feature 3"
+    label: str  # its class, "" without
+    # Polygons, each a list of closed rings float64 (k, 2) of x, y; all but the first are holes.
+    polygons: Sequence[Sequence[np.ndarray]]
+
+
+class Gathered(NamedTuple):
+    """What `gather` makes of a file's outlines."""
+
+    nuclei: "Shapes"
+    classes: dict[str, int]
+    regions: shapely.Geometry | None
+    notes: tuple[str, ...]
+
+
+def ring_of(points) -> np.ndarray | None:
+    """A closed ring, float64 (k, 2), of nested lists of numbers; None of fewer than three corners.
+
+    Raises Fault for what are no finite coordinates, or too many.
+    """
+    if isinstance(points, list) and not points:
+        return None
+    try:
+        ring = np.asarray(points)
+    except (ValueError, OverflowError):
+        ring = np.empty(0)
+    if ring.ndim != 2 or ring.shape[1] < 2 or ring.dtype.kind not in "iuf":
+        raise Fault("found coordinates that are no list of [x, y], expected numbers in pixels")
+    if len(ring) > MOST_POINTS:
+        raise Fault(
+            f"found an outline of {len(ring):,} corners, expected {MOST_POINTS:,} at most, "
+            f"simplify or remove it"
+        )
+    ring = ring[:, :2].astype(float)
+    if not (np.abs(ring) <= LARGEST).all():  # neither is NaN
+        raise Fault(
+            f"found coordinates that are not finite or beyond {LARGEST:,}, expected pixels of the "
+            f"image, draw it anew or remove it"
+        )
+    if (ring[0] != ring[-1]).any():
+        ring = np.concatenate([ring, ring[:1]])
+    return ring if len(ring) > 3 else None
+
+
+def polygons_of(geometry: shapely.Geometry) -> list[list[np.ndarray]]:
+    """The polygons of a shapely geometry, as Outline has them."""
+    parts = [g for g in shapely.get_parts(geometry) if g.geom_type == "Polygon"]
+    return [[shapely.get_coordinates(r) for r in (p.exterior, *p.interiors)] for p in parts]
+
+
+def is_region(label: str) -> bool:
+    """Whether a class says where the annotation is complete, instead of naming a nucleus."""
+    label = label.strip("_* ").lower()
+    return label.startswith("region") or label == "training" or is_ignored(label)
+
+
+def is_ignored(label: str) -> bool:
+    """Whether a class says where nothing is annotated (QuPath's Ignore*, labelme's __ignore__)."""
+    return label.strip("_* ").lower().startswith("ignore")
+
+
+def gather(
+    path: Path, outlines: Iterable[Outline], shape: tuple[int, int], seen: Counter
+) -> Gathered:
+    """Check outlines of an image of (height, width) pixels, mend what can be, drop what is outside.
+
+    Self-crossing outlines become what their lines enclose (shapely.make_valid). Those without area,
+    and those wholly outside of the image, are passed over. Each of these is a note, as is what
+    `seen` has, {text: how often}, when they are read. Raises InputError for outlines that cannot be
+    the nuclei of this image.
+    """
+    classes = Counter()
+    facts = _Facts(path, shape, seen)
+    regions, ignored, shapes = [], [], []
+    outlines = iter(outlines)
+    while batch := list(islice(outlines, BATCH)):
+        batch, geometries = _geometries(path, batch, seen)
+        geometries, kept = facts.take(batch, geometries)
+        is_nucleus = np.array([not is_region(batch[i].label) for i in kept], bool)
+        for i, geometry in zip(kept[~is_nucleus], geometries[~is_nucleus], strict=True):
+            (ignored if is_ignored(batch[i].label) else regions).append(geometry)
+        shapes.append(Shapes.of(geometries[is_nucleus]))
+        classes.update(batch[i].label or UNCLASSIFIED for i in kept[is_nucleus])
+    facts.check()
+    region = whole = shapely.box(0, 0, *shape[::-1])
+    if regions:
+        region = shapely.intersection(shapely.union_all(regions), whole)
+    if ignored:
+        region = shapely.difference(region, shapely.union_all(ignored))
+    notes = tuple(f"{path}: {count} {text}" for text, count in seen.items())
+    if not classes:
+        notes += (f"{path}: no nucleus is outlined: taken as an image without nuclei",)
+    return Gathered(
+        Shapes.joined(shapes), dict(classes), region if regions or ignored else None, notes
+    )
+
+
+def _geometries(path, batch, seen):
+    """(those outlines that have an area, their geometries: polygons and multipolygons, valid)"""
+    batch = [
+        outline._replace(polygons=[[ring for ring in polygon if ring is not None] for polygon in
+                                   outline.polygons if polygon and polygon[0] is not None])
+        for outline in batch
+    ]  # fmt: skip
+    drawn = [outline for outline in batch if outline.polygons]
+    geometries = np.empty(0, object)
+    if drawn:
+        polygons = [(i, polygon) for i, o in enumerate(drawn) for polygon in o.polygons]
+        rings = [(i, ring) for i, (_, polygon) in enumerate(polygons) for ring in polygon]
+        of_ring = np.repeat(np.arange(len(rings)), [len(ring) for _, ring in rings])
+        geometries = shapely.linearrings(np.concatenate([r for _, r in rings]), indices=of_ring)
+        geometries = shapely.polygons(geometries, indices=[i for i, _ in rings])
+        geometries = shapely.multipolygons(geometries, indices=[i for i, _ in polygons])
+        if len(bad := np.flatnonzero(~shapely.is_valid(geometries))):
+            # By structure: what a ring encloses twice is within, not a hole.
+            geometries[bad] = shapely.make_valid(
+                geometries[bad], method="structure", keep_collapsed=False
+            )
+        area = shapely.area(geometries)
+        if mended := int((area[bad] > 0).sum()):
+            first = drawn[bad[area[bad] > 0][0]].where
+            _note(seen, "outlines cross or touch themselves and were mended", first, mended)
+        drawn = [outline for outline, one in zip(drawn, area, strict=True) if one > 0]
+        geometries = geometries[area > 0]
+    if empty := len(batch) - len(drawn):
+        left = {outline.where for outline in drawn}
+        first = next(outline.where for outline in batch if outline.where not in left)
+        _note(seen, "outlines without area were passed over", first, empty)
+    return drawn, geometries
+
+
+def _note(seen, text, first, count=1):
+    """Count what a note tells, which names the first."""
+    known = next((key for key in seen if key.startswith(text)), f"{text} (the first: {first})")
+    seen[known] += count
+
+
+class _Facts:
+    """What must be true of all outlines of an image together."""
+
+    def __init__(self, path, shape, seen):
+        self.path, self.seen = path, seen
+        self.height, self.width = shape
+        self.low, self.high = np.full(2, np.inf), np.full(2, -np.inf)
+        self.whole = True  # coordinates
+        self.count, self.astray = 0, 0
+        self.areas, self.largest = [], (0.0, "", "")
+
+    def take(self, batch, geometries):
+        """(the geometries that lie in the image, at least in part; their places in the batch)"""
+        if not len(geometries):
+            return geometries, np.empty(0, int)
+        bounds, size = shapely.bounds(geometries), (self.width, self.height)
+        self.low = np.minimum(self.low, bounds[:, :2].min(axis=0))
+        self.high = np.maximum(self.high, bounds[:, 2:].max(axis=0))
+        self.whole = self.whole and bool((bounds == np.rint(bounds)).all())
+        middle = (bounds[:, :2] + bounds[:, 2:]) / 2
+        self.count += len(bounds)
+        self.astray += int(((middle < 0) | (middle > size)).any(axis=1).sum())
+        outside = (bounds[:, 2:] <= 0).any(axis=1) | (bounds[:, :2] >= size).any(axis=1)
+        across = ~outside & ((bounds[:, :2] < 0) | (bounds[:, 2:] > size)).any(axis=1)
+        for text, which in (
+            ("outlines outside of the image were passed over", outside),
+            ("outlines reach beyond the image and were clipped", across),
+        ):
+            if which.any():
+                _note(self.seen, text, batch[np.argmax(which)].where, int(which.sum()))
+        kept = np.flatnonzero(~outside)
+        nuclei = [i for i in kept if not is_region(batch[i].label)]
+        areas = shapely.area(geometries[nuclei])
+        self.areas.append(areas)
+        if len(areas) and areas.max() > self.largest[0]:
+            outline = batch[nuclei[np.argmax(areas)]]
+            self.largest = float(areas.max()), outline.where, outline.label
+        return geometries[kept], kept
+
+    def check(self):
+        """Raise InputError if these cannot be the nuclei of the image."""
+        if not self.count:
+            return
+        areas = np.concatenate(self.areas)
+        median = float(np.median(areas)) if len(areas) else 0.0
+        here = f"an image of {self.height} x {self.width} pixels (height x width)"
+        within = (-np.array(_DEGREES) <= self.low).all() and (self.high <= _DEGREES).all()
+        much_bigger = self.width >= 10 * _DEGREES[0] and self.height >= 10 * _DEGREES[1]
+        if within and not self.whole and (much_bigger or median < _TINY):
+            raise InputError(
+                f"{self.path}: found coordinates like longitude and latitude, within "
+                f"{self.low.min():g} to {self.high.max():g}, for {here}, expected pixels; export "
+                f"them from the program that shows the image, in pixels"
+            )
+        if self.astray > self.count / 2:
+            x, y = self.high
+            raise InputError(
+                f"{self.path}: found {self.astray} of {self.count} outlines outside of {here}, up "
+                f"to x = {x:g}, y = {y:g}, expected those of this image; name it as its own image, "
+                f"and export it at full resolution"
+            )
+        largest, where, label = self.largest
+        if len(areas) > 2 and largest > _HUGE * median:
+            raise InputError(
+                f"{self.path}: {where}: found an outline of {largest:,.0f} pixels (class "
+                f"{label or UNCLASSIFIED!r:.60}), {largest / median:,.0f} times the median of the "
+                f"others, expected a nucleus; give it the class Region if all nuclei in it are "
+                f"outlined, else remove it"
+            )
+
+
+class Shapes:
+    """Outlines as arrays: outline i, a set of rings, is what an odd number of its rings encloses.
+
+    `points` is float32 (P, 2) of x, y, all rings after each other, each closed; `starts` int64
+    (R + 1,) where each ring begins in it, `firsts` int64 (n + 1,) which ring is each outline's
+    first. `scale` is by what (x, y) they are multiplied before they are drawn.
+    """
+
+    def __init__(self, points, starts, firsts, scale=(1.0, 1.0)):
+        self.points, self.starts, self.firsts = points, starts, firsts
+        self.scale = np.array(scale, float)
+
+    @classmethod
+    def of(cls, geometries: np.ndarray) -> "Shapes":
+        """The Shapes of valid polygons and multipolygons, none of them empty."""
+        if not len(geometries):
+            return cls(np.empty((0, 2), np.float32), np.zeros(1, int), np.zeros(1, int))
+        _, points, offsets = shapely.to_ragged_array(list(geometries))
+        firsts = offsets[1] if len(offsets) == 2 else offsets[1][offsets[2]]
+        return cls(points[:, :2].astype(np.float32), offsets[0].astype(int), firsts.astype(int))
+
+    @classmethod
+    def joined(cls, several: Sequence["Shapes"]) -> "Shapes":
+        """All outlines of several Shapes in order."""
+        if not several:
+            return cls.of(np.empty(0, object))
+        starts, firsts = [np.zeros(1, int)], [np.zeros(1, int)]
+        for shapes in several:
+            starts.append(shapes.starts[1:] + starts[-1][-1])
+            firsts.append(shapes.firsts[1:] + firsts[-1][-1])
+        points = np.concatenate([shapes.points for shapes in several])
+        return cls(points, np.concatenate(starts), np.concatenate(firsts))
+
+    def __len__(self):
+        return len(self.firsts) - 1
+
+    def scaled(self, scale: tuple[float, float]) -> "Shapes":
+        """The same outlines, x and y multiplied by `scale` once more."""
+        return Shapes(self.points, self.starts, self.firsts, self.scale * scale)
+
+    @cached_property
+    def _tree(self):
+        """Finds the boxes around the outlines, before scaling."""
+        begin = self.starts[self.firsts[:-1]]
+        low = np.minimum.reduceat(self.points, begin).T if len(begin) else np.empty((2, 0))
+        high = np.maximum.reduceat(self.points, begin).T if len(begin) else np.empty((2, 0))
+        return shapely.STRtree(shapely.box(*low.astype(float), *high.astype(float)))
+
+    def runs(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """The pixels of a window row by row: int64 (4, m) of outline, row, first and last + 1
+        column, the latter three counted from the window; outline by outline, in order."""
+        corners = np.array([[x, y], [x + width, y + height]]) / self.scale
+        which = np.sort(self._tree.query(shapely.box(*corners.ravel())))
+        if not len(which):
+            return np.empty((4, 0), int)
+        begin, end = self.starts[self.firsts[which]], self.starts[self.firsts[which + 1]]
+        at = _ranges(begin, end)
+        points = self.points[at].astype(float) * self.scale
+        item = np.repeat(np.arange(len(which)), end - begin)
+        one, other = points[:-1], points[1:]
+        last = np.zeros(len(self.points) + 1, bool)
+        last[self.starts[1:] - 1] = True
+        # Edges that cross the middle of a row: y within [one end, other end).
+        low, high = np.ceil(np.sort([one[:, 1], other[:, 1]], axis=0) - 0.5).clip(y, y + height)
+        count = np.where(last[at[:-1]], 0, high - low).astype(int)
+        edge = np.repeat(np.arange(len(count)), count)
+        row = _ranges(low.astype(int), low.astype(int) + count)
+        (x0, y0), (x1, y1) = one[edge].T, other[edge].T
+        across = x0 + (row + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+        column = np.ceil(across - 0.5).clip(x, x + width).astype(int) - x
+        order = np.sort((item[edge] * height + row - y) * (width + 1) + column)
+        place, column = np.divmod(order, width + 1)
+        item, row = np.divmod(place[::2], height)
+        runs = np.stack([which[item], row, column[::2], column[1::2]])
+        return runs[:, runs[2] < runs[3]]
+
+    def numbers(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """A window as int32 (h, w): which outline, from 1, has the pixel; 0 none."""
+        drawn = np.zeros(height * width, np.int32)
+        item, row, first, last = self.runs(y, x, height, width)
+        # Of a place that is named twice, the last value stays.
+        drawn[_ranges(row * width + first, row * width + last)] = np.repeat(item + 1, last - first)
+        return drawn.reshape(height, width)
+
+
+def _ranges(begin, end):
+    """All whole numbers of several ranges after each other."""
+    count = end - begin
+    return np.arange(count.sum()) + np.repeat(begin - (np.cumsum(count) - count), count)
+
+
+def overlaps(shapes: Shapes, height: int, width: int) -> tuple[int, int]:
+    """(pixels that several outlines claim; outlines of which no pixel is to be seen)"""
+    shared, visible = 0, np.zeros(len(shapes), bool)
+    for y in range(0, height, BAND):
+        item, row, first, last = shapes.runs(y, 0, min(BAND, height - y), width)
+        if not len(item):
+            continue
+        begin, end = row * width + first, row * width + last
+        order = np.argsort(begin, kind="stable")
+        item, begin, end = item[order], begin[order], end[order]
+        reached = np.maximum.accumulate(end)
+        meets = np.zeros(len(item), bool)
+        meets[1:] = begin[1:] < reached[:-1]
+        shared += int((np.minimum(end[1:], reached[:-1]) - begin[1:])[meets[1:]].sum())
+        # Runs that overlap nothing are seen whole; of a group that overlaps, pixels tell.
+        meets[:-1] |= meets[1:]
+        group = np.cumsum(~(np.append(False, begin[1:] < reached[:-1])))
+        alone = np.bincount(group)[group] == 1
+        visible[item[alone]] = True
+        item, begin, end = item[~alone], begin[~alone], end[~alone]
+        order = np.argsort(item, kind="stable")
+        item, begin, end = item[order], begin[order], end[order]
+        pixels = _ranges(begin, end)
+        owner = np.repeat(item, end - begin)
+        _, seen = np.unique(pixels[::-1], return_index=True)
+        visible[owner[::-1][seen]] = True
+    return shared, int((~visible).sum())
