@@ -218,11 +218,12 @@ class _Facts:
         here = f"an image of {self.height} x {self.width} pixels (height x width)"
         within = (-np.array(_DEGREES) <= self.low).all() and (self.high <= _DEGREES).all()
         much_bigger = self.width >= 10 * _DEGREES[0] and self.height >= 10 * _DEGREES[1]
-        if within and not self.whole and (much_bigger or median < _TINY):
+        may_be = "json" in self.path.name.lower()
+        if may_be and within and not self.whole and (much_bigger or median < _TINY):
             raise InputError(
                 f"{self.path}: found coordinates like longitude and latitude, within "
                 f"{self.low.min():g} to {self.high.max():g}, for {here}, expected pixels; export "
-                f"them from the program that shows the image, in pixels"
+                f"them in pixels, or outline a nucleus elsewhere too if they are"
             )
         if self.astray > self.count / 2:
             x, y = self.high
