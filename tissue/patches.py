@@ -4,6 +4,7 @@ A set lies below one root folder. `patches.json` is written last and is what mak
 """
 
 import hashlib
+import io
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
 
 from tissue.depth import DEEPEST, NOT_ANNOTATED, UNKNOWN
 from tissue.files import InputError, file_hash
@@ -40,7 +42,7 @@ except ImportError:  # there is none for numpy 2, and so none for Python 3.13
 PNG_OF_TISSUE = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
 COLOUR_TYPE, GREY_AND_ALPHA = 25, 4  # byte of a PNG and its value (PNG 1.2, section 4.1.1)
 NO_MASK = np.int16(NOT_ANNOTATED * DEEPEST)  # in a mask of a patch: nobody has annotated this
-PREVIEW = "patches_preview.png"
+PREVIEW, ANNOTATIONS = "patches_preview.png", "annotations_preview.png"
 NEW, OLD = ".patches_new", ".patches_old"  # where a set is made, and where the one before it waits
 BLOCK = 2048  # pixels; OpenCV's remap takes no side of 32,768
 
@@ -80,26 +82,45 @@ def write_patches(
     pixels of this image: of one that was resampled, not of its file. Raises OSError where a file
     cannot be written.
     """
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
-    tissue = cut(bgr, grid)
+    tissue = cut(image, grid)
     nuclei = cut(mask * np.uint8(255) if mask.dtype == bool else mask, grid)
     rows, cols = tissue.shape[:2]
     digits = max(2, len(str(max(rows, cols) - 1)))
-    image_folder, mask_folder = (str(folder(root, kind, split)) for kind in ("rgb", "mask"))
     table = []
     for row in range(rows):
         for col in range(cols):
             file = f"{name}_patch_{row:0{digits}}_{col:0{digits}}.png"
-            # Not imwrite, which does not always notice a full disk.
-            with open(f"{image_folder}/{file}", "wb") as png:
-                png.write(cv2.imencode(".png", tissue[row, col], PNG_OF_TISSUE)[1])
-            with open(f"{mask_folder}/{file}", "wb") as png:
-                png.write(cv2.imencode(".png", nuclei[row, col])[1])
-            foreground = cv2.countNonZero(nuclei[row, col]) / grid.dim**2
+            foreground = write_patch(root, split, file, tissue[row, col], nuclei[row, col])
             position = (row, col, row * grid.stride, col * grid.stride)
             values = (split, name, file, *position, f"{foreground:.4f}")
             table.append(dict(zip(TABLE_COLUMNS, values, strict=True)))
     return table
+
+
+def write_patch(
+    root: Path | str, split: str, file: str, image: np.ndarray, mask: np.ndarray
+) -> float:
+    """Write a patch, RGB uint8 (dim, dim, 3), and its mask (dim, dim); what of it is foreground.
+
+    `mask` is uint8 or, where not all of it is annotated, int16 with NO_MASK there; the share, 0 to
+    1, is of the annotated pixels. In the file those that are not have an alpha of 0. Raises OSError
+    where a file cannot be written.
+    """
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
+    if mask.dtype == np.uint8:
+        known, png = mask.size, cv2.imencode(".png", mask)[1]
+    else:
+        alpha = mask != NO_MASK
+        known, mask = np.count_nonzero(alpha), np.where(alpha, mask, 0).astype(np.uint8)
+        png = io.BytesIO()  # OpenCV writes no grey with alpha
+        Image.fromarray(np.dstack([mask, alpha * np.uint8(255)]), "LA").save(png, "PNG")
+        png = png.getbuffer()
+    # Not imwrite, which does not always notice a full disk.
+    with open(f"{folder(root, 'rgb', split)}/{file}", "wb") as to:
+        to.write(cv2.imencode(".png", bgr, PNG_OF_TISSUE)[1])
+    with open(f"{folder(root, 'mask', split)}/{file}", "wb") as to:
+        to.write(png)
+    return cv2.countNonZero(mask) / known
 
 
 def resample(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +149,7 @@ def check_places(root: Path | str) -> None:
     """Raise InputError where the files and folders of a patch set cannot be put below `root`."""
     root = Path(root)
     folders = [folder(root, kind, split) for split in SPLITS for kind in ("rgb", "mask")]
-    for place in (*folders, *(root / file for file in (TABLE, PREVIEW, MANIFEST))):
+    for place in (*folders, *(root / file for file in (TABLE, PREVIEW, ANNOTATIONS, MANIFEST))):
         kind = "folder" if place in folders else "file"
         fits = place.is_dir() if place in folders else place.is_file()
         if os.path.lexists(place) and (place.is_symlink() or not fits):
@@ -157,7 +178,7 @@ def new_set(root: Path | str) -> Iterator[Path]:
         yield new
         old.mkdir()
         names = sorted((path.name for path in new.iterdir()), key=lambda name: name == MANIFEST)
-        away = [(root / name, old / name) for name in reversed(names)]
+        away = [(root / n, old / n) for n in dict.fromkeys([*reversed(names), ANNOTATIONS])]
         _move([move for move in away if move[0].exists()] + [(new / n, root / n) for n in names])
         _remove_old(root)
     finally:
