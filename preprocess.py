@@ -167,9 +167,10 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     folder = root / ANNOTATION_FOLDER
     pairs = find_pairs(root, find_annotations(folder) if folder.is_dir() else None)
     patches.check_places(root)
-    folders = dict.fromkeys([root / IMAGE_FOLDER, mask_folder(root) or folder, root / LABEL_FOLDER])
+    folders = root / IMAGE_FOLDER, mask_folder(root), root / LABEL_FOLDER
     names = [pair.name for pair in pairs]
-    lines = passed_over(*folders) + unused_masks(root) + unused_labels(root, names)
+    lines = passed_over(*dict.fromkeys(filter(None, folders)))
+    lines += unused_masks(root) + unused_labels(root, names)
     print_lines(lines + said_of_annotations(root, pairs))
     found = label_folder(root)
     labels = {name: found[name] for name in names if name in found}

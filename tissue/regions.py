@@ -120,7 +120,7 @@ def cut(new: Path, split: str, name: str, found: Annotated, grid: patches.Grid) 
             foreground = patches.write_patch(new, split, file, image, mask)
             values = (split, name, file, *spot, f"{foreground:.4f}")
             table.append(dict(zip(TABLE_COLUMNS, values, strict=True)))
-    return table
+    return sorted(table, key=lambda row: (row["row"], row["col"]))
 
 
 def _starts(annotation, grid):
