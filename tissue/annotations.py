@@ -56,7 +56,8 @@ class Annotation(windows.MaskWindows):
         self.pixel_size_um = None
         self.classes, self.regions = classes, regions
         self.nuclei = sum(classes.values())
-        self._known = outlines.Shapes.of(np.array(shapely.get_parts(regions)))
+        parts = shapely.get_parts(regions)
+        self._known = outlines.Shapes.of(parts[shapely.area(parts) > 0])
 
     def known(self, y: int, x: int, height: int, width: int) -> np.ndarray | None:
         """Whether each pixel of a window is annotated, bool (h, w); None without regions."""
@@ -162,11 +163,11 @@ class _Drawn:
                 shared, hidden = outlines.overlaps(self.shapes, *self.shape)
                 notes = list(self.said)
                 if shared:
-                    text = "pixels are in several outlines: the last in the file has them"
-                    notes.append(f"{self.path}: {shared} {text}")
+                    text = "pixels in several outlines, taken as the last one's of the file"
+                    notes.append(f"{self.path}: {text}: {shared}")
                 if hidden:
-                    text = "nuclei have no pixel: they are too small, or wholly under later ones"
-                    notes.append(f"{self.path}: {hidden} {text}")
+                    text = "nuclei without a pixel, too small or wholly under later ones"
+                    notes.append(f"{self.path}: {text}: {hidden}")
                 self._meaning = masks.Meaning(0, True, tuple(notes))
             return self._meaning
 

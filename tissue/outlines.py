@@ -122,7 +122,18 @@ def gather(
         region = shapely.intersection(shapely.union_all(regions), whole)
     if ignored:
         region = shapely.difference(region, shapely.union_all(ignored))
-    notes = tuple(f"{path}: {count} {text}" for text, count in seen.items())
+    if (regions or ignored) and not region.area:
+        raise InputError(
+            f"{path}: found no part of the image that is annotated, expected a region within it or "
+            f"none at all, draw it anew"
+        )
+    said = [f"{text}: {count}" for text, count in seen.items()]
+    if said and not classes and not regions:
+        raise InputError(
+            f"{path}: found no outline of a nucleus ({'; '.join(said)}), expected some, or an "
+            f"empty file for an image without nuclei; draw them as polygons"
+        )
+    notes = tuple(f"{path}: {text}" for text in said)
     if not classes:
         notes += (f"{path}: no nucleus is outlined: taken as an image without nuclei",)
     return Gathered(
@@ -154,13 +165,13 @@ def _geometries(path, batch, seen):
         area = shapely.area(geometries)
         if mended := int((area[bad] > 0).sum()):
             first = drawn[bad[area[bad] > 0][0]].where
-            _note(seen, "outlines cross or touch themselves and were mended", first, mended)
+            _note(seen, "outlines that cross or touch themselves, mended", first, mended)
         drawn = [outline for outline, one in zip(drawn, area, strict=True) if one > 0]
         geometries = geometries[area > 0]
     if empty := len(batch) - len(drawn):
         left = {outline.where for outline in drawn}
         first = next(outline.where for outline in batch if outline.where not in left)
-        _note(seen, "outlines without area were passed over", first, empty)
+        _note(seen, "outlines without area, passed over", first, empty)
     return drawn, geometries
 
 
@@ -176,6 +187,7 @@ class _Facts:
     def __init__(self, path, shape, seen):
         self.path, self.seen = path, seen
         self.height, self.width = shape
+        self.size = f"an image of {self.height} x {self.width} pixels (height x width)"
         self.low, self.high = np.full(2, np.inf), np.full(2, -np.inf)
         self.whole = True  # coordinates
         self.count, self.astray = 0, 0
@@ -194,9 +206,17 @@ class _Facts:
         self.astray += int(((middle < 0) | (middle > size)).any(axis=1).sum())
         outside = (bounds[:, 2:] <= 0).any(axis=1) | (bounds[:, :2] >= size).any(axis=1)
         across = ~outside & ((bounds[:, :2] < 0) | (bounds[:, 2:] > size)).any(axis=1)
+        lost = [
+            o.where for o, far in zip(batch, outside, strict=True) if far and is_region(o.label)
+        ]
+        if lost:
+            raise InputError(
+                f"{self.path}: {lost[0]}: found a region outside of {self.size}, expected one "
+                f"within it, draw it anew"
+            )
         for text, which in (
-            ("outlines outside of the image were passed over", outside),
-            ("outlines reach beyond the image and were clipped", across),
+            ("outlines outside of the image, passed over", outside),
+            ("outlines that reach beyond the image, clipped", across),
         ):
             if which.any():
                 _note(self.seen, text, batch[np.argmax(which)].where, int(which.sum()))
@@ -215,20 +235,19 @@ class _Facts:
             return
         areas = np.concatenate(self.areas)
         median = float(np.median(areas)) if len(areas) else 0.0
-        here = f"an image of {self.height} x {self.width} pixels (height x width)"
         within = (-np.array(_DEGREES) <= self.low).all() and (self.high <= _DEGREES).all()
         much_bigger = self.width >= 10 * _DEGREES[0] and self.height >= 10 * _DEGREES[1]
         may_be = "json" in self.path.name.lower()
         if may_be and within and not self.whole and (much_bigger or median < _TINY):
             raise InputError(
                 f"{self.path}: found coordinates like longitude and latitude, within "
-                f"{self.low.min():g} to {self.high.max():g}, for {here}, expected pixels; export "
+                f"{self.low.min():g} to {self.high.max():g}, for {self.size}, expected pixels; export "
                 f"them in pixels, or outline a nucleus elsewhere too if they are"
             )
         if self.astray > self.count / 2:
             x, y = self.high
             raise InputError(
-                f"{self.path}: found {self.astray} of {self.count} outlines outside of {here}, up "
+                f"{self.path}: found {self.astray} of {self.count} outlines outside of {self.size}, up "
                 f"to x = {x:g}, y = {y:g}, expected those of this image; name it as its own image, "
                 f"and export it at full resolution"
             )
