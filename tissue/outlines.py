@@ -242,7 +242,7 @@ class _Facts:
         if self.astray > self.count / 2:
             x, y = self.high
             raise InputError(
-                f"{self.path}: found {self.astray} of {self.count} outlines outside of {self.size}, "
+                f"{self.path}: found {self.astray} of {self.count} outlines outside {self.size}, "
                 f"up to x = {x:g}, y = {y:g}, expected those of this image; name it as its own "
                 f"image, and export it at full resolution"
             )
