@@ -154,7 +154,7 @@ def test_a_self_crossing_outline_is_mended_and_said(tmp_path):
     loop = [[40, 10], [60, 10], [60, 30], [50, 30], [50, 5], [55, 5], [55, 25], [40, 25], [40, 10]]
     found = drawn(tmp_path / "a.geojson", collection(*(feature(polygon(r)) for r in (eight, loop))))
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]] + 0.5
-    lobes = [shapely.Polygon(eight[i : i + 2] + [[20, 20]]) for i in (1, 3)]
+    lobes = [shapely.Polygon([*eight[i : i + 2], [20, 20]]) for i in (1, 3)]
     inside = np.any([shapely.intersects_xy(lobe, x, y) for lobe in lobes], axis=0)
     assert abs(int((found == 1).sum()) - int(inside.sum())) <= 20  # centres on the lines
     assert (found == 2)[12:22, 51:54].all()  # what it encloses twice is no hole
@@ -194,7 +194,7 @@ def test_rectangles_ovals_and_composites_of_imagej(tmp_path):
     composite = roi_of("RECT", box=(40, 40, 60, 60))
     rings = [square(40, 40, 20), square(45, 45, 5)[::-1]]
     path = [[0.0, *ring[0], *(v for p in ring[1:4] for v in (1.0, *p)), 4.0] for ring in rings]
-    composite.multi_coordinates = np.array(sum(path, []), np.float32)
+    composite.multi_coordinates = np.concatenate(path).astype(np.float32)
     composite.shape_roi_size = len(composite.multi_coordinates)
     file = roi_zip(
         tmp_path / "a.zip",

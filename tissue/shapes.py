@@ -61,6 +61,13 @@ class Shapes:
         high = np.maximum.reduceat(self.points, begin).T if len(begin) else np.empty((2, 0))
         return shapely.STRtree(shapely.box(*low.astype(float), *high.astype(float)))
 
+    @cached_property
+    def _last(self):
+        """Which points end a ring, bool (P,)."""
+        last = np.zeros(len(self.points), bool)
+        last[self.starts[1:] - 1] = True
+        return last
+
     def runs(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """The pixels of a window row by row: int64 (4, m) of outline, row, first and last + 1
         column, the latter three counted from the window; outline by outline, in order."""
@@ -73,11 +80,9 @@ class Shapes:
         points = self.points[at].astype(float) * self.scale
         item = np.repeat(np.arange(len(which)), end - begin)
         one, other = points[:-1], points[1:]
-        last = np.zeros(len(self.points) + 1, bool)
-        last[self.starts[1:] - 1] = True
         # Edges that cross the middle of a row: y within [one end, other end).
         low, high = np.ceil(np.sort([one[:, 1], other[:, 1]], axis=0) - 0.5).clip(y, y + height)
-        count = np.where(last[at[:-1]], 0, high - low).astype(int)
+        count = np.where(self._last[at[:-1]], 0, high - low).astype(int)
         edge = np.repeat(np.arange(len(count)), count)
         row = _ranges(low.astype(int), low.astype(int) + count)
         (x0, y0), (x1, y1) = one[edge].T, other[edge].T
