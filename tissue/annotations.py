@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 
-from tissue import masks, outlines, windows
+from tissue import masks, outlines, shapes, windows
 from tissue.files import InputError
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.outline_files import read_features, read_outlines
@@ -56,7 +56,8 @@ class Annotation(windows.MaskWindows):
         self.pixel_size_um = None
         self.classes, self.regions = classes, regions
         self.nuclei = sum(classes.values())
-        self._known = outlines.Shapes.of(np.array(shapely.get_parts(regions)))
+        parts = shapely.get_parts(regions)
+        self._known = shapes.Shapes.of(parts[shapely.area(parts) > 0])
 
     def known(self, y: int, x: int, height: int, width: int) -> np.ndarray | None:
         """Whether each pixel of a window is annotated, bool (h, w); None without regions."""
@@ -151,34 +152,34 @@ def _open_label_map(path, shape):
 class _Drawn:
     """Windows of outlines."""
 
-    def __init__(self, path, shapes, shape, notes):
-        self.path, self.shapes, self.shape, self.said = path, shapes, shape, notes
+    def __init__(self, path, drawn, shape, notes):
+        self.path, self.drawn, self.shape, self.said = path, drawn, shape, notes
         self._meaning, self._lock = None, threading.Lock()
 
     def meaning(self):
         """masks.Meaning; the first use draws all of the image once."""
         with self._lock:
             if self._meaning is None:
-                shared, hidden = outlines.overlaps(self.shapes, *self.shape)
+                shared, hidden = shapes.overlaps(self.drawn, *self.shape)
                 notes = list(self.said)
                 if shared:
-                    text = "pixels are in several outlines: the last in the file has them"
-                    notes.append(f"{self.path}: {shared} {text}")
+                    text = "pixels in several outlines, taken as the last one's of the file"
+                    notes.append(f"{self.path}: {text}: {shared}")
                 if hidden:
-                    text = "nuclei have no pixel: they are too small, or wholly under later ones"
-                    notes.append(f"{self.path}: {hidden} {text}")
+                    text = "nuclei without a pixel, too small or wholly under later ones"
+                    notes.append(f"{self.path}: {text}: {hidden}")
                 self._meaning = masks.Meaning(0, True, tuple(notes))
             return self._meaning
 
     def numbers(self, y, x, height, width):
-        return self.shapes.numbers(y, x, height, width)
+        return self.drawn.numbers(y, x, height, width)
 
     def read(self, y, x, height, width, level=0):
         return self.numbers(y, x, height, width) > 0
 
     def scaled(self, height, width):
         factor = width / self.shape[1], height / self.shape[0]
-        return _Drawn(self.path, self.shapes.scaled(factor), (height, width), self.said)
+        return _Drawn(self.path, self.drawn.scaled(factor), (height, width), self.said)
 
     def close(self):
         pass

@@ -93,16 +93,20 @@ def _feature(where, value, seen):
         raise Fault(f"found {_kind(label)} as its class, expected a name, give it a class again")
     kind, geometry = properties.get("objectType"), value.get("geometry")
     if kind in NOT_NUCLEI:
-        seen[f"objects of type {kind} were passed over"] += 1
+        seen[f"objects of type {kind}, passed over"] += 1
         return
     if kind == "cell" and not is_region(label):
         geometry = value.get("nucleusGeometry")
-        text = "cells: their nucleus was taken" if geometry else "cells have no nucleus: left out"
+        text = (
+            "cells of which the nucleus was taken"
+            if geometry
+            else "cells without a nucleus, passed over"
+        )
         seen[text] += 1
         if not geometry:
             return
     if geometry is None:
-        seen["features have no geometry and were passed over"] += 1
+        seen["features without a geometry, passed over"] += 1
         return
     polygons = _polygons(geometry, seen)
     if polygons is not None:
@@ -117,10 +121,10 @@ def _polygons(geometry, seen):
     kind, places = geometry.get("type"), geometry.get("coordinates")
     if kind == "GeometryCollection":
         parts = [_polygons(part, seen) for part in _list(geometry.get("geometries"))]
-        seen["collections of geometries were taken as one nucleus each"] += 1
+        seen["collections of geometries, taken as one nucleus each"] += 1
         return [polygon for part in parts if part is not None for polygon in part] or None
     if kind in ("Point", "MultiPoint", "LineString", "MultiLineString"):
-        seen["points and lines were passed over"] += 1
+        seen["points and lines, passed over"] += 1
         return None
     if kind == "Polygon":
         places = [places]
@@ -200,13 +204,13 @@ def _annotation(where, value, context, seen):
     if not isinstance(value, dict):
         raise Fault(f"found {_kind(value)}, {_OBJECT}")
     if "id" in image and value.get("image_id") != image["id"]:
-        seen["annotations of other images were passed over"] += 1
+        seen["annotations of other images, passed over"] += 1
         return
     if value.get("iscrowd"):
-        seen["annotations are marked as crowds (iscrowd): each was taken as one nucleus"] += 1
+        seen["annotations marked as crowds (iscrowd), taken as one nucleus each"] += 1
     drawn, label = value.get("segmentation"), labels.get(str(value.get("category_id")), "")
     if not drawn:
-        seen["annotations have a box and no outline: passed over"] += 1
+        seen["annotations that have a box and no outline, passed over"] += 1
     elif isinstance(drawn, dict):
         yield Outline(where, label, _run_lengths(drawn, shape))
     else:
@@ -265,7 +269,7 @@ def _shape(where, value, seen):
         raise Fault(f"found {_kind(value)}, {_OBJECT}")
     kind, label = value.get("shape_type") or "polygon", str(value.get("label") or "")
     if kind in ("point", "line", "linestrip", "points"):
-        seen["points and lines were passed over"] += 1
+        seen["points and lines, passed over"] += 1
         return
     points = ring_of(_list(value.get("points")) or [[0, 0]] * 3)
     group = (label, str(value["group_id"])) if value.get("group_id") is not None else None
@@ -314,7 +318,7 @@ def _rois(path, seen):
                         data = file.read(MOST_ROI + 1)
                     yield from _named(path, where, _roi, data, seen)
                 elif not info.is_dir():
-                    seen["files in it are no ROI and were passed over"] += 1
+                    seen["files that are no ROI, passed over"] += 1
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -349,7 +353,7 @@ def _roi(where, data, seen):
         ring = _oval(*box) if kind == "OVAL" else polygons_of(shapely.box(*box))[0][0]
         polygons = [[ring_of(ring)]]
     else:
-        seen["points and lines were passed over"] += 1
+        seen["points and lines, passed over"] += 1
         return
     label = roi.name if is_region(roi.name or "") else ""
     yield Outline(where, label, polygons)
