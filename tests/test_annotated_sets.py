@@ -349,13 +349,13 @@ def test_the_contact_sheet_shows_outlines_and_regions_and_goes_with_its_set(mine
     cut(root)
     sheet = cv2.imread(str(root / patches.ANNOTATIONS))[..., ::-1]
     tile = sheet[4 : 4 + 96, 4 : 4 + 80]  # as large as the image
-    for (top, left, bottom, right), colour in (
-        ((40, 20, 50, 30), pictures.OUTLINE),
-        ((10, 5, 90, 75), regions.OF_REGIONS),
+    for (top, left, bottom, right), colour, wide in (
+        ((40, 20, 50, 30), pictures.OUTLINE, 1),
+        ((10, 5, 90, 75), regions.OF_REGIONS, 2),
     ):
         edge = np.zeros((96, 80), bool)
         edge[top:bottom, left:right] = True
-        edge[top + 1 : bottom - 1, left + 1 : right - 1] = False
+        edge[top + wide : bottom - wide, left + wide : right - wide] = False
         assert ((tile == colour).all(axis=2) == edge).all()
     (root / "mask binary").mkdir()
     for name, (_, drawn) in boxes.items():

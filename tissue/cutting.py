@@ -301,8 +301,7 @@ def complete_set(new: Path, plan: Plan, written: Sequence[Written]) -> dict:
     table = [row for rows, *_ in written for row in rows]
     write_preview(new, table)
     if tiles := [tile for *_, tile in written if tile is not None]:
-        sheet = pictures.contact_sheet(tiles, columns=min(4, len(tiles)))
-        pictures.write_image(new / patches.ANNOTATIONS, sheet)
+        pictures.write_image(new / patches.ANNOTATIONS, regions.sheet(tiles))
     images = []
     for source, facts, (_, stain, _) in zip(plan.sources, plan.facts, written, strict=True):
         images.append(

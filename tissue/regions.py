@@ -26,7 +26,7 @@ from tissue.windows import Scaled, Windows
 BLOCK = 2048  # pixels a side that are cut at once
 MARGIN = 256  # pixels beyond a block; a nucleus that reaches further has the depth of what is seen
 SHOWN, TILE = 12, 480  # images of the contact sheet, and pixels a side that each gets
-OF_REGIONS = pictures.ERROR_COLOURS["merged"]
+OF_REGIONS = (0, 220, 255)  # RGB
 
 
 class Annotated(NamedTuple):
@@ -187,20 +187,27 @@ def _depth(annotation, y, x, height, width):
 
 def picture(found: Annotated, table: list[dict], dim: int) -> np.ndarray:
     """The image around its patch with most nuclei, outlines and regions drawn in, RGB uint8
-    (TILE, TILE, 3); small ones are whole. `table` and `dim` are its patches and their side.
+    (h, w, 3) of at most TILE pixels a side. `table` and `dim` are its patches and their side.
     """
     annotation = found.annotation
     middle = max(table, key=lambda row: float(row["foreground"]))
     height, width = min(2 * TILE, annotation.height), min(2 * TILE, annotation.width)
     y = min(max(0, middle["y"] + (dim - height) // 2), annotation.height - height)
     x = min(max(0, middle["x"] + (dim - width) // 2), annotation.width - width)
-    step = -(-max(height, width) // TILE)
-    labels = annotation.numbers(y, x, height, width)[::step, ::step]
-    image = found.image.read(y, x, height, width)
-    image = cv2.resize(image, labels.shape[::-1], interpolation=cv2.INTER_AREA)
-    known = annotation.known(y, x, height, width)
+    window = y, x, height, width
+    size = [min(side, -(-side * TILE // max(height, width))) for side in (width, height)]
+    image = cv2.resize(found.image.read(*window), size, interpolation=cv2.INTER_AREA)
+    known, labels = annotation.known(*window), annotation.numbers(*window)
     if known is not None:
-        image = pictures.overlay(image, known[::step, ::step], OF_REGIONS)
-    tile = np.full((TILE, TILE, 3), 255, np.uint8)
-    tile[: labels.shape[0], : labels.shape[1]] = pictures.overlay(image, labels)
-    return tile
+        known = cv2.resize(known.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        image[known > cv2.erode(known, np.ones((5, 5), np.uint8))] = OF_REGIONS
+    return pictures.overlay(image, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def sheet(tiles: list[np.ndarray]) -> np.ndarray:
+    """The tiles that `picture` has made side by side, RGB uint8 (H, W, 3)."""
+    height, width = np.max([tile.shape[:2] for tile in tiles], axis=0)
+    same = np.full((len(tiles), height, width, 3), 255, np.uint8)
+    for place, tile in zip(same, tiles, strict=True):
+        place[: tile.shape[0], : tile.shape[1]] = tile
+    return pictures.contact_sheet(same, columns=min(4, len(tiles)))
