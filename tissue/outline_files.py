@@ -239,6 +239,8 @@ def _run_lengths(value, shape):
                 raise ValueError("its runs do not fill it")
             value = coco_mask.frPyObjects(value, *shape)
         mask = coco_mask.decode({"size": size, "counts": value["counts"]})
+        if isinstance(counts, str) and coco_mask.encode(mask)["counts"] != counts.encode():
+            raise ValueError("its runs are no whole mask")
     except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
         raise Fault(f"found a mask that cannot be read ({error}), export it anew") from error
     left, top, width, height = map(int, coco_mask.toBbox(value))
