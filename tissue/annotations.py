@@ -240,7 +240,11 @@ def _identities(path):
 
 
 def _normal(polygons):
-    """A hash of polygons that is the same wherever their rings begin and whichever way they go."""
-    parts = [shapely.Polygon(p[0], p[1:]) for p in polygons if p and p[0] is not None]
-    whole = shapely.normalize(shapely.MultiPolygon(parts))
-    return hash(np.round(shapely.get_coordinates(whole), 2).tobytes())
+    """A hash of the edges of polygons, wherever their rings begin and whichever way they go."""
+    edges = [np.zeros(0, np.int64)]
+    for ring in (ring for polygon in polygons for ring in polygon if ring is not None):
+        x, y = np.round(100 * ring).astype(np.int64).T
+        points = (x << 32) + y
+        low, high = np.minimum(points[:-1], points[1:]), np.maximum(points[:-1], points[1:])
+        edges.append(low * 1_000_003 + high)  # may go round
+    return hash(np.sort(np.concatenate(edges)).tobytes())

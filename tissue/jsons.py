@@ -12,7 +12,8 @@ from typing import Any
 
 from tissue.files import InputError
 
-LONGEST = 2**26  # characters of one value
+LONGEST = 2**26  # characters of one value: labelme has the image itself in one
+LONGEST_ITEM = 2**24  # characters of one item of a streamed list
 CHUNK = 2**20  # characters that are read at once
 MOST_PACKED = 200  # times that text is as long as its gzip; a bomb has 1000, outlines have 10
 TOKEN = 16  # characters; of what is cut off, an error lies within the last ones
@@ -46,8 +47,8 @@ def members(path: Path, streamed: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
     Of a list whose name is in `streamed`, first (name, ...) comes in place of it, and then its
     items as (name, item); a file that is a list is one of the first such name. Raises InputError
-    for what is no such JSON, for a value of more than LONGEST characters, and for text MOST_PACKED
-    times as long as its gzip. It may do so after it has given a part.
+    for what is no such JSON, for a value of more than LONGEST characters or an item of more than
+    LONGEST_ITEM, and for text MOST_PACKED times as long as its gzip; it may have given a part.
     """
     with json_errors(path), path.open("rb") as file:
         packed = file.read(2) == _GZIP
@@ -57,7 +58,7 @@ def members(path: Path, streamed: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         walk = _Walk(path, text, path.stat().st_size * MOST_PACKED if packed else None)
         if walk.next() == "[":
             yield streamed[0], ...
-            yield from ((streamed[0], item) for item in walk.items("[", "]"))
+            yield from ((streamed[0], item) for item in walk.items("[", "]", LONGEST_ITEM))
         elif walk.next() == "{":
             for name in walk.items("{", "}"):
                 if not isinstance(name, str):
@@ -65,7 +66,7 @@ def members(path: Path, streamed: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
                 walk.skip(":")
                 if name in streamed and walk.next() == "[":
                     yield name, ...
-                    yield from ((name, item) for item in walk.items("[", "]"))
+                    yield from ((name, item) for item in walk.items("[", "]", LONGEST_ITEM))
                 else:
                     yield name, walk.value()
         else:
@@ -90,12 +91,12 @@ class _Walk:
             f"(GeoJSON, COCO or labelme), export it anew"
         )
 
-    def more(self):
+    def more(self, longest=LONGEST):
         """Read on; False at the end of the file."""
         rest = len(self.text) - self.at
-        if rest > LONGEST:
-            raise self.fault(f"a value of more than {LONGEST:,} characters")
-        new = self.file.read(max(CHUNK, rest))
+        if rest > longest:
+            raise self.fault(f"a value of more than {longest:,} characters")
+        new = self.file.read(min(max(CHUNK, rest), longest + 1 - rest))
         self.behind += self.at
         self.text, self.at = self.text[self.at :] + new, 0
         self.ended = not new
@@ -119,7 +120,7 @@ class _Walk:
             raise self.fault(f"{found} in place of {character!r}")
         self.at += 1
 
-    def value(self):
+    def value(self, longest=LONGEST):
         self.next()
         while True:
             try:
@@ -127,26 +128,26 @@ class _Walk:
             except json.JSONDecodeError as error:
                 at = error.pos - self.at
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - TOKEN
-                if cut and self.more():  # not yet read to its end
+                if cut and self.more(longest):  # not yet read to its end
                     continue
                 self.at = self.at + at if not cut else len(self.text)
                 raise self.fault("its end within a value" if cut else error.msg) from error
             except ValueError as error:
                 raise self.fault("a number of too many digits") from error
             # A number may go on behind what was read.
-            if end == len(self.text) and not self.ended and self.more():
+            if end == len(self.text) and not self.ended and self.more(longest):
                 continue
             self.at = end
             return value
 
-    def items(self, opening, closing):
+    def items(self, opening, closing, longest=LONGEST):
         """The values of a list, or the names of an object, after each of which stands `:`."""
         self.skip(opening)
         if self.next() == closing:
             self.at += 1
             return
         while True:
-            yield self.value()
+            yield self.value(longest)
             if self.next() == closing:
                 self.at += 1
                 return

@@ -4,8 +4,11 @@ Each reader gives the outlines of a file one by one, and counts in `seen` what i
 assumed: {text: how often}.
 """
 
+import logging
+import lzma
 import math
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import reduce
@@ -25,6 +28,9 @@ OVAL_CORNERS = 256
 MOST_ROI = 2**26  # bytes of one ROI, unpacked
 NOT_NUCLEI = ("tile", "tma_core")  # objects of QuPath
 AREAS = ("POLYGON", "FREEHAND", "TRACED")
+# What zipfile and its decoders raise on other bytes, or on what they do not know.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
+_ZIP_ERRORS += (NotImplementedError, RuntimeError, ValueError)
 _LISTS = ("features", "annotations", "shapes")
 _OBJECT = "expected an object, export it anew"
 
@@ -177,7 +183,12 @@ def _check_size(path, head, keys, shape):
 
 
 def _coco(path, name, shape, head, seen):
-    images = [i for i in head.get("images") or () if isinstance(i, dict)]
+    images, categories = (
+        [item for item in head[key] if isinstance(item, dict)]
+        if isinstance(head.get(key), list)
+        else []
+        for key in ("images", "categories")
+    )
     if len(images) > 1:
         mine = [i for i in images if same_name(name_of(Path(str(i.get("file_name"))))) ==
                 same_name(name)]  # fmt: skip
@@ -189,7 +200,6 @@ def _coco(path, name, shape, head, seen):
         images = mine
     image = images[0] if images else {}
     _check_size(path, image, ("height", "width"), shape)
-    categories = [c for c in head.get("categories") or () if isinstance(c, dict)]
     labels = {str(c.get("id")): str(c.get("name") or "") for c in categories}
     number = 0
     for key, value in members(path, ("annotations",)):
@@ -239,6 +249,8 @@ def _run_lengths(value, shape):
                 raise ValueError("its runs do not fill it")
             value = coco_mask.frPyObjects(value, *shape)
         mask = coco_mask.decode({"size": size, "counts": value["counts"]})
+        if isinstance(counts, str) and coco_mask.encode(mask)["counts"] != counts.encode():
+            raise ValueError("its runs are no whole mask")
     except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
         raise Fault(f"found a mask that cannot be read ({error}), export it anew") from error
     left, top, width, height = map(int, coco_mask.toBbox(value))
@@ -319,9 +331,9 @@ def _rois(path, seen):
                     yield from _named(path, where, _roi, data, seen)
                 elif not info.is_dir():
                     seen["files that are no ROI, passed over"] += 1
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (InputError, FileNotFoundError):
+        raise
+    except _ZIP_ERRORS as error:
         raise InputError(
             f"{path}: found a zip that cannot be read ({error}), expected one of ImageJ's ROI "
             f"Manager, save it anew"
@@ -331,6 +343,7 @@ def _rois(path, seen):
 def _roi(where, data, seen):
     if len(data) > MOST_ROI:
         raise Fault(f"found more than {MOST_ROI:,} bytes, expected one ROI, save it anew")
+    logging.getLogger("roifile").setLevel(logging.ERROR)  # names cut off are no matter here
     try:
         roi = roifile.ImagejRoi.frombytes(data)
         kind = roi.roitype.name
@@ -338,6 +351,9 @@ def _roi(where, data, seen):
     except Exception as error:  # roifile raises nearly anything on other bytes
         said = " ".join(str(error).split()) or type(error).__name__
         raise Fault(f"found what is no ROI ({said:.100}), save it anew") from error
+    if roi.subtype.name in ("TEXT", "ARROW", "IMAGE"):
+        seen["texts, arrows and pictures, passed over"] += 1
+        return
     if roi.multi_coordinates is not None:  # rings of which an odd number encloses what is within
         rings = [ring_of(part) for part in parts]
         shapes = [shapely.make_valid(shapely.Polygon(ring)) for ring in rings if ring is not None]
@@ -352,6 +368,10 @@ def _roi(where, data, seen):
             raise Fault("found a rectangle with round corners, expected an outline, draw it so")
         ring = _oval(*box) if kind == "OVAL" else polygons_of(shapely.box(*box))[0][0]
         polygons = [[ring_of(ring)]]
+    elif kind == "UNKNOWN":
+        raise Fault(
+            "found a ROI of a kind that ImageJ does not document, expected an area, draw it"
+        )
     else:
         seen["points and lines, passed over"] += 1
         return
