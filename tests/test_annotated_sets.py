@@ -105,6 +105,9 @@ def refused(root, *more):
 def test_annotated_images_give_the_patches_of_their_label_maps(mine, tmp_path):
     root, boxes = mine
     annotate_all(root, boxes)
+    for name, ending in (("Drawn_02", "_labels.tif"), ("Drawn_03", "_cp_masks.png")):
+        (root / "annotations" / f"{name}.geojson").unlink()
+        pictures.write_image(root / "annotations" / f"{name}{ending}", boxes[name][1])
     cut(root)
     other = tmp_path / "other"
     (other / "instance_labels").mkdir(parents=True)
@@ -118,7 +121,10 @@ def test_annotated_images_give_the_patches_of_their_label_maps(mine, tmp_path):
         for one, two in zip(*pair, strict=True):
             assert one.dtype == two.dtype == np.uint8 and (one == two).all()
     sources = manifest.read_manifest(root)["images"]
-    assert {s["mask"] for s in sources} == {f"annotations/{name}.geojson" for name in boxes}
+    assert [s["mask"] for s in sources] == [
+        f"annotations/Drawn_{kind}"
+        for kind in ("01.geojson", "02_labels.tif", "03_cp_masks.png", "04.geojson")
+    ]
     assert all(s["labels"] == s["mask"] for s in sources)
     others = manifest.read_manifest(other)["images"]
     for key in ("foreground", "stain", "height", "width"):

@@ -261,7 +261,7 @@ def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.
         path = folder(root, kind, split) / file
         try:  # not imread, which on Windows takes no path beyond ASCII
             content = np.frombuffer(path.read_bytes(), np.uint8)
-            has_alpha = kind == "mask" and content[COLOUR_TYPE : COLOUR_TYPE + 1] == GREY_AND_ALPHA
+            has_alpha = kind == "mask" and content[COLOUR_TYPE:][:1].tolist() == [GREY_AND_ALPHA]
             decoded = cv2.imdecode(content, cv2.IMREAD_UNCHANGED if has_alpha else mode)
             if has_alpha and decoded is not None:
                 decoded = np.where(decoded[..., 3] > 0, decoded[..., 0], NO_MASK)
