@@ -318,10 +318,12 @@ def complete_set(new: Path, plan: Plan, written: Sequence[Written]) -> dict:
 
 
 def write_preview(root: Path, table: Sequence[dict]) -> None:
-    """Write patches_preview.png: patches spread over the whole set, nuclei outlined."""
+    """Write patches_preview.png: patches spread over the whole set, nuclei outlined, and dark where
+    they are not annotated."""
     shown = [table[len(table) * i // PREVIEW_PATCHES] for i in range(PREVIEW_PATCHES)]
     outlined = []
     for row in shown:
         image, mask = patches.read_patch(root, row["split"], row["file"])
+        image[mask == patches.NO_MASK] //= 3
         outlined.append(pictures.overlay(image, mask > 0))
     pictures.write_image(root / patches.PREVIEW, pictures.contact_sheet(outlined, columns=8))
