@@ -434,6 +434,19 @@ def test_losses_do_not_see_what_is_not_annotated():
     assert depth_loss(logits[:, 1:], torch.full_like(masks, NOT_ANNOTATED)) == 0
 
 
+def test_where_all_is_annotated_nothing_is_as_much_as_rounded_otherwise():
+    masks = (torch.rand(3, 1, 32, 32) > 0.7).float()
+    logits = torch.randn(3, 1, 32, 32)
+    for name, loss_of in LOSSES.items():
+        found = []
+        for known in ((), (torch.ones_like(masks),)):
+            seen = logits.clone().requires_grad_()
+            loss = loss_of(seen, masks, *known)
+            loss.backward()
+            found.append((loss.detach(), seen.grad))
+        assert all(map(torch.equal, *found)), name
+
+
 def test_pixels_that_are_not_annotated_are_not_counted():
     prediction = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1]]).bool()
     reference = torch.tensor([[1, 0, 1, 0], [0, 0, 1, 1]]).bool()
