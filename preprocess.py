@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument(
         "--root", nargs="+", default="./data/",
-        help="folder with images and masks, or several, or a folder of such folders",
+        help="folder with images and masks or annotations, or several, or one of such folders",
     )  # fmt: skip
     parser.add_argument("--patch_dim", type=int, default=128, help="side of a patch, pixels")
     parser.add_argument("--patch_stride", type=int, default=20, help="patch to patch, pixels")
