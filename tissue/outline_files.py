@@ -55,13 +55,19 @@ def read_outlines(
 
 def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
     """(id, or "" without; Outline) of each area of a GeoJSON file. Raises InputError."""
-    head, number = {}, None
+    head, number, known = {}, None, set()
     for key, value in members(path, _LISTS[:1]):
         if value is ...:
             number = 0
         elif key == "features" and number is not None:
             number += 1
-            yield from _named(path, f"feature {number}", _feature, value, seen)
+            for identity, outline in _named(path, f"feature {number}", _feature, value, seen):
+                # QuPath before 0.4 wrote the kind of object in its place.
+                if identity in known and not identity.startswith("Path"):
+                    seen["features that share an id, taken as a nucleus each"] += 1
+                if identity:
+                    known.add(identity)
+                yield identity, outline
         else:
             head[key] = value
     if number is not None:
@@ -283,7 +289,7 @@ def _shape(where, value, seen):
     if kind in ("point", "line", "linestrip", "points"):
         seen["points and lines, passed over"] += 1
         return
-    points = ring_of(_list(value.get("points")) or [[0, 0]] * 3)
+    points = ring_of(_list(value.get("points")))
     group = (label, str(value["group_id"])) if value.get("group_id") is not None else None
     if kind in ("rectangle", "circle"):
         if len(value["points"]) != 2:
