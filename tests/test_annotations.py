@@ -155,10 +155,10 @@ def test_what_looks_odd_is_said_in_a_line(tmp_path):
         feature(polygon(square(5, 5)), "Tu\nmor\0", id="one"),
         feature(polygon(square(25, 5)), " ", id="one"),
         feature(polygon(square(45, 5)), "x" * 500, id="PathCellObject"),
-        feature(polygon(square(5, 25)), None, id="PathCellObject"),
+        feature(polygon(square(5, 25)), {"names": ["a", "b"]}, id="PathCellObject"),
     )
     found = open_annotation(write(tmp_path / "a.geojson", content), SHAPE)
-    assert found.classes == {"Tu mor": 1, "unclassified": 2, "x" * 80: 1}
+    assert found.classes == {"Tu mor": 1, "unclassified": 1, "x" * 80: 1, "a: b": 1}
     (note,) = found.notes
     assert note == f"{tmp_path}/a.geojson: features that share an id, taken as a nucleus each: 1"
 

@@ -88,6 +88,11 @@ def _named(path, where, read, *given):
         yield from read(where, *given)
     except Fault as fault:
         raise InputError(f"{path}: {where}: {fault}") from fault
+    except RecursionError as error:
+        raise InputError(
+            f"{path}: {where}: found an object that is nested too deep, expected an outline, draw "
+            f"it anew"
+        ) from error
 
 
 def _feature(where, value, seen):
@@ -100,7 +105,8 @@ def _feature(where, value, seen):
         yield from _feature(where, child, seen)
     label = properties.get("classification") or ""
     if isinstance(label, dict):
-        label = label.get("name") or ": ".join(map(str, label.get("names") or ()))
+        names = label.get("names")  # QuPath's for a class within a class
+        label = label.get("name") or ": ".join(map(str, names if isinstance(names, list) else ()))
     if not isinstance(label, str):
         raise Fault(f"found {_kind(label)} as its class, expected a name, give it a class again")
     kind, geometry = properties.get("objectType"), value.get("geometry")
@@ -123,7 +129,10 @@ def _feature(where, value, seen):
     polygons = _polygons(geometry, seen)
     if polygons is not None:
         identity = value.get("id")
-        yield identity if isinstance(identity, str) else "", Outline(where, label, polygons)
+        yield (
+            str(identity) if isinstance(identity, str | int) else "",
+            Outline(where, label, polygons),
+        )
 
 
 def _polygons(geometry, seen):
