@@ -53,7 +53,7 @@ BAD = {  # name: (file, content, what the line says)
     "UTF-16": ("a.geojson", geojson(SQUARE).encode("utf-16"), "no UTF-8"),
     "deep": ("a.geojson", "[" * 200_000, "nested too deep"),
     "deep geometry": ("a.geojson", '{"type":"Feature","geometry":' * 200_000, "nested too deep"),
-    "deep collections": ("a.geojson", collections(900), "nested too deep"),
+    "deep collections": ("a.geojson", collections(1500), "nested too deep"),
     "collections": ("a.geojson", collections(480), "nested too deep|no outline"),  # by version
     "no features": ("a.geojson", "{}", "JSON without features"),
     "settings": ("a.json", '{"a": 1, "b": [1, 2]}', "JSON without features"),
