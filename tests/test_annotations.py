@@ -90,7 +90,11 @@ def numbers_of(polygons, height, width):
     return labels
 
 
-def test_a_pixel_is_of_the_last_outline_around_its_centre_in_every_window(tmp_path, generator):
+def test_a_pixel_is_of_the_last_outline_around_its_centre_in_every_window(
+    tmp_path, generator, monkeypatch
+):
+    monkeypatch.setattr("tissue.outlines.BATCH", 7)
+    monkeypatch.setattr("tissue.shapes.BAND", 7)
     content, polygons = crowd(generator)
     annotation = open_annotation(write(tmp_path / "a.geojson", content), SHAPE)
     whole = numbers_of(polygons, *SHAPE)
@@ -144,6 +148,19 @@ def test_what_is_outside_of_the_image_is_clipped_or_passed_over(tmp_path):
     notes = open_annotation(tmp_path / "a.geojson", SHAPE).notes
     assert any(n.endswith("passed over (the first: feature 1): 2") for n in notes)
     assert any(n.endswith("clipped (the first: feature 2): 2") for n in notes)
+
+
+def test_what_looks_odd_is_said_in_a_line(tmp_path):
+    content = collection(
+        feature(polygon(square(5, 5)), "Tu\nmor\0", id="one"),
+        feature(polygon(square(25, 5)), " ", id="one"),
+        feature(polygon(square(45, 5)), "x" * 500, id="PathCellObject"),
+        feature(polygon(square(5, 25)), {"names": ["a", "b"]}, id="PathCellObject"),
+    )
+    found = open_annotation(write(tmp_path / "a.geojson", content), SHAPE)
+    assert found.classes == {"Tu mor": 1, "unclassified": 1, "x" * 80: 1, "a: b": 1}
+    (note,) = found.notes
+    assert note == f"{tmp_path}/a.geojson: features that share an id, taken as a nucleus each: 1"
 
 
 # --- regions

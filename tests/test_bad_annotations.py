@@ -36,6 +36,11 @@ def mask(**values):
     return json.dumps(coco(annotation_of(rle)))
 
 
+def collections(depth):
+    begin = '{"type":"GeometryCollection","geometries":['
+    return f'{{"type":"Feature","geometry":{begin * depth}{"]}" * depth}}}'
+
+
 BAD = {  # name: (file, content, what the line says)
     "empty file": ("a.geojson", "", "neither an object nor a list"),
     "no JSON": ("a.geojson", "hello", "neither an object nor a list"),
@@ -48,6 +53,8 @@ BAD = {  # name: (file, content, what the line says)
     "UTF-16": ("a.geojson", geojson(SQUARE).encode("utf-16"), "no UTF-8"),
     "deep": ("a.geojson", "[" * 200_000, "nested too deep"),
     "deep geometry": ("a.geojson", '{"type":"Feature","geometry":' * 200_000, "nested too deep"),
+    "deep collections": ("a.geojson", collections(1500), "nested too deep"),
+    "collections": ("a.geojson", collections(480), "nested too deep|no outline"),  # by version
     "no features": ("a.geojson", "{}", "JSON without features"),
     "settings": ("a.json", '{"a": 1, "b": [1, 2]}', "JSON without features"),
     "list of numbers": ("a.json", "[1, 2, 3]", "feature 1: found a number"),

@@ -25,7 +25,8 @@ SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20], [10, 10]]
 def feature(geometry, label=None, **more):
     properties = {"objectType": "annotation"}
     if label is not None:
-        properties["classification"] = {"name": label, "color": [1, 2, 3]}
+        named = label if isinstance(label, dict) else {"name": label}
+        properties["classification"] = named | {"color": [1, 2, 3]}
     return {"type": "Feature", "geometry": geometry, "properties": properties} | more
 
 

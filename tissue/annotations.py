@@ -52,7 +52,8 @@ class Annotation(windows.MaskWindows):
     """
 
     def __init__(self, path, pixels, shape, classes, regions=None):
-        super().__init__(path, pixels, [tuple(shape)], shape[0] * shape[1] >= windows.BIG, 1.0)
+        is_big = shape[0] * shape[1] >= windows.BIG
+        super().__init__(path, pixels, [tuple(shape)], is_big, pixel_size=1)  # not to be looked up
         self.pixel_size_um = None
         self.classes, self.regions = classes, regions
         self.nuclei = sum(classes.values())

@@ -55,13 +55,19 @@ def read_outlines(
 
 def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
     """(id, or "" without; Outline) of each area of a GeoJSON file. Raises InputError."""
-    head, number = {}, None
+    head, number, known = {}, None, set()
     for key, value in members(path, _LISTS[:1]):
         if value is ...:
             number = 0
         elif key == "features" and number is not None:
             number += 1
-            yield from _named(path, f"feature {number}", _feature, value, seen)
+            for identity, outline in _named(path, f"feature {number}", _feature, value, seen):
+                # QuPath before 0.4 wrote the kind of object in its place.
+                if identity in known and not identity.startswith("Path"):
+                    seen["features that share an id, taken as a nucleus each"] += 1
+                if identity:
+                    known.add(identity)
+                yield identity, outline
         else:
             head[key] = value
     if number is not None:
@@ -82,6 +88,11 @@ def _named(path, where, read, *given):
         yield from read(where, *given)
     except Fault as fault:
         raise InputError(f"{path}: {where}: {fault}") from fault
+    except RecursionError as error:
+        raise InputError(
+            f"{path}: {where}: found an object that is nested too deep, expected an outline, draw "
+            f"it anew"
+        ) from error
 
 
 def _feature(where, value, seen):
@@ -94,7 +105,8 @@ def _feature(where, value, seen):
         yield from _feature(where, child, seen)
     label = properties.get("classification") or ""
     if isinstance(label, dict):
-        label = label.get("name") or ": ".join(map(str, label.get("names") or ()))
+        names = label.get("names")  # QuPath's for a class within a class
+        label = label.get("name") or ": ".join(map(str, names if isinstance(names, list) else ()))
     if not isinstance(label, str):
         raise Fault(f"found {_kind(label)} as its class, expected a name, give it a class again")
     kind, geometry = properties.get("objectType"), value.get("geometry")
@@ -117,7 +129,10 @@ def _feature(where, value, seen):
     polygons = _polygons(geometry, seen)
     if polygons is not None:
         identity = value.get("id")
-        yield identity if isinstance(identity, str) else "", Outline(where, label, polygons)
+        yield (
+            str(identity) if isinstance(identity, str | int) else "",
+            Outline(where, label, polygons),
+        )
 
 
 def _polygons(geometry, seen):
@@ -283,7 +298,7 @@ def _shape(where, value, seen):
     if kind in ("point", "line", "linestrip", "points"):
         seen["points and lines, passed over"] += 1
         return
-    points = ring_of(_list(value.get("points")) or [[0, 0]] * 3)
+    points = ring_of(_list(value.get("points")))
     group = (label, str(value["group_id"])) if value.get("group_id") is not None else None
     if kind in ("rectangle", "circle"):
         if len(value["points"]) != 2:

@@ -15,7 +15,7 @@ from tissue.shapes import Shapes
 BATCH = 2000  # outlines that are checked at once
 LARGEST = 2**24  # pixels; up to there float32 holds whole numbers
 MOST_POINTS = 10**6  # corners of one outline
-UNCLASSIFIED = "unclassified"
+UNCLASSIFIED, LONGEST_CLASS = "unclassified", 80  # letters
 _DEGREES = 180, 90  # longitude, latitude
 _HUGE = 50  # times the median nucleus: no nucleus (13 times is the most in four public sets)
 _TINY = 10  # square pixels; no median nucleus is so small
@@ -105,13 +105,13 @@ def gather(
     regions, ignored, shapes = [], [], []
     outlines = iter(outlines)
     while batch := list(islice(outlines, BATCH)):
-        batch, geometries = _geometries(path, batch, seen)
+        batch, geometries = _geometries(batch, seen)
         geometries, kept = facts.take(batch, geometries)
         is_nucleus = np.array([not is_region(batch[i].label) for i in kept], bool)
         for i, geometry in zip(kept[~is_nucleus], geometries[~is_nucleus], strict=True):
             (ignored if is_ignored(batch[i].label) else regions).append(geometry)
         shapes.append(Shapes.of(geometries[is_nucleus]))
-        classes.update(batch[i].label or UNCLASSIFIED for i in kept[is_nucleus])
+        classes.update(_class(batch[i].label) for i in kept[is_nucleus])
     facts.check()
     region = whole = shapely.box(0, 0, *shape[::-1])
     if regions:
@@ -137,7 +137,7 @@ def gather(
     )
 
 
-def _geometries(path, batch, seen):
+def _geometries(batch, seen):
     """(those outlines that have an area, their geometries: polygons and multipolygons, valid)"""
     batch = [
         outline._replace(polygons=[[ring for ring in polygon if ring is not None] for polygon in
@@ -162,13 +162,18 @@ def _geometries(path, batch, seen):
         if mended := int((area[bad] > 0).sum()):
             first = drawn[bad[area[bad] > 0][0]].where
             _note(seen, "outlines that cross or touch themselves, mended", first, mended)
-        drawn = [outline for outline, one in zip(drawn, area, strict=True) if one > 0]
+        drawn = [outline for outline, one in zip(drawn, area, strict=True) if one]
         geometries = geometries[area > 0]
-    if empty := len(batch) - len(drawn):
-        left = {outline.where for outline in drawn}
-        first = next(outline.where for outline in batch if outline.where not in left)
-        _note(seen, "outlines without area, passed over", first, empty)
+    left = {id(outline) for outline in drawn}
+    if empty := [outline.where for outline in batch if id(outline) not in left]:
+        _note(seen, "outlines without area, passed over", empty[0], len(empty))
     return drawn, geometries
+
+
+def _class(label):
+    """A class as a name that fits into a line."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in label[:LONGEST_CLASS])
+    return " ".join(plain.split()) or UNCLASSIFIED
 
 
 def _note(seen, text, first, count=1):
