@@ -9,14 +9,20 @@ import tifffile
 import torch
 from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
 
 import preprocess
+import train
 import utils
 from learning.augment import transform
 from learning.losses import LOSSES, bce_dice, depth_loss, total_loss
+from learning.processes import Machine
+from learning.signals import StopSignal
 from learning.splitting import counted_images
+from model import UNet
 from tests.scripts import SMALL, cut, fingerprint, infer, learn, table_of
 from tissue import manifest, patches, pictures, regions, windows
+from tissue.agreement import pixel_counts
 from tissue.depth import NOT_ANNOTATED, depth_of
 from tissue.files import InputError
 from tissue.patches import NO_MASK, PatchDataset, read_patch
@@ -452,6 +458,28 @@ def test_pixels_that_are_not_annotated_are_not_counted():
     reference = torch.tensor([[1, 0, 1, 0], [0, 0, 1, 1]]).bool()
     known = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0]]).bool()
     assert utils.pixel_counts(prediction, reference, known).tolist() == [1, 1, 1, 2]
+
+
+def test_validation_is_of_annotated_pixels(half_annotated):
+    dataset = PatchDataset(half_annotated, "val", transform("val"))
+    torch.manual_seed(0)
+    model = UNet(4).eval()
+    machine = Machine(torch.device("cpu"), torch.float32, 0, 1)
+    loss, counts = train.validate(model, DataLoader(dataset, 5), machine, StopSignal())
+    images, masks, _ = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    with torch.inference_mode():
+        logits = model(torch.stack(images))[:, 0].numpy()
+    masks = torch.stack(masks)[:, 0].numpy()
+    known = masks > -1.5
+    assert 0.2 < known.mean() < 0.9
+    assert counts.tolist() == pixel_counts(logits[known] > 0, masks[known] > 0).tolist()
+    odds = np.where(masks > 0, logits, -logits)[known]
+    assert loss == pytest.approx(np.log1p(np.exp(-odds)).mean(), rel=1e-4)
+
+
+def test_pictures_are_grey_where_nothing_is_annotated():
+    masks = torch.tensor([0.0, 0.25, -1.0, -2.0])
+    assert utils.with_grey(masks, masks.abs()).tolist() == [0, 0.25, 1, 0.5]
 
 
 def test_what_is_outlined_beyond_the_regions_changes_nothing(mine):
