@@ -6,6 +6,7 @@ at, and what small images are read from, are ever whole in memory.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -79,22 +80,26 @@ def finish(task: Task, network: Finder, segmented: Store, shares: Sequence[float
             labels.write(found.tile, found.labels)
             mask.write(found.tile, (segmented.read(*found.tile) > 0) & ~found.dropped)
 
+        # Pictures are written beside what else there is to do.
+        beside = held.enter_context(ThreadPoolExecutor(1))
+        longest = windows.VIEW if task.image.is_big else max(task.shape)
+        view = task.image.view(longest)
+        written = [beside.submit(pictures.write_image, task.file("image"), view)]
+        if segmented.dtype != bool:
+            written.append(beside.submit(segmented.save, task.file("distance"), task.pixel_size_um))
         row = _measured(task, shares) | write_nuclei(task, network.split, segmented, keep)
         if row.get("tissue_mm2"):
             row["nuclei_per_mm2"] = row["nuclei"] / row["tissue_mm2"]
+        for kind, made in (("prediction", mask), ("labels", labels)):
+            written.append(beside.submit(made.save, task.file(kind), task.pixel_size_um))
         row["contours"] = stitching.count_contours(mask)
-        mask.save(task.file("prediction"), task.pixel_size_um)
-        if segmented.dtype != bool:
-            segmented.save(task.file("distance"), task.pixel_size_um)
-        labels.save(task.file("labels"), task.pixel_size_um)
-        longest = windows.VIEW if task.image.is_big else max(task.shape)
-        view = task.image.view(longest)
         shown = labels.every(-(-max(task.shape) // longest))
-        pictures.write_image(task.file("image"), view)
         pictures.write_image(task.file("overlay"), pictures.overlay(view, shown))
         if task.pair.mask:
             truth = held.enter_context(Store(task.results, task.shape, np.uint32))
             row |= _compare(task, mask, labels, truth, (view, shown))
+        for writing in written:
+            writing.result()  # or what it failed by
     return row
 
 
