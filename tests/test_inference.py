@@ -508,7 +508,7 @@ def test_exports_stay_and_come_later_without_predicting_again(
     assert times(results, *predicted) == predicted
     again = fingerprint(results)
     assert {path for path in exported if exported[path] != again[path]} <= {
-        results / name for name in ("counts.csv", "errors.csv", "report.html")
+        results / name for name in ("counts.csv", "errors.csv", "review.csv", "report.html")
     }
 
 

@@ -138,13 +138,13 @@ def embedded(path: Path, side: int) -> Embedded:
     return Embedded(_jpeg(pixels), *size, "", linked)
 
 
-def embedded_part(path: Path, top: int, side: int) -> Embedded:
-    """A square of a picture, `side` pixels, from row `top` on; it is said if it is not there."""
+def embedded_squares(path: Path, side: int, places: Sequence[int]) -> list[Embedded]:
+    """Squares of `side` pixels that lie one below the other in a picture, by their places there."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    part = np.zeros((0, 0)) if pixels is None else pixels[top : top + side, :side]
-    if part.shape != (side, side, 3):
-        return UNREADABLE
-    return Embedded(_jpeg(part), side, side, "", linked=False)
+    if pixels is None or pixels.shape[1] != side or len(pixels) < side * (max(places) + 1):
+        return [UNREADABLE] * len(places)
+    squares = (pixels[side * place : side * (place + 1)] for place in places)
+    return [Embedded(_jpeg(square), side, side, "", linked=False) for square in squares]
 
 
 def _jpeg(pixels):

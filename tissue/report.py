@@ -155,7 +155,7 @@ def write_report(
     rows: Sequence[dict],
     settings: dict,
     differing: Sequence[str] = (),
-    doubtful: Sequence[review.Shown] = (),
+    doubtful: Sequence[review.Field] = (),
 ) -> None:
     """Write report.html: one page that needs no network, for a screen or for paper.
 
@@ -184,7 +184,7 @@ def write_report(
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
         images=images,
         agreed=agreed,
-        fields=list(_fields(rows, doubtful)),
+        fields=_fields(rows, doubtful),
         tables=[n for n in results.TABLES if n != results.REPORT and (folder / n).is_file()],
         differing=said_of_differing(differing) if differing else "",
         facts=list(_facts(rows, agreed)),
@@ -211,10 +211,12 @@ def _files(folder, name, kinds):
 
 def _fields(rows, doubtful):
     """(place of the image's row, field, picture) of each field that is shown."""
-    places = {row["image"]: place for place, row in enumerate(rows)}
-    for row, path, number in doubtful:
-        picture = pictures.embedded_part(path, (number - 1) * review.SIDE, review.SIDE)
-        yield places[row["image"]], row, picture
+    places, found = {row["image"]: place for place, row in enumerate(rows)}, {}
+    for path in {field.pictures for field in doubtful}:
+        own = [field.place for field in doubtful if field.pictures == path]
+        squares = pictures.embedded_squares(path, review.SIDE, own)
+        found |= {(path, place): square for place, square in zip(own, squares, strict=True)}
+    return [(places[row["image"]], row, found[path, place]) for row, place, path in doubtful]
 
 
 def _embedded_side(count: int) -> int:

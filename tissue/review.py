@@ -156,15 +156,15 @@ def _small(pixels):
 # --- of a folder
 
 
-class Shown(NamedTuple):
-    """A field that the page shows."""
+class Field(NamedTuple):
+    """A field of a finished image."""
 
-    row: dict  # of review.csv
-    picture: Path  # has the pictures of its image's fields, one below the other
-    place: int  # of its own among them, from 1 on
+    row: dict  # of COLUMNS
+    place: int  # among the image's fields, from the most doubtful on
+    pictures: Path | None  # squares of SIDE pixels one below the other, its own at its place
 
 
-def write_review(folder: Path, names: Iterable[str]) -> tuple[list[Shown], list[str]]:
+def write_review(folder: Path, names: Iterable[str]) -> tuple[list[Field], list[str]]:
     """Write review.csv: the fields of the finished images `names`, LISTED of them at most.
 
     Returns the most doubtful ones that have pictures, PICTURES at most, and the faults of images
@@ -180,18 +180,18 @@ def write_review(folder: Path, names: Iterable[str]) -> tuple[list[Shown], list[
                 faults.append(str(error))
                 continue
             pictured = len(proposed(table)[:PICTURES])
-            for row in table:
-                yield -row["doubt"], name, row["rank"], row["rank"] <= pictured, row
+            path = path_of(folder, name, "review_pictures")
+            for place, row in enumerate(table):
+                yield Field(row | {"image": name}, place, path if place < pictured else None)
 
-    first = heapq.nsmallest(LISTED, fields())
-    shown = [
-        Shown(row | {"image": name, "rank": rank}, path_of(folder, name, "review_pictures"), own)
-        for rank, (_, name, own, has_picture, row) in enumerate(first, 1)
-        if has_picture
-    ]
-    rows = (row | {"image": name, "rank": n} for n, (_, name, _, _, row) in enumerate(first, 1))
-    _write_table(folder / REVIEW, rows)
-    return shown[:PICTURES], faults
+    def order(field):
+        return -field.row["doubt"], field.row["image"], field.place
+
+    first = heapq.nsmallest(LISTED, fields(), key=order)
+    for rank, field in enumerate(first, 1):
+        field.row["rank"] = rank
+    _write_table(folder / REVIEW, (field.row for field in first))
+    return [field for field in first if field.pictures][:PICTURES], faults
 
 
 def _read_table(path):
