@@ -525,6 +525,7 @@ def test_overwrite_redoes_and_exports_what_was_exported(pictures, checkpoint, tm
 
 ALL_FILES = ["prediction.png", "image.png", "overlay.png", "gt.png", "errors.png", "labels.tif"]
 ALL_FILES += ["nuclei.csv", "nuclei.geojson", "rois.zip", "coco.json"]
+ALL_FILES += ["review.csv", "review.geojson", "review.jpg"]
 
 
 @pytest.mark.parametrize("change", ["deleted", "emptied", "cut", "a link"])
@@ -653,7 +654,8 @@ def test_links_in_the_folder_are_replaced_and_not_followed(pictures, checkpoint,
     results, victim = tmp_path / "out", tmp_path / "victim"
     (results / "rows").mkdir(parents=True)
     victim.write_text("mine")
-    names = [f"a_{name}" for name in ALL_FILES] + ["counts.csv", "errors.csv", "report.html"]
+    names = [f"a_{name}" for name in ALL_FILES] + ["counts.csv", "errors.csv", "review.csv"]
+    names.append("report.html")
     for name in [*names, "rows/a.json", ".lock.txt"]:
         (results / name).symlink_to(victim)
     flags = ["--ckpt", checkpoint, "--images", pictures / "a.png", "--masks", tmp_path / "masks"]
