@@ -7,7 +7,6 @@ For several kinds of doubt it prints Spearman's correlation with what is wrong i
 share of all that is wrong lies in the most doubtful tenth of the fields.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from benchmarks import results
 from learning.devices import choose_device
 from learning.predictor import Predictor
 from tissue import depth, nuclei, tiling, windows
-from tissue.files import InputError, run_script
+from tissue.files import InputError, Parser, run_script
 from tissue.pairs import find_images
 from tissue.pixel_size import scale_of
 from tissue.review import SHARE, Fields
@@ -30,7 +29,7 @@ FLIPS = [(), (1,), (2,), (1, 2)]  # axes of a batch (N, H, W, 3)
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--images", required=True, help="folder with images")
     parser.add_argument("--references", required=True, help="folder with masks or label maps")
     parser.add_argument("--only", default="*", help="pattern of names, as *_01")
