@@ -209,13 +209,13 @@ def predict_image(image: Windows, network: Network) -> np.ndarray:
     return whole
 
 
-def ahead(function: Callable, items: Iterable, depth: int) -> Iterator:
-    """`function` of each item, in order, computed in a thread up to `depth` items ahead."""
-    with ThreadPoolExecutor(1) as thread:
+def ahead(function: Callable, items: Iterable, depth: int, threads: int = 1) -> Iterator:
+    """`function` of each item, in order, computed by threads up to `depth` items ahead."""
+    with ThreadPoolExecutor(threads) as pool:
         queue = deque()
         try:
             for item in items:
-                queue.append(thread.submit(function, item))
+                queue.append(pool.submit(function, item))
                 if len(queue) > depth:
                     yield queue.popleft().result()
             while queue:
