@@ -3,6 +3,7 @@
     python3 inference.py --gpu_id 0 --ckpt ./log/<run>/best.pt --image_folder ./results/
     python3 inference.py --ckpt ./log/<run> --images my_slide.tif my_folder/
     python3 inference.py --ckpt ./log/<run> --images my_folder/ --masks my_masks/
+    python3 inference.py --images slides/ --regions qupath_export/ --only_regions
     torchrun --nproc_per_node 4 -- inference.py --ckpt ./log/<run> --images slides/
     python3 inference.py --ckpt ./log/<run> --export_model nuclei.onnx
 
@@ -10,7 +11,8 @@ Without --images it takes the validation images of <root>, with their masks as r
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
 counts.csv, review.csv and report.html for all images of the folder, those of earlier calls too;
 with a network that has instances also its depth map. Of an image of more than 64 megapixels
-prediction and depth map are tiled TIFFs and others small views; it is never held in memory.
+prediction and depth map are tiled TIFFs and others small views; it is never held in memory. With
+--regions, regions.csv counts in each region. Images of 500 um or more have a density map.
 """
 
 import math
@@ -21,13 +23,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import utils
 from learning.export import export_model
 from learning.predictor import Predictor
 from learning.processes import Team, everyone, start_processes
 from learning.signals import end_processes
-from model import sees_all
-from tissue import exports, inputs, nuclei, pairs, results, segmentation, synthetic, tiling
+from tissue import (
+    density,
+    exports,
+    inputs,
+    nuclei,
+    pairs,
+    results,
+    segmentation,
+    synthetic,
+    tiling,
+)
 from tissue.files import InputError, Parser, check_numbers, run_script
 from tissue.inputs import Task, how_many
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
@@ -84,6 +94,12 @@ def parse_args(argv=None):
     segmentation.add_argument(
         "--check_exports", action="store_true", help="read all exports back and compare them"
     )
+    regions = parser.add_argument_group("regions and density")
+    regions.add_argument(
+        "--regions", metavar="FOLDER", help="outlines or class maps of regions, named as the images"
+    )
+    regions.add_argument("--only_regions", action="store_true", help="find nuclei in these alone")
+    regions.add_argument("--density", action="store_true", help="map it in small images too")
     tiles = parser.add_argument_group("tiles, for large images")
     tiles.add_argument("--tile_size", type=int, default=tiling.TILE, help="side of a tile, pixels")
     tiles.add_argument(
@@ -113,8 +129,8 @@ def main(args):
     if stop(faults, rank):
         return
     where = f"{device} x {processes}" if processes > 1 else f"{device}"
-    say(f"{described(network)} | {where} | {how_many(len(tasks), 'image')}")
-    for note in [*said_of(network), *said_of_sizes(tasks, network), *notes]:
+    say(f"{network} | {where} | {how_many(len(tasks), 'image')}")
+    for note in [*network.notes(), *said_of_sizes(tasks, network), *notes]:
         say(note)
     with ExitStack() as held:
         if stop(keep_others_out(Path(args.image_folder), held, rank), rank):
@@ -123,7 +139,8 @@ def main(args):
         everyone(None)  # nobody writes before all have looked
         for note in notes:
             say(note)
-        failures = infer_all(todo, network, settings_of(network, device))
+        shown = network.settings() | {"only regions": args.only_regions, "device": str(device)}
+        failures = infer_all(todo, network, shown)
         if args.check_exports:
             failures += check_all_exports(tasks)
         if rank == 0:
@@ -149,6 +166,8 @@ def check_flags(args) -> None:
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
     changed(nuclei.PREDICTION_SPLIT, args.split)
+    if args.only_regions and not args.regions:
+        raise InputError("--only_regions: found it without --regions, expected both; add --regions")
 
 
 def load_network(args, device) -> Predictor:
@@ -184,12 +203,17 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     found = inputs.find_images(args.images, args.masks, args.root)
     folder = Path(args.image_folder)
     rank, processes = Team().place
-    tasks, notes, faults = inputs.open_tasks(
-        found, folder, network.checkpoint.get("bits"), lambda index: index % processes == rank
-    )
+
+    def is_mine(index):
+        return index % processes == rank
+
+    tasks, notes, faults = inputs.open_tasks(found, folder, network.checkpoint.get("bits"), is_mine)
+    if args.regions:
+        tasks, more = inputs.with_regions(tasks, args.regions, args.only_regions, is_mine)
+        notes, faults = notes + more.notes, faults + more.faults
     faults = everyones(faults) + inputs.faults_of_place(folder, found.pairs)
     formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
-    made_with, planned = made_by(network), []
+    made_with, planned = network.made_with(), []
     for task in tasks:
         size = args.pixel_size or task.told_um
         source = "--pixel_size" if args.pixel_size else task.pair.image
@@ -204,60 +228,10 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
                 pixel_size_um=size, split_at_um=size or network.pixel_size_um, scale=scale,
                 part=network.at_scale(scale).tile_size if task.image.is_big else max(task.shape),
                 formats=formats, made_with=made_with | own,
+                density=bool(size) and (args.density or min(task.shape) * size >= density.SIDE_UM),
             )
         )  # fmt: skip
     return planned, found.notes + everyones(notes), list(dict.fromkeys(faults))
-
-
-def made_by(network: Predictor) -> dict:
-    """What the results of all images depend on, as results.MadeWith has it."""
-    return {
-        "checkpoint": network.sha256,
-        "threshold": network.threshold,
-        "tta": network.tta,
-        "sizes": list(network.sizes),
-        "overlap": network.halo,
-        "split": network.split.values(),
-        "version": utils.VERSION,
-    }
-
-
-def described(network: Predictor) -> str:
-    config = network.model.config
-    return (
-        f"{network.path} | {config['arch']} {config['dimensions']} | threshold "
-        f"{network.threshold:g} | split {network.split}"
-    )
-
-
-def settings_of(network: Predictor, device) -> dict:
-    """The settings as report.html shows them."""
-    shown = {
-        "checkpoint": f"{network.path} ({network.sha256[:8]})",
-        "threshold": f"{network.threshold:g}",
-        "split": str(network.split),
-        "flips, turns and sizes averaged": network.tta,
-        "stain normalised": network.stain is not None,
-        "overlap of tiles": network.halo,
-    }
-    versions = {f"{name} version": text for name, text in utils.versions().items()}
-    return shown | versions | {"device": str(device)}
-
-
-def said_of(network: Predictor) -> list[str]:
-    """That the colours are fed in another order, or that tiles change the masks, if so."""
-    said = []
-    if network.checkpoint["channel_order"] == "bgr":
-        said.append(
-            f"{network.path} is a bare state dict of the first version, which learned from swapped "
-            f"colours: it is fed blue, green, red."
-        )
-    if sees_all(network.model):
-        said.append(
-            f"{network.model.config['arch']} sees all that it is shown: --tile_size changes the "
-            f"masks a little, whatever --overlap."
-        )
-    return said
 
 
 def said_of_sizes(tasks: list[Task], network: Predictor) -> list[str]:
@@ -304,6 +278,7 @@ def infer_all(tasks: list[Task], network: Predictor, shown: dict) -> list[str]:
         try:
             row = infer(task, network, own, bar)
             if own.place[0] == 0:
+                row |= segmentation.from_nuclei(task)
                 row.setdefault("seconds", time.monotonic() - started)
                 results.write(task.results, row, task.made_with, shown)
         except (InputError, OSError) as error:
@@ -317,10 +292,13 @@ def infer_all(tasks: list[Task], network: Predictor, shown: dict) -> list[str]:
 def infer(task: Task, network: Predictor, team: Team, bar) -> dict:
     """Write all files of an image but its record, and return its row."""
     if task.row:
-        results.forget(task.results, task.pair.name)
         bar.update(task.megapixels)
+        if not task.formats:  # its regions or its density are made of the nuclei that are there
+            return task.row
+        results.forget(task.results, task.pair.name)
         return segmentation.export_again(task, network)
     outdated = "gt", "errors", "distance", "big_distance", "review_pictures"
+    outdated += "density", "density_picture"
     outdated += ("prediction" if task.image.is_big else "big_prediction",)
 
     def begin():

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+import utils
 from learning.checkpoints import build_model, load_checkpoint
 from learning.devices import Threads, choose_precision
 from learning.fusing import freed_memory_kept, fuse
+from model import sees_all
 from tissue import nuclei
 from tissue.files import InputError, file_hash
 from tissue.segmentation import Finder
@@ -80,6 +82,52 @@ class Predictor(Finder):
     def has_depth(self) -> bool:
         """Whether the network has instances, so that nuclei are found in a depth map."""
         return self.outputs > 1
+
+    def __str__(self):
+        config = self.model.config
+        return (
+            f"{self.path} | {config['arch']} {config['dimensions']} | threshold "
+            f"{self.threshold:g} | split {self.split}"
+        )
+
+    def made_with(self) -> dict:
+        """What the results of all images depend on, as record.MadeWith has it."""
+        return {
+            "checkpoint": self.sha256,
+            "threshold": self.threshold,
+            "tta": self.tta,
+            "sizes": list(self.sizes),
+            "overlap": self.halo,
+            "split": self.split.values(),
+            "version": utils.VERSION,
+        }
+
+    def settings(self) -> dict:
+        """The settings as report.html shows them."""
+        shown = {
+            "checkpoint": f"{self.path} ({self.sha256[:8]})",
+            "threshold": f"{self.threshold:g}",
+            "split": str(self.split),
+            "flips, turns and sizes averaged": self.tta,
+            "stain normalised": self.stain is not None,
+            "overlap of tiles": self.halo,
+        }
+        return shown | {f"{name} version": text for name, text in utils.versions().items()}
+
+    def notes(self) -> list[str]:
+        """That the colours are fed in another order, or that tiles change the masks, if so."""
+        said = []
+        if self.checkpoint["channel_order"] == "bgr":
+            said.append(
+                f"{self.path} is a bare state dict of the first version, which learned from "
+                f"swapped colours: it is fed blue, green, red."
+            )
+        if sees_all(self.model):
+            said.append(
+                f"{self.model.config['arch']} sees all that it is shown: --tile_size changes the "
+                f"masks a little, whatever --overlap."
+            )
+        return said
 
 
 def _predict(

@@ -11,6 +11,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -137,6 +138,21 @@ def check_exports(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> E
             _compare(path, ids[order], areas[order], other, *_reading(other, readers[key]))
             files.append(other.name)
     return Exported(len(ids), int(areas.sum()), tuple(files))
+
+
+def read_measures(folder: Path | str, name: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of an image's table of nuclei, float64 (n,) each; InputError if it cannot be read."""
+
+    def read(path):
+        with path.open(encoding="utf-8") as file:
+            head = file.readline().rstrip().split(",")
+            if head == ["id"] or not (line := file.readline()):
+                return np.empty((len(columns), 0))
+            at = [head.index(column) for column in columns]
+            lines = chain([line], file)
+            return np.loadtxt(lines, delimiter=",", usecols=at, ndmin=2, unpack=True)
+
+    return dict(zip(columns, _reading(path_of(folder, name, "csv"), read), strict=True))
 
 
 # --- one format each: a context that gives what writes a batch, and what reads ids and areas back

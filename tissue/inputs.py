@@ -1,6 +1,7 @@
 """Which images are segmented, opened and looked at once, so that faults show before any result."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,14 @@ from tissue.annotations import (
     image_name,
     open_annotation,
 )
+from tissue.areas import open_areas
 from tissue.files import InputError
 from tissue.images import bits_in_use
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.unused import passed_over
+
+OF_NUCLEI = ("density", "density_picture")  # files that are made of the table of nuclei
 
 
 class Task(NamedTuple):
@@ -33,7 +37,10 @@ class Task(NamedTuple):
     scale: float = 1.0  # pixels of the image that make one of the network's
     part: int = tiling.TILE  # pixels; side of the parts in which nuclei are looked for
     formats: tuple[str, ...] = ()  # of exports.FORMATS
-    made_with: dict | None = None  # results.MadeWith
+    made_with: dict | None = None  # record.MadeWith
+    regions: Path | None = None  # the file of its regions
+    only_regions: bool = False  # whether nuclei are looked for in them alone
+    density: bool = False  # whether its density map is written
     row: dict | None = None  # of an earlier run, of which only files of nuclei are missing
 
     @property
@@ -50,9 +57,11 @@ class Task(NamedTuple):
         return self.image.is_big and not self.row
 
     def file_marks(self) -> list[list[int] | None]:
-        """What changes when image, mask or label map does: size and time of each file."""
-        stats = [path and path.stat() for path in (*self.pair[1:], self.label_map)]
-        return [stat and [stat.st_size, stat.st_mtime_ns] for stat in stats]
+        """What changes when image, mask or label map does, or what alone is looked at: size and
+        time of each file.
+        """
+        paths = [*self.pair[1:], self.label_map] + [self.regions] * self.only_regions
+        return [path and file_mark(path) for path in paths]
 
     def file(self, kind: str) -> Path:
         """Where a file of this image lies; `kind` is one of results.ENDINGS. Prediction and
@@ -61,6 +70,12 @@ class Task(NamedTuple):
         is_map = kind in ("prediction", "distance")
         kind = f"big_{kind}" if is_map and self.image.is_big else kind
         return results.path_of(self.results, self.pair.name, kind)
+
+
+def file_mark(path: Path) -> list[int]:
+    """Size and time of a file: another where it changed."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 class Found(NamedTuple):
@@ -187,6 +202,57 @@ def _assumed(task):
     return notes
 
 
+class Said(NamedTuple):
+    """Lines that say what is assumed of files, and their faults."""
+
+    notes: list[str]
+    faults: list[str]
+
+
+def with_regions(
+    tasks: list[Task], folder: str, only: bool, is_mine: Callable[[int], bool]
+) -> tuple[list[Task], Said]:
+    """The tasks with the files of their regions, of which `is_mine` says which are opened once.
+
+    With `only`, nuclei are looked for in them alone, and each image must have some. Raises
+    InputError for a folder without regions of any of the images.
+    """
+    place, said, given = Path(folder), Said([], []), []
+    found = find_annotations(place)
+    names = pairs.Files({task.pair.name: task.pair.image for task in tasks})
+    for index, task in enumerate(tasks):
+        path = found.get(task.pair.name)
+        given.append(task._replace(regions=path, only_regions=only))
+        if path and is_mine(index):
+            try:
+                with closing(open_areas(path, task.shape)) as areas:
+                    said.notes.extend(areas.notes)
+            except (InputError, OSError) as error:
+                said.faults.append(str(error))
+    without = [task.pair.name for task in given if not task.regions]
+    if tasks and len(without) == len(tasks):
+        raise InputError(
+            f"--regions: found no regions of any image in {place}, expected files named as the "
+            f"images, such as {tasks[0].pair.name}.geojson"
+        )
+    left = [str(path) for name, path in found.items() if name not in names]
+    if left:
+        said.notes.append(f"{_first_of(left)}: without an image of that name, passed over")
+    if without and only:
+        said.faults.append(
+            f"--only_regions: found no regions of {_first_of(without)} in {place}, expected a file "
+            f"of each image; add it, or leave the image out"
+        )
+    elif without:
+        said.notes.append(f"{_first_of(without)}: without regions in {place}")
+    return given, said
+
+
+def _first_of(texts):
+    """The first text, and how many more there are."""
+    return texts[0] + f" and {len(texts) - 1} more" * (len(texts) > 1)
+
+
 def faults_of_place(folder: Path, found: Sequence[pairs.Pair]) -> list[str]:
     """What keeps the results of these images from lying in a folder."""
     faults = results.check_names(folder, [pair.name for pair in found])
@@ -208,7 +274,8 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
     """The tasks that are not finished, or not with these settings, and lines that say so.
 
     An image of which only files of nuclei are missing has its `row`: its mask is there. One that
-    was exported is exported again.
+    was exported is exported again. It has no `formats` if only what is made of the nuclei
+    (`OF_NUCLEI`, and what is counted in regions) is missing or outdated.
     """
     todo, notes = [], []
     for task in tasks:
@@ -227,17 +294,30 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
         lost = results.lost(folder, record)
         if lost:
             notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew")
-        if any(kind not in exports.FORMATS for kind in lost):
+        missing = {*lost, *(key for key in both if key not in kept)}
+        if missing - {*exports.FORMATS, *OF_NUCLEI}:
             todo.append(task)
-        elif lost or any(key not in kept for key in both):
+        elif missing & {*exports.FORMATS}:
             todo.append(task._replace(row=record["row"]))
+        elif missing or _outdated(task, record):
+            todo.append(task._replace(row=record["row"], formats=()))
     notes = at_most(notes)
-    exported = len([task for task in todo if task.row])
-    if done := len(tasks) - len(todo) + exported:
+    with_row = [task for task in todo if task.row]
+    exported = len([task for task in with_row if task.formats])
+    if done := len(tasks) - len(todo) + len(with_row):
         notes.append(f"{done} of them finished already; --overwrite redoes them")
     if exported:
         notes.append(f"{exported} of these are exported from the masks that are there")
+    if more := len(with_row) - exported:
+        notes.append(f"{more} of these get regions or a density map from the nuclei that are there")
     return todo, notes
+
+
+def _outdated(task, record):
+    """Whether what is made of an image's nuclei is not what the task asks for."""
+    if task.density and not all(kind in record["files"] for kind in OF_NUCLEI):
+        return True
+    return bool(task.regions) and record["row"].get("regions_file") != file_mark(task.regions)
 
 
 def at_most(lines: list[str], most: int = 5) -> list[str]:

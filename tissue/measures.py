@@ -31,7 +31,7 @@ def measure(
       2001, Anal. Quant. Cytol. Histol. 23:291. Below 0 where there is far more of other stains.
     """
     count = int(labels.max(initial=0))
-    runs, y, start, stop = _runs(labels)
+    runs, y, start, stop = runs_of(labels)
 
     def total(values):
         return np.bincount(runs, values, minlength=count + 1)[1:]
@@ -77,7 +77,7 @@ def outlines(labels: np.ndarray) -> list[np.ndarray]:
     is missing, in pieces or has a hole.
     """
     count = int(labels.max(initial=0))
-    runs, y, start, stop = _runs(labels)
+    runs, y, start, stop = runs_of(labels)
     ids = np.tile(runs, 4)
     xs, ys = np.concatenate([start, stop] * 2), np.concatenate([y, y, y + 1, y + 1])
     order = np.lexsort((xs, ys, ids))
@@ -117,7 +117,7 @@ def count_in_frame(rings: Sequence[np.ndarray]) -> int:
     return sum(bool(ring.min(axis=0).all()) for ring in rings)
 
 
-def _runs(labels):
+def runs_of(labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Runs of one label in a row, in raster order: labels, rows, first columns, columns behind."""
     change = labels[:, 1:] != labels[:, :-1]
     first, last = labels > 0, labels > 0

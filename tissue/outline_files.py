@@ -128,11 +128,9 @@ def _feature(where, value, seen):
         return
     polygons = _polygons(geometry, seen)
     if polygons is not None:
+        outline = Outline(where, label, polygons, _text(properties.get("name")), _text(kind))
         identity = value.get("id")
-        yield (
-            str(identity) if isinstance(identity, str | int) else "",
-            Outline(where, label, polygons),
-        )
+        yield str(identity) if isinstance(identity, str | int) else "", outline
 
 
 def _polygons(geometry, seen):
@@ -160,6 +158,10 @@ def _list(value):
     if not isinstance(value, list):
         raise Fault(f"found {_kind(value)} as coordinates, expected lists of [x, y], draw it anew")
     return value
+
+
+def _text(value):
+    return value if isinstance(value, str) else ""
 
 
 def _kind(value):
@@ -391,4 +393,4 @@ def _roi(where, data, seen):
         seen["points and lines, passed over"] += 1
         return
     label = roi.name if is_region(roi.name or "") else ""
-    yield Outline(where, label, polygons)
+    yield Outline(where, label, polygons, roi.name or "")

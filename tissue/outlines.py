@@ -32,6 +32,8 @@ class Outline(NamedTuple):
     label: str  # its class, "" without
     # Polygons, each a list of closed rings float64 (k, 2) of x, y; all but the first are holes.
     polygons: Sequence[Sequence[np.ndarray]]
+    name: str = ""  # its own, if it has one
+    kind: str = ""  # of a QuPath object: "annotation", "detection", ...
 
 
 class Gathered(NamedTuple):
@@ -101,11 +103,11 @@ def gather(
     the nuclei of this image.
     """
     classes = Counter()
-    facts = _Facts(path, shape, seen)
+    facts = Facts(path, shape, seen)
     regions, ignored, shapes = [], [], []
     outlines = iter(outlines)
     while batch := list(islice(outlines, BATCH)):
-        batch, geometries = _geometries(batch, seen)
+        batch, geometries = geometries_of(batch, seen)
         geometries, kept = facts.take(batch, geometries)
         is_nucleus = np.array([not is_region(batch[i].label) for i in kept], bool)
         for i, geometry in zip(kept[~is_nucleus], geometries[~is_nucleus], strict=True):
@@ -137,7 +139,7 @@ def gather(
     )
 
 
-def _geometries(batch, seen):
+def geometries_of(batch: Sequence[Outline], seen: Counter) -> tuple[list[Outline], np.ndarray]:
     """(those outlines that have an area, their geometries: polygons and multipolygons, valid)"""
     batch = [
         outline._replace(polygons=[[ring for ring in polygon if ring is not None] for polygon in
@@ -182,7 +184,7 @@ def _note(seen, text, first, count=1):
     seen[known] += count
 
 
-class _Facts:
+class Facts:
     """What must be true of all outlines of an image together."""
 
     def __init__(self, path, shape, seen):

@@ -17,6 +17,7 @@ from tissue import agreement, pictures, results, review
 from tissue.files import replacing
 
 LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
+LAYERS["density_picture"] = "density"
 FILES = {
     "csv": "CSV",
     "geojson": "GeoJSON",
@@ -27,6 +28,7 @@ FILES = {
     "big_prediction": "mask",
     "distance": "depth",
     "big_distance": "depth",
+    "density": "density",
     "review_geojson": "fields",
 }
 

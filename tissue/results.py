@@ -13,122 +13,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any
 
 import numpy as np
-from pydantic import Field, InstanceOf, TypeAdapter, with_config
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter
 
 from tissue.files import InputError, locked, longest_name, replacing, unfinished, write_table
 from tissue.pairs import same_name
-from tissue.schema import CLOSED, check_content, seal
+from tissue.record import ENDINGS, Record
+from tissue.schema import check_content, seal
 
-# Every file of an image, by kind. None of the endings is the end of another, so that no two images
-# share a file.
-ENDINGS = {
-    "prediction": "_prediction.png",
-    "big_prediction": "_prediction.tif",
-    "image": "_image.png",
-    "overlay": "_overlay.png",
-    "gt": "_gt.png",
-    "errors": "_errors.png",
-    "labels": "_labels.tif",
-    "csv": "_nuclei.csv",
-    "geojson": "_nuclei.geojson",
-    "rois": "_rois.zip",
-    "coco": "_coco.json",
-    "distance": "_distance.png",
-    "big_distance": "_distance.tif",
-    "review": "_review.csv",
-    "review_geojson": "_review.geojson",
-    "review_pictures": "_review.jpg",
-}
 ROWS = "rows"
-TABLES = COUNTS, ERRORS, REVIEW, REPORT = "counts.csv", "errors.csv", "review.csv", "report.html"
+COUNTS, ERRORS, REGIONS = "counts.csv", "errors.csv", "regions.csv"
+REVIEW, REPORT = "review.csv", "report.html"
+TABLES = COUNTS, ERRORS, REGIONS, REVIEW, REPORT
 
 COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
 COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
 COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
+REGION_COLUMNS = ("image", "region", "class", "area_px", "area_mm2", "nuclei", "nuclei_per_mm2")
+REGION_COLUMNS += ("nuclear_area_px", "nuclear_area_um2", "haematoxylin_od")
 ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
 
 # A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; East Asia: wide forms).
 FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
-
-# --- the schema of a record
-
-Count = Annotated[int, Field(ge=0, le=10**12)]
-Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]  # sums of shares are rounded
-Amount = Annotated[float, Field(ge=0, le=1e15)]
-
-
-@with_config(CLOSED)
-class ErrorCounts(TypedDict):
-    """`counts` of `agreement.errors`."""
-
-    matched: Count
-    missed: Count
-    spurious: Count
-    merged_reference: Count
-    merged_prediction: Count
-    split_reference: Count
-    split_prediction: Count
-
-
-@with_config(CLOSED)
-class Row(TypedDict):
-    """What is counted, measured and scored of an image; docs/counting.md has the columns."""
-
-    image: InstanceOf[str]  # pydantic's own str would refuse a file name that is no UTF-8
-    height: Annotated[int, Field(ge=1, le=10**11)]  # pixels
-    width: Annotated[int, Field(ge=1, le=10**11)]
-    contours: Count
-    nuclei: Count
-    nuclei_in_frame: Count
-    tissue: Share
-    seconds: Amount
-    skipped: NotRequired[Share]
-    dropped: NotRequired[Count]  # nuclei without enough confidence
-    tissue_mm2: NotRequired[Amount]
-    nuclei_per_mm2: NotRequired[Amount]
-    gt_contours: NotRequired[Count]
-    gt_nuclei: NotRequired[Count]
-    accuracy: NotRequired[Share]
-    dice: NotRequired[Share]
-    iou: NotRequired[Share]
-    aji: NotRequired[Share]
-    pq: NotRequired[Share]
-    dq: NotRequired[Share]
-    sq: NotRequired[Share]
-    errors: NotRequired[ErrorCounts]
-
-
-@with_config(CLOSED)
-class MadeWith(TypedDict):
-    """All that an image's results depend on: where it is the same, they are."""
-
-    checkpoint: str  # its SHA-256
-    threshold: Annotated[float, Field(gt=0, lt=1)]
-    tta: bool
-    sizes: list[Amount]
-    overlap: Count  # pixels
-    split: dict[str, Amount]
-    version: str
-    # The image's own:
-    pixel_size: Annotated[float, Field(gt=0)] | None  # micrometres
-    bits: Annotated[int, Field(ge=8, le=16)] | None  # in use, of an image of 16
-    files: list[list[int] | None]  # size and time of image, mask and label map
-
-
-@with_config(CLOSED)
-class Record(TypedDict):
-    """`rows/<name>.json`."""
-
-    row: Row
-    made_with: MadeWith
-    shown: dict[str, str]  # the settings as the page shows them
-    files: dict[Literal[tuple(ENDINGS)], Annotated[int, Field(ge=1)]]  # bytes, by kind
-    sha256: str  # of all the rest as JSON with sorted keys
-
 
 # What of made_with makes the results of two calls differ, as a person calls it.
 SETTINGS = {
@@ -380,6 +288,33 @@ def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
             true = sum(count for key, count in both.items() if key != "spurious")
             table.append({"image": cell(row["image"]), "true": true} | both)
     write_table(path, ERROR_COLUMNS, table)
+
+
+def write_regions(path: Path | str, records: Sequence[Record]) -> int:
+    """Write regions.csv, as above: REGION_COLUMNS of each region of the images that have any, in
+    which a class as a whole has no `region`; nothing is written where there are none.
+
+    Returns the number of its rows.
+    """
+    table = []
+    for record in records:
+        um = record["made_with"]["pixel_size"]
+        for found in record["row"].get("regions", ()):
+            row = {"image": record["row"]["image"], "class": found["label"]} | found
+            del row["label"]
+            if um:
+                area = found["area_px"] * um**2 / 1e6
+                row["area_mm2"] = f"{area:.6f}"
+                if area:
+                    row["nuclei_per_mm2"] = found["nuclei"] / area
+                if found["nuclei"]:
+                    row["nuclear_area_um2"] = found["nuclear_area_px"] * um**2
+            table.append({key: cell(value) for key, value in row.items()})
+    if table:
+        write_table(path, REGION_COLUMNS, table)
+    else:
+        Path(path).unlink(missing_ok=True)
+    return len(table)
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:

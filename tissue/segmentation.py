@@ -7,7 +7,7 @@ at, and what small images are read from, are ever whole in memory.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from tissue import (
     agreement,
+    areas,
+    density,
     exports,
     measures,
     nuclei,
@@ -26,7 +28,7 @@ from tissue import (
 )
 from tissue.depth import segment
 from tissue.files import InputError
-from tissue.inputs import Task, open_reference
+from tissue.inputs import Task, file_mark, open_reference
 from tissue.store import Store
 
 
@@ -36,6 +38,27 @@ class Finder(tiling.Network):
 
     threshold: float  # probability from which a pixel is nucleus
     split: nuclei.Split
+
+
+def from_nuclei(task: Task) -> dict:
+    """Write the density map, and count in the regions, by the table of nuclei that is there.
+
+    Returns what the image's row gets; nothing and no file where the task asks for neither.
+    """
+    row = {}
+    if not (task.density or task.regions):
+        return row
+    columns = "y", "x", "area_px", "haematoxylin_od"
+    table = exports.read_measures(task.results, task.pair.name, columns)
+    if task.density:
+        found = density.density_of(table["y"], table["x"], task.shape, task.pixel_size_um)
+        found.write(task.file("density"))
+        pictures.write_image(task.file("density_picture"), found.picture())
+    if task.regions:
+        row["regions_file"] = file_mark(task.regions)
+        with closing(areas.open_areas(task.regions, task.shape)) as opened:
+            row["regions"] = areas.rows_of(opened, table)
+    return row
 
 
 def new_map(task: Task, network: Finder) -> Store:
@@ -50,8 +73,8 @@ def predict(
     place: tuple[int, int] = (0, 1),
     advance: Callable[[float], None] = lambda megapixels: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write the map of an image; return the shares of it that are tissue and were skipped, (2,),
-    and the doubt in each of its fields (review.Fields).
+    """Write the map of an image; return the shares of it that are tissue, were skipped, and lie
+    outside of its regions, (3,), and the doubt in each of its fields (review.Fields).
 
     `place` is this process's rank and the number of processes: it does every so many'th row of
     tiles. `advance` is told how many megapixels of all processes came to an end.
@@ -61,20 +84,31 @@ def predict(
     rank, processes = place
     tiles = tiling.tiles_of(*task.shape, network.tile_size)
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
+    regions = areas.open_areas(task.regions, task.shape) if task.only_regions else None
+    met = [part for part in mine if regions is None or regions.within(*part).any()]
 
     def keep(predicted):
         part, outputs, tissue = predicted
-        size = part.height * part.width
+        size, outside = tissue.size, 0
+        if regions is not None:
+            inside = regions.within(*part)
+            outside = size - np.count_nonzero(inside)
+            tissue = tissue & inside
         if outputs is not None:
+            outputs = outputs * inside if outside else outputs
             found.write(part, segment(outputs, network.threshold))
             fields.add(part, outputs[0])
-        return size, tissue * size, size * (outputs is None)
+        return size, (np.count_nonzero(tissue), size * (outputs is None), outside)
 
-    pixels = np.zeros(2)
-    predicted = tiling.predict_tiles(task.image, mine, network)
-    for size, tissue, skipped in tiling.ahead(keep, predicted, 4):
-        pixels += tissue, skipped
+    all_pixels, met_pixels = (sum(p.height * p.width for p in parts) for parts in (mine, met))
+    pixels = np.array([0, 1, 1]) * float(all_pixels - met_pixels)
+    advance(pixels[1] * processes / 1e6)
+    predicted = tiling.predict_tiles(task.image, met, network)
+    for size, seen in tiling.ahead(keep, predicted, 4):
+        pixels += seen
         advance(size * processes / 1e6)
+    if regions is not None:
+        regions.close()
     return pixels / (task.megapixels * 1e6), fields.doubt
 
 
@@ -128,9 +162,11 @@ def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndar
 
 def _measured(task, shares):
     """The row of an image, as far as it is known before its nuclei are."""
-    tissue, skipped = map(float, shares)
+    tissue, skipped, outside = map(float, shares)
     row = {"image": task.pair.name, "height": task.image.height, "width": task.image.width}
     row |= {"tissue": tissue, "skipped": skipped}
+    if task.only_regions:
+        row["outside"] = outside
     if size := task.pixel_size_um:
         row["tissue_mm2"] = tissue * task.megapixels * size**2
     return row

@@ -18,10 +18,15 @@ def write_summary(folder: Path, names: set[str]) -> list[str]:
             (folder / outdated).unlink(missing_ok=True)
         return lines
     shown, differing = results.settings_of(records)
-    skipped = {row["image"]: f"{row['skipped']:.0%}" for row in rows if row.get("skipped")}
-    shown |= {f"skipped as glass in {name}": share for name, share in skipped.items()}
+    skipped = {
+        row["image"]: (f"{row['skipped']:.0%}", "outside regions or " * ("outside" in row))
+        for row in rows
+        if row.get("skipped")
+    }
+    shown |= {f"skipped as {why}glass in {name}": share for name, (share, why) in skipped.items()}
     results.write_counts(folder / results.COUNTS, rows)
     results.write_errors(folder / results.ERRORS, rows)
+    regions = results.write_regions(folder / results.REGIONS, records)
     reviewed = [record["row"]["image"] for record in records if "review" in record["files"]]
     doubtful, faults = review.write_review(folder, reviewed)
     lines += [f"{fault}; left out of {results.REVIEW}" for fault in at_most(faults)]
@@ -33,13 +38,15 @@ def write_summary(folder: Path, names: set[str]) -> list[str]:
     if own:
         lines.append(report.text_table(own))
     for name in names & set(skipped):
-        share = skipped[name]
-        lines.append(f"{name}: {share} of it is glass and was skipped")
+        share, why = skipped[name]
+        lines.append(f"{name}: {share} of it is {why}glass and was skipped")
     if len(rows) > len(own):
         others = how_many(len(rows) - len(own), "image")
         lines.append(f"{others} of earlier calls in {folder} too: in its tables, not in this one")
     if differing:
         lines.append(f"{report.said_of_differing(differing)}")
     lines.append(f"masks and overlays: {folder} | counts: {folder / results.COUNTS}")
+    if regions:
+        lines.append(f"regions: {folder / results.REGIONS}, {how_many(regions, 'row')}")
     lines.append(f"look at {folder / results.REPORT}")
     return lines

@@ -60,7 +60,7 @@ class Predicted(NamedTuple):
 
     tile: Tile
     outputs: np.ndarray | None  # float32 (C, h, w)
-    tissue: float  # fraction of the tile
+    tissue: np.ndarray  # bool (h, w)
 
 
 def tiles_of(height: int, width: int, tile_size: int) -> list[Tile]:
@@ -97,15 +97,18 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
 
     def finish(item):
         tile, part, outcome = item
+        tissue = np.zeros((tile.height, tile.width), bool)
+        if not part:
+            return Predicted(tile, None, tissue)
+        y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
+        inside = np.s_[..., y : y + part.height, x : x + part.width]
+        tissue[inside] = _tissue_of(inner, source, part)
         seen = [values for values in outcome if values is not None]
         if not seen:
-            return Predicted(tile, None, _tissue_of(inner, source, part).mean() if part else 0.0)
-        tissue = _tissue_of(inner, source, part)
-        whole_tile = np.zeros((network.outputs, tile.height, tile.width), np.float32)
-        y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
-        inside = whole_tile[:, y : y + part.height, x : x + part.width]
-        np.multiply(np.mean(seen, axis=0), tissue, out=inside)
-        return Predicted(tile, whole_tile, np.count_nonzero(tissue) / whole_tile[0].size)
+            return Predicted(tile, None, tissue)
+        outputs = np.zeros((network.outputs, *tissue.shape), np.float32)
+        np.multiply(np.mean(seen, axis=0), tissue[inside], out=outputs[inside])
+        return Predicted(tile, outputs, tissue)
 
     yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 2)
 
