@@ -19,7 +19,7 @@ from tissue.files import replacing
 KERNEL_UM = 100.0
 CELL_UM = 20.0  # about: a whole number of cells covers the image
 SIDE_UM = 500.0  # images of this much and more both ways have a map in any case
-PICTURE = 1024  # pixels; the longer side of the picture
+PICTURE = 640  # pixels; the longer side of the picture
 STRIP = 64  # pixels; height of the scale below it
 
 
