@@ -124,12 +124,14 @@ def _outlined(path, shape):
     if shapely.area(geometries).sum() - whole.area >= 1:  # square pixel
         said.append(f"{path}: regions overlap: what lies in several is counted in each")
     regions = list(zip(_names(found), (outline.label for outline in found), strict=True))
-    for label, count in Counter(outline.label for outline in found).items():
+    geometries = np.array(geometries, object)
+    labels = np.array([outline.label for outline in found], object)
+    for label, count in Counter(labels).items():
         if label and count > 1:
-            own = [g for g, o in zip(geometries, found, strict=True) if o.label == label]
-            geometries.append(shapely.union_all(own))
+            whole = shapely.union_all(geometries[: len(labels)][labels == label])
+            geometries = np.append(geometries, whole)
             regions.append(("", label))
-    return Areas(Shapes.of(np.array(geometries, object)), regions, shape, tuple(said))
+    return Areas(Shapes.of(geometries), regions, shape, tuple(said))
 
 
 def _names(found):
