@@ -33,11 +33,19 @@ class Areas:
 
     def __init__(self, drawn, regions: list[tuple[str, str]], shape: tuple[int, int], notes=()):
         self.regions, self.shape, self.notes = regions, shape, notes
-        self._drawn = drawn  # has numbers(...), and runs(...) of all regions, as Shapes
+        self._drawn = drawn  # has runs(...), as Shapes
+
+    def meets(self, y: int, x: int, height: int, width: int) -> bool:
+        """Whether any pixel of a window is in a region."""
+        return self._drawn.runs(y, x, height, width)[0].size > 0
 
     def within(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """Whether each pixel of a window is in any region, bool (h, w)."""
-        return self._drawn.numbers(y, x, height, width) > 0
+        _, row, first, last = self._drawn.runs(y, x, height, width)
+        edges = np.zeros((height, width + 1), np.int32)
+        np.add.at(edges, (row, first), 1)
+        np.add.at(edges, (row, last), -1)
+        return np.cumsum(edges, axis=1)[:, :-1] > 0
 
     def count(self, y: np.ndarray, x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
         """(pixels int64 (n,), nuclei int64 (n,), sums of their values (n, k)) of each region.
@@ -184,12 +192,12 @@ def _painted(path, shape):
 
 
 class _Painted:
-    """Windows of an image of numbers as 1 to n, enlarged to `shape` by the nearest pixel."""
+    """Windows of an image of numbers as runs of regions, enlarged by the nearest pixel."""
 
     def __init__(self, source, values, shape):
         self.source, self.values, self.shape = source, values, shape
 
-    def numbers(self, y, x, height, width):
+    def runs(self, y, x, height, width):
         sides = self.source.height, self.source.width
         rows, columns = (
             (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
@@ -200,11 +208,8 @@ class _Painted:
         top, left = int(rows[0]), int(columns[0])
         part = self.source.read(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
         number = np.searchsorted(self.values, part) + 1
-        number = np.where(part > 0, number, 0).astype(np.int32)
-        return number[np.ix_(rows - top, columns - left)]
-
-    def runs(self, y, x, height, width):
-        label, row, first, last = measures.runs_of(self.numbers(y, x, height, width))
+        number = np.where(part > 0, number, 0)[np.ix_(rows - top, columns - left)]
+        label, row, first, last = measures.runs_of(number)
         return label - 1, row, first, last
 
     def close(self):

@@ -214,9 +214,15 @@ def with_regions(
 ) -> tuple[list[Task], Said]:
     """The tasks with the files of their regions, of which `is_mine` says which are opened once.
 
-    With `only`, nuclei are looked for in them alone, and each image must have some. Raises
-    InputError for a folder without regions of any of the images.
+    With `only`, nuclei are looked for in them alone, and each image must have some and no
+    reference. Raises InputError else, and for a folder without regions of any of the images.
     """
+    scored = [str(task.pair.mask) for task in tasks if task.pair.mask]
+    if only and scored:
+        raise InputError(
+            f"--only_regions: found references ({_first_of(scored)}), expected none, for nuclei "
+            f"outside of regions would count as missed; leave the flag out, or give --images alone"
+        )
     place, said, given = Path(folder), Said([], []), []
     found = find_annotations(place)
     names = pairs.Files({task.pair.name: task.pair.image for task in tasks})

@@ -161,7 +161,7 @@ def write_report(
 ) -> None:
     """Write report.html: one page that needs no network, for a screen or for paper.
 
-    It has what the rows (`results.Row`) come to, two plots from two images with a reference on, a
+    It has what the rows (`record.Row`) come to, two plots from two images with a reference on, a
     table with a row per image, the fields that are most `doubtful`, and the settings, of which the
     images' are said to be `differing` in those that are named. Pictures are `folder`'s
     `<name>_image.png`, `_overlay.png`, `_gt.png` and `_errors.png`, as far as they are there; they

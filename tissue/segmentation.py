@@ -85,7 +85,7 @@ def predict(
     tiles = tiling.tiles_of(*task.shape, network.tile_size)
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
     regions = areas.open_areas(task.regions, task.shape) if task.only_regions else None
-    met = [part for part in mine if regions is None or regions.within(*part).any()]
+    met = [part for part in mine if regions is None or regions.meets(*part)]
 
     def keep(predicted):
         part, outputs, tissue = predicted
