@@ -13,14 +13,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from tissue import masks
+from tissue import masks, scanners
 from tissue.files import InputError
 from tissue.images import read_image
 from tissue.masks import LABEL_FOLDER
 from tissue.pixel_size import pixel_size_um
 from tissue.windows import Scaled, from_array
 
-IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs")
+IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs", *scanners.SUFFIXES)
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 NAMED = 3  # files that a line names before it ends in dots
@@ -295,9 +295,12 @@ def _no_image(folder):
 
 
 def _by_name(paths):
-    """Return (Files, faults): a fault for each link to nowhere, and each name of several files."""
+    """Return (Files, faults): a fault for each link to nowhere, and each name of several files.
+
+    A slide of several files is the one that stands for it (`scanners.heads`).
+    """
     named, faults = {}, []
-    for path in paths:
+    for path in scanners.heads(paths):
         if not path.exists():
             faults.append(
                 f"{_shown(path)}: found a link to a file that is not there, expected an image, "
