@@ -5,8 +5,10 @@ find: a list of RGB uint8 (h, w, 3), by level.
 """
 
 import io
+import sqlite3
 import struct
 import zlib
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -223,6 +225,35 @@ def hamamatsu_ndpi(path, levels):
                 extratags=tags, metadata=None, software=False, resolution=(20000, 20000),
                 resolutionunit=3,
             )  # fmt: skip
+    return expected
+
+
+def sakura(path, levels):
+    """A database of JPEGs, one a tile and colour."""
+    expected = []
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE TABLE DataManagerSQLiteConfigXPO (TableName)")
+        base.execute("INSERT INTO DataManagerSQLiteConfigXPO VALUES ('tiles')")
+        base.execute("CREATE TABLE tiles (id PRIMARY KEY, data)")
+        base.execute("CREATE TABLE SVSlideDataXPO (OID)")
+        base.execute("CREATE TABLE SVHRScanDataXPO (ParentSlide, ResolutionMmPerPix)")
+        base.execute("INSERT INTO SVSlideDataXPO VALUES (1)")
+        base.execute("INSERT INTO SVHRScanDataXPO VALUES (1, 0.0005)")
+        height, width = levels[0].shape[:2]
+        head = struct.pack("<IIIII", TILE, width, height, 0, 1)
+        base.execute("INSERT INTO tiles VALUES ('++MagicBytes', 'SVGigaPixelImage')")
+        base.execute("INSERT INTO tiles VALUES ('Header', ?)", [head])
+        for level, image in enumerate(levels):
+            step, pixels = 2**level, padded(image).copy()
+            for y in range(0, len(pixels), TILE):
+                for x in range(0, pixels.shape[1], TILE):
+                    for colour in range(3):
+                        part = pixels[y : y + TILE, x : x + TILE, colour]
+                        data = cv2.imencode(".jpg", part)[1].tobytes()
+                        part[:] = np.asarray(Image.open(io.BytesIO(data)))
+                        name = f"T;{x * step}|{y * step};{step};{colour};0"
+                        base.execute("INSERT INTO tiles VALUES (?, ?)", [name, data])
+            expected.append(pixels[: image.shape[0], : image.shape[1]])
     return expected
 
 

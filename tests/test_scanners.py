@@ -36,6 +36,7 @@ SCANS = {  # what OpenSlide reads
     "Hamamatsu NDPI": (slide_files.hamamatsu_ndpi, ".ndpi", 0.5),
     "Hamamatsu VMS": (slide_files.hamamatsu_vms, ".vms", 0.25),
     "Hamamatsu VMU": (slide_files.hamamatsu_vmu, ".vmu", 0.5),
+    "Sakura": (slide_files.sakura, ".svslide", 0.5),
     "MIRAX": (slide_files.mirax, ".mrxs", 0.25),
     "DICOM": (slide_files.dicom, ".dcm", 0.25),
 }
@@ -125,7 +126,7 @@ def test_windows_of_levels_that_are_no_whole_part_agree_where_they_overlap(tmp_p
     whole = scan.read(0, 0, *scan.levels[1], 1)
     assert not scan.steps[1].is_integer()
     np.testing.assert_array_equal(scan.read(201, 100, 140, 300, 1), whole[201:341, 100:400])
-    off = np.abs(whole.astype(int) - levels[1])  # a quarter of a pixel at most
+    off = np.abs(whole.astype(int) - levels[1])[:-1, :-1]  # a quarter of a pixel at most
     assert off.mean() < 1 and off.max() < 20
 
 
@@ -166,7 +167,7 @@ def test_the_files_of_a_slide_are_one_image(tmp_path, levels):
     slide_files.mirax(tmp_path / "b" / "three.mrxs", levels)
     found = pairs.find_images(tmp_path / "a", *sorted((tmp_path / "b").glob("*.mrxs")))
     assert [path.name for path in found.values()] == ["one.dcm", "three.mrxs", "two.dcm", "vms.vms"]
-    assert [note for note in pairs.passed_over(tmp_path / "a")] == []
+    assert pairs.passed_over(tmp_path / "a", tmp_path / "b") == []
     given = sorted((tmp_path / "a").glob("*.dcm"))
     assert len(given) == 6
     assert [path.name for path in pairs.find_images(*given).values()] == ["one.dcm", "two.dcm"]
@@ -202,7 +203,7 @@ def test_without_openslide_one_line_says_what_to_install(tmp_path, levels, monke
 
 @needs_openslide
 @each(SCANS)
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.97])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
 def test_a_slide_that_was_cut_off_is_refused_in_one_line(
     tmp_path, levels, write, suffix, um, share
 ):
@@ -238,6 +239,14 @@ def test_what_is_no_slide_is_refused(tmp_path, suffix):
     refusal(windows.open_image, path, "OpenSlide cannot read")
     with pytest.raises(FileNotFoundError):
         windows.open_image(tmp_path / f"other.{suffix}")
+
+
+@needs_openslide
+def test_a_slide_on_which_openslide_ends_the_program_is_refused(tmp_path, levels):
+    path = tmp_path / "slide.vmu"
+    slide_files.hamamatsu_vmu(path, levels)
+    path.write_text(path.read_text().replace("BitsPerPixel=36", "BitsPerPixel=24"))
+    refusal(windows.open_image, path, "on which OpenSlide dies")
 
 
 @needs_openslide

@@ -102,13 +102,18 @@ def image_shape(path: str | Path) -> tuple[int, int]:
             with open_raster(path) as picture:
                 shape = picture.height, picture.width
                 orientation = _raster_orientation(picture)
-    height, width = shape[::-1] if orientation in _SIDEWAYS else shape
+    shape = shape[::-1] if orientation in _SIDEWAYS else shape
+    check_shape(path, *shape)
+    return shape
+
+
+def check_shape(path: Path, height: int, width: int) -> None:
+    """Raise InputError for a size that no image has."""
     if not 0 < height * width <= LARGEST:
         raise InputError(
             f"{path}: found {height} x {width} pixels (height x width), expected 1 to "
             f"{LARGEST:.0e} in all, replace the file"
         )
-    return height, width
 
 
 def check_memory(path: Path, height: int, width: int) -> None:

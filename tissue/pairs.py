@@ -149,7 +149,8 @@ def passed_over(*places: str | Path) -> list[str]:
     for place in map(Path, places):
         if not place.is_dir():
             continue
-        images = {path.name for path in _image_files(place)}
+        images = _image_files(place)
+        images = {path.name for path in (*images, *scanners.companions(images))}
         others = [p for p in sorted(place.iterdir()) if p.name not in images and p.name[0] != "."]
         if others:
             names = [_shown(path.name) + "/" * path.is_dir() for path in others]

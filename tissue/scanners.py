@@ -6,9 +6,12 @@ that overlap or lie anywhere, and levels that are not what their tags say.
 """
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,16 @@ INSTALL = "pip install openslide-python openslide-bin pydicom"
 CELL = 256  # pixels; of a level whose pixels are no whole number of the image's, read at once
 BAND = 2**24  # pixels read at once of a slide that is read whole
 _KEY_FILE = 2**16  # bytes; OpenSlide reads no larger VMS file
+_PATIENCE = 300  # seconds
+_TRY = """
+import sys, openslide
+slide = openslide.OpenSlide(sys.argv[1])
+for level, (width, height) in enumerate(slide.level_dimensions):
+    step = slide.level_downsamples[level]
+    for share in (0, 0.5, 1):
+        at = int(step * share * max(0, width - 64)), int(step * share * max(0, height - 64))
+        slide.read_region(at, level, (64, 64))
+"""  # an exception, which is told when the slide is read, is exit code 1
 
 
 def is_scan(path: Path) -> bool:
@@ -48,18 +61,26 @@ def heads(paths: Iterable[Path]) -> list[Path]:
     Of the DICOM files of one folder and series the first by name stands for the slide; what a VMS
     or VMU file names is a part of it. Raises InputError for DICOM files where pydicom is missing.
     """
-    paths, parts, series = list(paths), set(), {}
+    paths, series = list(paths), {}
+    parts = companions(paths)
     for path in sorted(paths, key=lambda path: path.name):
-        kind = path.suffix.lower()
-        if kind in (".vms", ".vmu") and path.is_file():
-            with open(path, encoding="utf-8", errors="replace") as file:
-                named = re.findall(r"^[^=\n]+=\s*(\S.*?)\s*$", file.read(_KEY_FILE), re.MULTILINE)
-            parts |= {path.parent / name for name in named}
-        elif kind == ".dcm" and (number := _series_of(path)):
-            if (path.parent, number) in series:
-                parts.add(path)
-            series.setdefault((path.parent, number), path)
+        if path.suffix.lower() == ".dcm" and (number := _series_of(path)):
+            first = series.setdefault((path.parent, number), path)
+            parts |= {path} - {first}
     return [path for path in paths if path not in parts]
+
+
+def companions(paths: Iterable[Path]) -> set[Path]:
+    """The folders of MIRAX slides, and the files that VMS and VMU files name, there or not."""
+    found = set()
+    for path in paths:
+        kind = path.suffix.lower()
+        if kind == ".mrxs":
+            found.add(path.with_suffix(""))
+        elif kind in (".vms", ".vmu") and path.is_file():
+            named = re.findall(r"^[^=\n]+=\s*(\S.*?)\s*$", _key_file(path), re.MULTILINE)
+            found |= {path.parent / name for name in named}
+    return found
 
 
 def _series_of(path):
@@ -144,12 +165,41 @@ class Scan:
     def _opened(self):
         with self.lock:
             if self._slide is None:
+                _check(self.path)
                 with _telling(self.path):
                     self._slide = _openslide(self.path).OpenSlide(self.path)
             return self._slide
 
     def _forget(self):
         self.close()  # after an error a slide gives nothing but that error
+
+
+def _check(path):
+    """Raise InputError for a slide on which OpenSlide ends the program in place of an error.
+
+    It does so with some damaged headers, so another process tries it first.
+    """
+    state = path.stat()
+    if said := _tried(path, state.st_size, state.st_mtime_ns):
+        raise InputError(
+            f"{path}: found a slide on which OpenSlide {said}, expected a whole one, replace it"
+        )
+
+
+@lru_cache(4096)
+def _tried(path, *_):
+    """What became of OpenSlide on a file of this state; None if nothing did."""
+    command = [sys.executable, "-c", _TRY, path]
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return f"takes more than {_PATIENCE} seconds to begin"
+    return f"dies (exit code {ended.returncode})" if ended.returncode not in (0, 1) else None
+
+
+def _key_file(path):
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(_KEY_FILE)
 
 
 def _cells(start, size, step):

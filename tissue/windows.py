@@ -17,6 +17,7 @@ from tissue import masks
 from tissue.images import (
     bits_in_use,
     check_memory,
+    check_shape,
     decode,
     decoding,
     image_shape,
@@ -179,6 +180,7 @@ def _open(path, big, is_mask):
 def _scan(path, big):
     scan = Scan(path)
     height, width = scan.levels[0]
+    check_shape(path, height, width)
     return scan, (height, width), height * width >= big
 
 
