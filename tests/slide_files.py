@@ -348,17 +348,18 @@ def mirax(path, levels):
     return [expected[0][:, TILE:], expected[1][:, TILE // 2 :]]
 
 
-def dicom(path, levels):
+def dicom(path, levels, is_jpeg=False):
     """A file a level, of one series; `path` is that of the largest."""
+    from pydicom import uid
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage, generate_uid
+    from pydicom.encaps import encapsulate
 
-    series, study = generate_uid(), generate_uid()
+    series, study, expected = uid.generate_uid(), uid.generate_uid(), []
     for level, image in enumerate(levels):
         meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = uid.VLWholeSlideMicroscopyImageStorage
+        meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+        meta.TransferSyntaxUID = uid.JPEGBaseline8Bit if is_jpeg else uid.ExplicitVRLittleEndian
         file = path.with_name(f"{path.stem}{f'_{level}' if level else ''}.dcm")
         data = FileDataset(file, {}, file_meta=meta, preamble=b"\0" * 128)
         data.SOPClassUID, data.SOPInstanceUID = meta[0x00020002].value, meta[0x00020003].value
@@ -369,10 +370,16 @@ def dicom(path, levels):
         data.TotalPixelMatrixRows, data.TotalPixelMatrixColumns = image.shape[:2]
         data.TotalPixelMatrixFocalPlanes = 1
         data.Rows = data.Columns = TILE
-        frames = [tile for row in tiles(padded(image)) for tile in row]
+        grid = tiles(padded(image))
+        frames = [tile.tobytes() for row in grid for tile in row]
+        if is_jpeg:
+            frames = [jpeg(tile)[0] for row in grid for tile in row]
+            grid = [[jpeg(tile)[1] for tile in row] for row in grid]
+        expected.append(mosaic(grid)[: image.shape[0], : image.shape[1]])
         data.NumberOfFrames = len(frames)
         data.DimensionOrganizationType = "TILED_FULL"
-        data.SamplesPerPixel, data.PhotometricInterpretation = 3, "RGB"
+        data.SamplesPerPixel = 3
+        data.PhotometricInterpretation = "YBR_FULL_422" if is_jpeg else "RGB"
         data.PlanarConfiguration, data.PixelRepresentation = 0, 0
         data.BitsAllocated = data.BitsStored = 8
         data.HighBit = 7
@@ -383,6 +390,10 @@ def dicom(path, levels):
         path_of_light = Dataset()
         path_of_light.OpticalPathIdentifier, path_of_light.ObjectiveLensPower = "0", "40"
         data.OpticalPathSequence = [path_of_light]
-        data.PixelData = b"".join(frame.tobytes() for frame in frames)
+        data.PixelData = encapsulate(frames) if is_jpeg else b"".join(frames)
         data.save_as(file, enforce_file_format=True)
-    return levels
+    return expected
+
+
+def dicom_jpeg(path, levels):
+    return dicom(path, levels, is_jpeg=True)

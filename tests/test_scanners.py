@@ -39,6 +39,7 @@ SCANS = {  # what OpenSlide reads
     "Sakura": (slide_files.sakura, ".svslide", 0.5),
     "MIRAX": (slide_files.mirax, ".mrxs", 0.25),
     "DICOM": (slide_files.dicom, ".dcm", 0.25),
+    "DICOM of JPEGs": (slide_files.dicom_jpeg, ".dcm", 0.25),
 }
 
 
