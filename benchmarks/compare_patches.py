@@ -5,18 +5,17 @@ Images of another pixel size than the set's are resampled first, as preprocess.p
 python3 -m benchmarks.compare_patches --root data/demo
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from tissue import images, masks, patches
-from tissue.files import InputError, run_script
+from tissue.files import InputError, Parser, run_script
 from tissue.pixel_size import scale_of
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--root", default="./data/", help="folder with the patch set")
     return parser.parse_args(argv)
 

@@ -39,7 +39,7 @@ from learning.fusing import freed_memory_kept, fuse
 from learning.predictor import Predictor
 from model import IMAGENET_MEAN, IMAGENET_STD, UNet
 from tissue import images, masks, nuclei, pairs, stitching, tiling, windows
-from tissue.files import run_script
+from tissue.files import Parser, run_script
 from tissue.store import Store
 from tissue.synthetic import draw_tissue
 
@@ -51,9 +51,7 @@ NORMALISATION = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--dimensions", type=int, help="width; without it 32, and 16 for --giants")
     parser.add_argument("--gpu_id", type=int, default=-1, help="number of the GPU; -1: the CPU")
     parser.add_argument("--sides", type=int, nargs="+", help="pixels, instead of all sizes")

@@ -7,7 +7,6 @@ All ways take turns in each round. Output folders are removed between them, outs
 Writes the section "Cutting patches" of benchmarks/RESULTS.md.
 """
 
-import argparse
 import os
 import shutil
 import statistics
@@ -22,7 +21,7 @@ import numpy as np
 
 from benchmarks import data, results
 from tissue import images, masks, pairs
-from tissue.files import run_script
+from tissue.files import Parser, run_script
 from tissue.patches import Grid, cut  # by patchify, where there is one
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,9 +29,7 @@ DIM, STRIDE = 128, 20  # preprocess.py's defaults
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--images", type=int, default=30, help="number of images to draw")
     parser.add_argument("--size", type=int, default=512, help="their height and width, pixels")

@@ -7,7 +7,6 @@ Nuclei are ellipses on a grid; the report's images are copies of nine drawn ones
 Writes the section "Writing results" of RESULTS.md.
 """
 
-import argparse
 import os
 import resource
 import tempfile
@@ -28,7 +27,7 @@ from tissue import (
     tiling,
     windows,
 )
-from tissue.files import run_script
+from tissue.files import Parser, run_script
 from tissue.inputs import Task
 from tissue.store import Store
 from tissue.synthetic import ORGANS, PIXEL_SIZE, draw_tissue
@@ -38,9 +37,7 @@ LAYERS = ("image", "overlay", "gt", "errors")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--nuclei", type=int, default=100_000, help="nuclei to export")
     parser.add_argument("--images", type=int, default=3000, help="images of the report")
     parser.add_argument("--results", default=results.RESULTS, help="file for the table")

@@ -9,7 +9,6 @@ called, and its step on one batch that lies in memory, which is the most that tr
 Writes the sections "Training speed" and "The full training" of benchmarks/RESULTS.md.
 """
 
-import argparse
 import csv
 import random
 import shutil
@@ -34,7 +33,7 @@ from learning.processes import Machine
 from learning.state import make_state
 from model import UNet
 from tissue import patches
-from tissue.files import run_script
+from tissue.files import Parser, run_script
 from tissue.manifest import write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,9 +48,7 @@ FULL_TITLE = "The full training"
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of the U-Net")

@@ -14,7 +14,6 @@ that the study goes on where it was stopped. Writes docs/ablation.md and docs/ab
 leaves what is written in the former under "What was learned" as it is.
 """
 
-import argparse
 import csv
 import statistics
 import tempfile
@@ -39,7 +38,7 @@ from experiments.study import (
 from learning import checkpoints
 from learning.devices import choose_device
 from tissue import patches
-from tissue.files import check_positive, replacing, run_script, write_table
+from tissue.files import Parser, check_positive, replacing, run_script, write_table
 from tissue.pairs import find_pairs
 
 PLAIN = {"sampler": "uniform", "augment": "basic", "arch": "unet", "loss": "bce", "stain": "none"}
@@ -85,9 +84,7 @@ LEARNED = "## What was learned\n"
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--other", help="folder of another stain, on which all runs are scored too")
     parser.add_argument("--val_pattern", default="*03.tif", help="validation images of --root")

@@ -7,8 +7,6 @@ Without --ckpt it counts on the reference's own masks (labels > 0), with it on t
 parameters are the defaults, and those that are best on all other images (leave one image out).
 """
 
-import argparse
-
 import numpy as np
 
 import inference
@@ -16,16 +14,14 @@ from benchmarks import results
 from learning.devices import choose_device
 from learning.predictor import Predictor
 from tissue import agreement, nuclei, tiling, windows
-from tissue.files import InputError, run_script
+from tissue.files import InputError, Parser, run_script
 from tissue.masks import read_label_map
 from tissue.pairs import find_images
 from tissue.pixel_size import pixel_size_um
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--images", required=True, help="folder with images")
     parser.add_argument("--labels", required=True, help="folder with their label maps")
     parser.add_argument("--ckpt", help="checkpoint or run folder; without it reference masks")

@@ -8,7 +8,6 @@ mean of the weights at that point and at the end, is scored on the whole images 
 out.
 """
 
-import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks import data, results
 from experiments import study
 from learning import checkpoints
 from learning.devices import choose_device
-from tissue.files import check_positive, run_script
+from tissue.files import Parser, check_positive, run_script
 from tissue.pairs import find_pairs
 
 START = "strong"
@@ -25,9 +24,7 @@ ENDS = ("basic", "moderate", "strong")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--other", help="folder of another stain, scored too")
     parser.add_argument("--val_pattern", default="*03.tif", help="images of --root to leave alone")

@@ -6,7 +6,6 @@ Whatever is drawn at a place follows from the seed, the name of a noise field an
 (`Canvas.hash`), never from what was drawn before, so that windows of one large image would agree.
 """
 
-import argparse
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import tifffile
 from scipy.ndimage import find_objects
 from scipy.spatial import cKDTree
 
-from tissue.files import InputError, check_positive, replacing, run_script
+from tissue.files import InputError, Parser, check_positive, replacing, run_script
 
 PIXEL_SIZE = 0.25  # micrometres
 MICRON = 1 / PIXEL_SIZE  # pixels
@@ -492,11 +491,7 @@ def write_demo(root: str | Path, images: int = 27, size: int = 512, seed: int = 
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python3 -m tissue.synthetic",
-        description="Draw H&E tissue with its exact truth: images, masks and label maps.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("Draw H&E tissue with its exact truth: images, masks and label maps.")
     parser.add_argument("--root", default="data/demo", help="folder to write to")
     parser.add_argument("--images", type=int, default=27, help="number of images, 3 of each organ")
     parser.add_argument("--size", type=int, default=512, help="height and width in pixels")

@@ -9,12 +9,11 @@ Predicted masks and numbers alone, unless --tissue says that the images and thei
 may be shown, too: those of this project's own drawn tissue.
 """
 
-import argparse
 from pathlib import Path
 
 import cv2
 
-from tissue.files import run_script
+from tissue.files import Parser, run_script
 from tissue.images import read_image
 from tissue.pictures import write_image
 from tissue.results import read_table
@@ -28,7 +27,7 @@ NAMES |= {"aji": "AJI", "pq": "PQ"}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("results", help="an --image_folder of inference.py, all with references")
     parser.add_argument("--tissue", action="store_true", help="show images and reference masks too")
     return parser.parse_args(argv)
