@@ -21,9 +21,9 @@ Look at:
   tensorboard --logdir=.           the curves of the training"""
 LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
 IMAGE_SIDE = (
-    "agreement", "background", "cutting", "depth", "exports", "files", "images", "masks",
-    "measures", "nuclei", "pairs", "patches", "pictures", "pixel_size", "project", "report",
-    "results", "stitching", "store", "strict", "synthetic", "windows",
+    "agreement", "background", "cutting", "depth", "exports", "files", "given_sizes", "images",
+    "masks", "measures", "nuclei", "pairs", "patches", "pictures", "pixel_size", "project", "report",
+    "results", "scanners", "stitching", "store", "strict", "synthetic", "windows",
 )  # fmt: skip
 
 
