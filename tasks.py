@@ -22,8 +22,8 @@ Look at:
 LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
 IMAGE_SIDE = (
     "agreement", "background", "cutting", "depth", "exports", "files", "given_sizes", "images",
-    "masks", "measures", "nuclei", "pairs", "patches", "pictures", "pixel_size", "project", "report",
-    "results", "scanners", "stitching", "store", "strict", "synthetic", "windows",
+    "masks", "measures", "nuclei", "pairs", "patches", "pictures", "pixel_size", "project",
+    "report", "results", "scanners", "stitching", "store", "strict", "synthetic", "windows",
 )  # fmt: skip
 
 
