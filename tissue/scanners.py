@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from tissue.files import InputError
@@ -189,7 +190,7 @@ def _check(path):
 @lru_cache(4096)
 def _tried(path, *_):
     """What became of OpenSlide on a file of this state; None if nothing did."""
-    command = [sys.executable, "-c", _TRY, path]
+    command = [sys.executable, "-P", "-c", _TRY, path]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
@@ -218,8 +219,8 @@ def _cells(start, size, step):
 
 def on_white(pixels: np.ndarray) -> np.ndarray:
     """RGBA uint8 (h, w, 4) before a white ground: RGB uint8 (h, w, 3)."""
-    colours, alpha = pixels[..., :3], pixels[..., 3:]
-    if alpha.min(initial=255) == 255:
+    colours, alpha = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), pixels[..., 3:]
+    if alpha.min() == 255:
         return colours
     alpha = alpha.astype(np.uint16)
     return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
