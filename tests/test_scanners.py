@@ -102,20 +102,36 @@ def test_windows_are_crops_in_many_threads_at_once(tmp_path, levels, write, suff
     assert not image.is_big
     wholes = [image.read(0, 0, *size, level) for level, size in enumerate(image.levels)]
 
-    def check(seed):
-        generator = np.random.default_rng(seed)
-        level = generator.integers(len(wholes))
-        (height, width), whole = image.levels[level], wholes[level]
-        y, x = generator.integers(height), generator.integers(width)
-        rows, columns = generator.integers(1, height - y + 1), generator.integers(1, width - x + 1)
-        found = image.read(y, x, rows, columns, level)
-        np.testing.assert_array_equal(found, whole[y : y + rows, x : x + columns])
-        if seed % 9 == 0:
-            image.close()  # while others read
-
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(check, range(64)))
+        list(pool.map(lambda seed: check_window(image, wholes, seed), range(64)))
     assert image.view(64).shape[2] == 3
+
+
+def check_window(image, wholes, seed):
+    """Compare a window of a level with all of the level, and now and then close the image."""
+    generator = np.random.default_rng(seed)
+    level = generator.integers(len(wholes))
+    (height, width), whole = image.levels[level], wholes[level]
+    y, x = generator.integers(height), generator.integers(width)
+    rows, columns = generator.integers(1, height - y + 1), generator.integers(1, width - x + 1)
+    found = image.read(y, x, rows, columns, level)
+    np.testing.assert_array_equal(found, whole[y : y + rows, x : x + columns])
+    if seed % 9 == 0:
+        image.close()  # while others read
+
+
+@needs_openslide
+def test_windows_of_tiles_that_overlap_by_a_part_of_a_pixel_agree(tmp_path, generator):
+    path = tmp_path / "slide.mrxs"
+    slide_files.mirax(path, slide_files.pyramid(generator, 512, 640))
+    told = tmp_path / "slide" / "Slidedat.ini"
+    for axis in "XY":
+        told.write_text(told.read_text().replace(f"OVERLAP_{axis}=0", f"OVERLAP_{axis}=7.5"))
+    image = windows.open_image(path)
+    assert image.levels == [(456, 512), (228, 256)]  # eight rows and nine columns less the overlaps
+    wholes = [image.read(0, 0, *size, level) for level, size in enumerate(image.levels)]
+    for seed in range(40):
+        check_window(image, wholes, seed)
 
 
 @needs_openslide
