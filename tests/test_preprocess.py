@@ -352,14 +352,14 @@ def test_16_bit_images_of_a_set_are_of_one_brightness(tmp_path):
 
 
 def test_what_is_passed_over_is_said(root, capsys):
-    for name in ("tissue_images/a.ndpi", "mask binary/Thumbs.db", "tissue_images/.DS_Store"):
+    for name in ("tissue_images/a.nd2", "mask binary/Thumbs.db", "tissue_images/.DS_Store"):
         (root / name).touch()
     (root / "instance_labels").mkdir()
     write_image(root / "instance_labels" / "Drawn_01_labels.png", np.zeros((96, 80), bool))
     for _ in range(2):  # and again where nothing is to do
         cut(root)
         lines = capsys.readouterr().out.splitlines()
-        assert sum("1 file in" in line and "a.ndpi" in line for line in lines) == 1
+        assert sum("1 file in" in line and "a.nd2" in line for line in lines) == 1
         assert sum("1 file in" in line and "Thumbs.db" in line for line in lines) == 1
         assert sum("Drawn_01_labels.png" in line for line in lines) == 1
         assert not any("DS_Store" in line for line in lines)
