@@ -8,10 +8,9 @@
 
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
-counts.csv and report.html for all images of the folder, those of earlier calls too; with a network
-that has instances also its depth map, <name>_distance.png. Of an image of more than 64 megapixels
-prediction and depth map are tiled TIFFs and the others are small views; it is never held in
-memory.
+counts.csv, review.csv and report.html for all images of the folder, those of earlier calls too;
+with a network that has instances also its depth map. Of an image of more than 64 megapixels
+prediction and depth map are tiled TIFFs and others small views; it is never held in memory.
 """
 
 import math
@@ -321,7 +320,7 @@ def infer(task: Task, network: Predictor, team: Team, bar) -> dict:
         results.forget(task.results, task.pair.name)
         bar.update(task.megapixels)
         return segmentation.export_again(task, network)
-    outdated = "gt", "errors", "distance", "big_distance"
+    outdated = "gt", "errors", "distance", "big_distance", "review_pictures"
     outdated += ("prediction" if task.image.is_big else "big_prediction",)
 
     def begin():
@@ -333,7 +332,8 @@ def infer(task: Task, network: Predictor, team: Team, bar) -> dict:
         shares = team.each(
             lambda: segmentation.predict(task, network, found, team.place, bar.update)
         )
-        return team.first(lambda: segmentation.finish(task, network, found, sum(shares)))
+        seen = [sum(of_all) for of_all in zip(*shares, strict=True)]
+        return team.first(lambda: segmentation.finish(task, network, found, seen))
 
 
 def check_all_exports(tasks: list[Task]) -> list[str]:

@@ -113,7 +113,7 @@ def write_nuclei(task: Task, mask: Store) -> None:
             task,
             nuclei.PREDICTION_SPLIT,
             mask,
-            lambda found: labels.write(found.tile, found.labels),
+            lambda found, table: labels.write(found.tile, found.labels),
         )
         labels.save(task.file("labels"), task.pixel_size_um)
 

@@ -1,9 +1,15 @@
 """What decides a default is measured from the trainings to the table, in small."""
 
-import pytest
+import re
 
-from experiments import ablation, counts, finishing, left_out, transfer
-from tests.scripts import cut, learn, table_of
+import numpy as np
+import pytest
+import torch
+
+from experiments import ablation, counts, finishing, left_out, review, transfer
+from learning.predictor import Predictor
+from model import UNet
+from tests.scripts import checkpoint_of, cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.images import read_image
 from tissue.synthetic import write_demo
@@ -113,3 +119,32 @@ def test_one_set_after_the_other_is_left_out(tmp_path):
     for text in ("Third", "Third=a", "=a:b"):
         with pytest.raises(InputError, match="--also: found"):
             left_out.parse_also(text)
+
+
+def test_fields_are_measured_as_inference_has_them(tmp_path, capsys):
+    write_demo(tmp_path / "tissue", 2, 512)
+    images, references = tmp_path / "tissue/tissue_images", tmp_path / "tissue/instance_labels"
+    torch.manual_seed(3)
+    model = UNet(4).eval()
+    shown = np.stack([read_image(path) for path in images.iterdir()]) / 255 - 0.6
+    with torch.no_grad():
+        model.last_conv.weight *= 50
+        logits = model(torch.tensor(shown, dtype=torch.float32).permute(0, 3, 1, 2) * 4)
+        model.last_conv.bias -= logits.median()  # on both sides of 0.5
+    torch.save(checkpoint_of(model), tmp_path / "net.pt")
+    flags = ["--ckpt", tmp_path / "net.pt", "--gpu_id", -1, "--images", images]
+    review.main(review.parse_args([*map(str, flags), "--references", str(references)]))
+    said = capsys.readouterr().out
+    assert "2 images, 8 fields, the most doubtful 1" in said
+    assert len(re.findall(r"^\| the error itself .* 1.00 ", said, re.MULTILINE)) == 1
+
+    infer(tmp_path / "out", *flags[:2], "--images", images, "--masks", references)
+    network = Predictor.load(tmp_path / "net.pt", torch.device("cpu"))
+    for row in table_of(tmp_path / "out" / "counts.csv"):
+        image, reference = (next(f.glob(f"{row['image']}.*")) for f in (images, references))
+        found = review.measured(network, image, reference)
+        wrong = 1 - found["wrong pixels"].sum() / 512**2
+        assert wrong == pytest.approx(float(row["accuracy"]), abs=1e-4)
+        table = table_of(tmp_path / "out" / f"{row['image']}_review.csv")
+        doubts = [float(field["doubt"]) for field in table]
+        assert sorted(found["4 p (1 - p)"], reverse=True) == pytest.approx(doubts, abs=1e-4)

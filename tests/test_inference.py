@@ -138,12 +138,13 @@ def test_three_processes_write_the_files_of_one(slide, checkpoint, tmp_path):
     assert [path.name for path in one] == [path.name for path in three]
     assert len([path for path in one if "prediction" in path.name]) == 5
     for path, other in zip(one, three, strict=True):
-        if path.suffix in (".png", ".tif"):
+        if path.suffix in (".png", ".tif") or "review" in path.name:
             assert path.read_bytes() == other.read_bytes(), path
     tables = [table_of(tmp_path / name / "counts.csv") for name in "13"]
     for row in tables[0] + tables[1]:
         row.pop("seconds")
     assert tables[0] == tables[1] and len(tables[0]) == 5
+    assert len(table_of(tmp_path / "3" / "review.csv")) == 6  # two of the big one
 
 
 def test_finished_images_stay_and_a_truncated_one_is_named_and_done_later(
@@ -510,7 +511,7 @@ def test_exports_stay_and_come_later_without_predicting_again(
     assert times(results, *predicted) == predicted
     again = fingerprint(results)
     assert {path for path in exported if exported[path] != again[path]} <= {
-        results / name for name in ("counts.csv", "errors.csv", "report.html")
+        results / name for name in ("counts.csv", "errors.csv", "review.csv", "report.html")
     }
 
 
@@ -527,6 +528,7 @@ def test_overwrite_redoes_and_exports_what_was_exported(pictures, checkpoint, tm
 
 ALL_FILES = ["prediction.png", "image.png", "overlay.png", "gt.png", "errors.png", "labels.tif"]
 ALL_FILES += ["nuclei.csv", "nuclei.geojson", "rois.zip", "coco.json"]
+ALL_FILES += ["review.csv", "review.geojson", "review.jpg"]
 
 
 @pytest.mark.parametrize("change", ["deleted", "emptied", "cut", "a link"])
@@ -655,7 +657,8 @@ def test_links_in_the_folder_are_replaced_and_not_followed(pictures, checkpoint,
     results, victim = tmp_path / "out", tmp_path / "victim"
     (results / "rows").mkdir(parents=True)
     victim.write_text("mine")
-    names = [f"a_{name}" for name in ALL_FILES] + ["counts.csv", "errors.csv", "report.html"]
+    names = [f"a_{name}" for name in ALL_FILES] + ["counts.csv", "errors.csv", "review.csv"]
+    names.append("report.html")
     for name in [*names, "rows/a.json", ".lock.txt"]:
         (results / name).symlink_to(victim)
     flags = ["--ckpt", checkpoint, "--images", pictures / "a.png", "--masks", tmp_path / "masks"]

@@ -24,6 +24,7 @@ from tissue.synthetic import draw_tissue
 SHAPE = 320, 400  # pixels
 TILES = ["--tile_size", 96, "--overlap", 96]
 KINDS = ["prediction.png", "image.png", "overlay.png", "labels.tif", "nuclei.csv", "nuclei.geojson"]
+KINDS += ["review.csv", "review.geojson", "review.jpg"]
 
 
 def write_network(path, instances):

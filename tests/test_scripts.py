@@ -114,7 +114,7 @@ def test_results_are_whole_images_with_their_counts(finished):
         assert (results / f"{name}_overlay.png").is_file()
         assert name in outputs[3]
     page = (results / "report.html").read_text()
-    assert page.count("data:image/jpeg") == 8  # image, prediction, reference, errors
+    assert page.count("data:image/jpeg") == 10  # image, prediction, reference, errors; a field
     assert not re.search(r"(src|href)=[\"']https?:", page)
 
 

@@ -117,21 +117,37 @@ class Embedded(NamedTuple):
     linked: bool  # whether its file shows much more
 
 
+UNREADABLE = Embedded("", 0, 0, "unreadable", linked=False)
+
+
 def embedded(path: Path, side: int) -> Embedded:
     """A PNG made small, at most `side` pixels a side; one that is damaged is said to be."""
-    unreadable = Embedded("", 0, 0, "unreadable", linked=False)
     encoded = np.fromfile(path, np.uint8)
     if len(encoded) < 24:
-        return unreadable
+        return UNREADABLE
     width, height = encoded[16:24].view(">u4").tolist()  # of the header; PNG 1.2, section 4.1.1
     if height * width > LARGEST_PICTURE:
         return Embedded("", width, height, f"{height} x {width} pixels", linked=True)
     pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)  # a mask stays grey, which is smaller
     if pixels is None or pixels.shape[:2] != (height, width):
-        return unreadable
+        return UNREADABLE
     scale = min(1.0, side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    jpeg = base64.b64encode(cv2.imencode(".jpg", pixels, JPEG)[1]).decode()
     linked = scale < 1 and side < ENLARGED_SIDE
-    return Embedded(f"data:image/jpeg;base64,{jpeg}", *size, "", linked)
+    return Embedded(_jpeg(pixels), *size, "", linked)
+
+
+def embedded_squares(path: Path, side: int, places: Sequence[int]) -> list[Embedded]:
+    """Squares of `side` pixels that lie one below the other in a picture, by their places there."""
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None or pixels.shape[1] != side or len(pixels) < side * (max(places) + 1):
+        return [UNREADABLE] * len(places)
+    squares = (pixels[side * place : side * (place + 1)] for place in places)
+    return [Embedded(_jpeg(square), side, side, "", linked=False) for square in squares]
+
+
+def _jpeg(pixels):
+    """A data URL of BGR or grey pixels."""
+    jpeg = base64.b64encode(cv2.imencode(".jpg", pixels, JPEG)[1]).decode()
+    return f"data:image/jpeg;base64,{jpeg}"

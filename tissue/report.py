@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from tissue import agreement, pictures, results
+from tissue import agreement, pictures, results, review
 from tissue.files import replacing
 
 LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
@@ -27,6 +27,7 @@ FILES = {
     "big_prediction": "mask",
     "distance": "depth",
     "big_distance": "depth",
+    "review_geojson": "fields",
 }
 
 
@@ -154,12 +155,13 @@ def write_report(
     rows: Sequence[dict],
     settings: dict,
     differing: Sequence[str] = (),
+    doubtful: Sequence[review.Field] = (),
 ) -> None:
     """Write report.html: one page that needs no network, for a screen or for paper.
 
     It has what the rows (`results.Row`) come to, two plots from two images with a reference on, a
-    table with a row per image, and the settings, of which the images' are said to be `differing`
-    in those that are named. Pictures are `folder`'s
+    table with a row per image, the fields that are most `doubtful`, and the settings, of which the
+    images' are said to be `differing` in those that are named. Pictures are `folder`'s
     `<name>_image.png`, `_overlay.png`, `_gt.png` and `_errors.png`, as far as they are there; they
     are embedded, the smaller the more there are, so that all fit into PAGE_BYTES, and are links to
     the files, which lie beside the page.
@@ -182,7 +184,8 @@ def write_report(
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
         images=images,
         agreed=agreed,
-        tables=[n for n in (results.COUNTS, results.ERRORS) if (folder / n).is_file()],
+        fields=_fields(rows, doubtful),
+        tables=[n for n in results.TABLES if n != results.REPORT and (folder / n).is_file()],
         differing=said_of_differing(differing) if differing else "",
         facts=list(_facts(rows, agreed)),
         plots=_plots(rows, agreed) if agreed and agreed["images"] > 1 else (),
@@ -204,6 +207,16 @@ def _files(folder, name, kinds):
     """{kind: path} of an image's files of some kinds, as far as they are there."""
     paths = {kind: results.path_of(folder, name, kind) for kind in kinds}
     return {kind: path for kind, path in paths.items() if path.is_file()}
+
+
+def _fields(rows, doubtful):
+    """(place of the image's row, field, picture) of each field that is shown."""
+    places, found = {row["image"]: place for place, row in enumerate(rows)}, {}
+    for path in {field.pictures for field in doubtful}:
+        own = [field.place for field in doubtful if field.pictures == path]
+        squares = pictures.embedded_squares(path, review.SIDE, own)
+        found |= {(path, place): square for place, square in zip(own, squares, strict=True)}
+    return [(places[row["image"]], row, found[path, place]) for row, place, path in doubtful]
 
 
 def _embedded_side(count: int) -> int:

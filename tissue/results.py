@@ -39,17 +39,19 @@ ENDINGS = {
     "coco": "_coco.json",
     "distance": "_distance.png",
     "big_distance": "_distance.tif",
+    "review": "_review.csv",
+    "review_geojson": "_review.geojson",
+    "review_pictures": "_review.jpg",
 }
 ROWS = "rows"
-COUNTS, ERRORS, REPORT = "counts.csv", "errors.csv", "report.html"
+TABLES = COUNTS, ERRORS, REVIEW, REPORT = "counts.csv", "errors.csv", "review.csv", "report.html"
 
 COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
 COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
 COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
 ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
 
-# A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; the wide forms count in
-# East Asian locales).
+# A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; East Asia: wide forms).
 FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
 
 # --- the schema of a record
@@ -212,7 +214,7 @@ def check_folder(folder: Path | str) -> None:
     rows = folder / ROWS
     if os.path.lexists(rows) and (rows.is_symlink() or not rows.is_dir()):
         raise InputError(f"{rows}: found a link or a file, expected a folder; remove it")
-    for place, ours in ((folder, (*ENDINGS.values(), COUNTS, ERRORS, REPORT)), (rows, (".json",))):
+    for place, ours in ((folder, (*ENDINGS.values(), *TABLES)), (rows, (".json",))):
         entries = list(os.scandir(place)) if place.is_dir() else []
         for entry in entries:
             if entry.name.endswith(ours) and entry.is_dir(follow_symlinks=False):
@@ -361,7 +363,7 @@ def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     """
     more = ("dropped",) if any("dropped" in row for row in rows) else ()
     columns = COUNT_COLUMNS + more
-    write_table(path, columns, [{key: _cell(row.get(key)) for key in columns} for row in rows])
+    write_table(path, columns, [{key: cell(row.get(key)) for key in columns} for row in rows])
 
 
 def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
@@ -376,12 +378,12 @@ def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
             both = {key: counts[key] for key in ("matched", "missed", "spurious")}
             both |= {key: counts[f"{key}_reference"] for key in ("merged", "split")}
             true = sum(count for key, count in both.items() if key != "spurious")
-            table.append({"image": _cell(row["image"]), "true": true} | both)
+            table.append({"image": cell(row["image"]), "true": true} | both)
     write_table(path, ERROR_COLUMNS, table)
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:
-    """The rows of counts.csv or errors.csv, with the names of images as they were."""
+    """The rows of such a table, with the names of images as they were."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -389,8 +391,8 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
     return rows
 
 
-def _cell(value):
-    """A value as counts.csv has it; a text that a spreadsheet might run begins with '."""
+def cell(value):
+    """A value as a table has it; a text that a spreadsheet might run begins with '."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith((*FORMULA, "'")) else value
     if value is None or value != value:

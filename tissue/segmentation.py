@@ -13,7 +13,17 @@ from functools import partial
 
 import numpy as np
 
-from tissue import agreement, exports, measures, nuclei, pictures, stitching, tiling, windows
+from tissue import (
+    agreement,
+    exports,
+    measures,
+    nuclei,
+    pictures,
+    review,
+    stitching,
+    tiling,
+    windows,
+)
 from tissue.depth import segment
 from tissue.files import InputError
 from tissue.inputs import Task
@@ -39,13 +49,15 @@ def predict(
     found: Store,
     place: tuple[int, int] = (0, 1),
     advance: Callable[[float], None] = lambda megapixels: None,
-) -> np.ndarray:
-    """Write the map of an image; return the shares of it that are tissue and were skipped, (2,).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the map of an image; return the shares of it that are tissue and were skipped, (2,),
+    and the doubt in each of its fields (review.Fields).
 
     `place` is this process's rank and the number of processes: it does every so many'th row of
     tiles. `advance` is told how many megapixels of all processes came to an end.
     """
     network = network.at_scale(task.scale)
+    fields = review.Fields(task.shape, task.scale)
     rank, processes = place
     tiles = tiling.tiles_of(*task.shape, network.tile_size)
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
@@ -55,6 +67,7 @@ def predict(
         size = part.height * part.width
         if outputs is not None:
             found.write(part, segment(outputs, network.threshold))
+            fields.add(part, outputs[0])
         return size, tissue * size, size * (outputs is None)
 
     pixels = np.zeros(2)
@@ -62,21 +75,25 @@ def predict(
     for size, tissue, skipped in tiling.ahead(keep, predicted, 4):
         pixels += tissue, skipped
         advance(size * processes / 1e6)
-    return pixels / (task.megapixels * 1e6)
+    return pixels / (task.megapixels * 1e6), fields.doubt
 
 
-def finish(task: Task, network: Finder, segmented: Store, shares: Sequence[float]) -> dict:
+def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndarray]) -> dict:
     """Write all files of a segmented image, and return its row: what is counted and scored.
 
-    `shares` are those that `predict` gave, of all processes.
+    `seen` is what `predict` gave, summed over all processes.
     """
+    shares, doubt = seen
+    fields = review.Fields(task.shape, task.scale)
+    fields.doubt += doubt
     with ExitStack() as held:
         labels, mask = (
             held.enter_context(Store(task.results, task.shape, dtype))
             for dtype in (np.uint32, bool)
         )
 
-        def keep(found):
+        def keep(found, table):
+            fields.count(table["y"], table["x"])
             labels.write(found.tile, found.labels)
             mask.write(found.tile, (segmented.read(*found.tile) > 0) & ~found.dropped)
 
@@ -98,6 +115,12 @@ def finish(task: Task, network: Finder, segmented: Store, shares: Sequence[float
         if task.pair.mask:
             truth = held.enter_context(Store(task.results, task.shape, np.uint32))
             row |= _compare(task, mask, labels, truth, (view, shown))
+
+        def draw(*window):
+            return pictures.overlay(task.image.read(*window), labels.read(*window))
+
+        name = task.pair.name
+        review.write_image_review(task.results, fields.table(name), name, draw)
         for writing in written:
             writing.result()  # or what it failed by
     return row
@@ -122,10 +145,10 @@ def write_nuclei(
     task: Task,
     split: nuclei.Split,
     segmented: Store,
-    visit: Callable[[stitching.FoundNuclei], None] = lambda found: None,
+    visit: Callable[[stitching.FoundNuclei, dict], None] = lambda found, table: None,
 ) -> dict:
     """Write the files of the nuclei of a mask or depth map while they are found, and count them;
-    `visit` is shown what is found in each tile.
+    `visit` is shown what is found in each tile, and what is measured of the nuclei that are new.
     """
     row = {"nuclei": 0, "nuclei_in_frame": 0, "dropped": 0}
     find = partial(_find, task.split_at_um, split, segmented.dtype != bool)
@@ -141,7 +164,7 @@ def write_nuclei(
             row["nuclei"] += len(rings)
             row["nuclei_in_frame"] += measures.count_in_frame(rings)
             row["dropped"] += found.new_dropped
-            visit(found)
+            visit(found, table)
     if not row["dropped"]:
         del row["dropped"]
     return row

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tissue import report, results
+from tissue import report, results, review
 from tissue.inputs import at_most, how_many
 
 
@@ -14,7 +14,7 @@ def write_summary(folder: Path, names: set[str]) -> list[str]:
     lines = [f"{fault}; left out of the tables" for fault in at_most(faults)]
     rows = [record["row"] for record in records]
     if not rows:
-        for outdated in (results.COUNTS, results.ERRORS, results.REPORT):
+        for outdated in results.TABLES:
             (folder / outdated).unlink(missing_ok=True)
         return lines
     shown, differing = results.settings_of(records)
@@ -22,7 +22,13 @@ def write_summary(folder: Path, names: set[str]) -> list[str]:
     shown |= {f"skipped as glass in {name}": share for name, share in skipped.items()}
     results.write_counts(folder / results.COUNTS, rows)
     results.write_errors(folder / results.ERRORS, rows)
-    report.write_report(folder / results.REPORT, folder, rows, shown, differing)
+    reviewed = [record["row"]["image"] for record in records if "review" in record["files"]]
+    doubtful, faults = review.write_review(folder, reviewed)
+    lines += [f"{fault}; left out of {results.REVIEW}" for fault in at_most(faults)]
+    if len(reviewed) < len(rows):
+        others = how_many(len(rows) - len(reviewed), "image")
+        lines.append(f"{others} of an earlier version are not in {results.REVIEW}; --overwrite")
+    report.write_report(folder / results.REPORT, folder, rows, shown, differing, doubtful)
     own = [row for row in rows if row["image"] in names]
     if own:
         lines.append(report.text_table(own))
