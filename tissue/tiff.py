@@ -38,7 +38,7 @@ def is_of_scanner(path: Path) -> bool:
                 or maker.startswith("MedScan")
                 or (maker.startswith("Philips") and "DPUfsImport" in text)
                 or "leica-microsystems.com/scn/" in text
-                or b"iScan" in bytes(page.tags.valueof(_XMP, default=b""))
+                or "iScan" in str(page.tags.valueof(_XMP, default=""))  # text or bytes
             )
     except Exception:  # whoever reads it says why
         return False
