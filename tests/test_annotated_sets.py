@@ -504,7 +504,8 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
     assert "has a whole label map to choose on" in (run / "train.log").read_text()
     assert counted_images([str(root)], [manifest.read_manifest(root)]) == []
     results = tmp_path / "results"
-    infer(results, "--root", root, "--ckpt", run, "--threshold", 0.01)
+    sure_of_all = ("--threshold", 0.01, "--confidence", 0)
+    infer(results, "--root", root, "--ckpt", run, *sure_of_all)
     assert "scored within its regions alone" in capsys.readouterr().out
     row = read_record(results, "Drawn_04")["row"]
     assert "gt_nuclei" not in row and "gt_contours" not in row
@@ -512,7 +513,7 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
     known = annotation.known(0, 0, 96, 80)
     predicted = cv2.imread(str(results / "Drawn_04_prediction.png"), cv2.IMREAD_GRAYSCALE) > 0
     truth = annotation.numbers(0, 0, 96, 80)
-    both, total = (predicted & (truth > 0))[known].sum(), 0
+    both = (predicted & (truth > 0))[known].sum()
     total = predicted[known].sum() + (truth > 0)[known].sum()
     assert both and row["dice"] == pytest.approx(2 * both / total)
     inside = {n for n in range(1, truth.max() + 1) if known.ravel()[np.argmax(truth == n)]}
