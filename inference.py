@@ -51,7 +51,7 @@ def parse_args(argv=None):
     files = parser.add_argument_group("files")
     files.add_argument("--root", nargs="+", default="./data/", help="folders of preprocess.py")
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
-    files.add_argument("--masks", help="folder with reference masks for --images")
+    files.add_argument("--masks", help="folder with references for --images: masks or annotations")
     files.add_argument("--ckpt", help="checkpoint or run folder; without it the weights that ship")
     files.add_argument("--image_folder", default="./results/", help="folder for the results")
     files.add_argument("--overwrite", action="store_true", help="redo images that have results")

@@ -4,12 +4,16 @@
     python3 preprocess.py --root ./data/demo/ --val_pattern '*03.tif'
     python3 preprocess.py --val_fraction 0.2 --group_pattern '^[^_]+' --seed 1
     python3 preprocess.py --root data/one data/other --pixel_size nuclei 0.25
+    python3 preprocess.py --root data/mine --corrected_from results/
 
-Reads <root>/tissue_images/ and <root>/mask binary/ (or mask_binary/, masks/, instance_labels/),
-pairs by name. Writes patches_rgb_train/, patches_mask_train/, patches_rgb_val/, patches_mask_val/,
-patches.csv, patches_preview.png and patches.json below <root>. All patches have one pixel size, of
-several roots too: images of another are resampled. Where instance_labels/ tells nuclei apart, the
-masks do too. The same input again changes nothing, bad input leaves what there is.
+Reads <root>/tissue_images/ and <root>/mask binary/ (or mask_binary/, masks/, instance_labels/) or
+<root>/annotations/ (QuPath, ImageJ, COCO, labelme, label maps), pairs by name. Writes
+patches_rgb_train/, patches_mask_train/, patches_rgb_val/, patches_mask_val/, patches.csv,
+patches_preview.png, annotations_preview.png and patches.json below <root>. All patches have one
+pixel size, of several roots too: images of another are resampled. Where annotations/ or
+instance_labels/ tell nuclei apart, the masks do too. Annotated images may have any size; where
+they have regions, patches are cut in these alone. The same input again changes nothing, bad input
+leaves what there is.
 """
 
 import argparse
@@ -22,20 +26,20 @@ import cv2
 from tqdm import tqdm
 
 from tissue import cutting, manifest, patches, splits
+from tissue.annotations import find_annotations
 from tissue.cutting import Plan
 from tissue.files import InputError, Parser, check_numbers, locked, run_script
+from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import (
     IMAGE_FOLDER,
-    LABEL_FOLDER,
     Files,
     find_pairs,
     label_folder,
-    passed_over,
+    mask_folder,
     set_folders,
-    unused_labels,
-    unused_masks,
 )
 from tissue.pixel_size import MICROSCOPE_UM
+from tissue.unused import passed_over, said_of_annotations, unused_labels, unused_masks
 
 BY_NUCLEI = "nuclei"  # a pixel size that the nuclei tell
 
@@ -44,7 +48,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument(
         "--root", nargs="+", default="./data/",
-        help="folder with images and masks, or several, or a folder of such folders",
+        help="folder with images and masks or annotations, or several, or one of such folders",
     )  # fmt: skip
     parser.add_argument("--patch_dim", type=int, default=128, help="side of a patch, pixels")
     parser.add_argument("--patch_stride", type=int, default=20, help="patch to patch, pixels")
@@ -60,6 +64,10 @@ def parse_args(argv=None):
     parser.add_argument(
         "--patch_pixel_size", type=float, metavar="UM",
         help="micrometres, of all patches; without it the median of the images'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--corrected_from", metavar="RESULTS",
+        help="say what was corrected in annotations since inference.py wrote them there",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="threads that read, cut and write"
@@ -93,6 +101,9 @@ def main(args):
         plans = [make_plan(args, root, size, pool) for root, size in sizes]
         print_lines(cutting.take_sizes(plans, args.pixel_sizes))
         print_lines(cutting.settle_pixel_size(plans, args.patch_pixel_size, pool))
+        if args.corrected_from:
+            for plan in plans:
+                print_lines(cutting.corrections(plan, Path(args.corrected_from)))
         todo = []
         for plan in plans:
             plan.sources = cutting.describe(plan, pool)
@@ -158,13 +169,17 @@ def given_to_each(given: list, roots: list[Path]) -> list[float | str | None]:
 
 def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     """A set's images, how they are split, and the pixel size of each as far as it is known."""
-    pairs = find_pairs(root)
+    folder = root / ANNOTATION_FOLDER
+    pairs = find_pairs(root, find_annotations(folder) if folder.is_dir() else None)
     patches.check_places(root)
-    folders = pairs[0].image.parent, pairs[0].mask.parent, root / LABEL_FOLDER
+    folders = root / IMAGE_FOLDER, mask_folder(root), root / LABEL_FOLDER
     names = [pair.name for pair in pairs]
-    print_lines(passed_over(*folders) + unused_masks(root) + unused_labels(root, names))
+    lines = passed_over(*dict.fromkeys(filter(None, folders)))
+    lines += unused_masks(root) + unused_labels(root, names)
+    print_lines(lines + said_of_annotations(root, pairs))
     found = label_folder(root)
-    labels = Files({name: found[name] for name in names if name in found})
+    labels = {name: found[name] for name in names if name in found}
+    labels = Files(labels | {pair.name: pair.mask for pair in pairs if pair.is_annotated})
     wanted = splits.Wanted(args.val_pattern, args.val_fraction, args.group_pattern, args.seed)
     split_of, chosen_by, lines = splits.choose(root, pairs, wanted)
     print_lines(lines)
@@ -173,7 +188,7 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     if isinstance(given, float):
         sizes = dict.fromkeys(names, given)
     elif given == BY_NUCLEI:
-        size, line = cutting.size_of_set(root, labels, pool)
+        size, line = cutting.size_of_set(root, pairs, labels, pool)
         print(line)
         sizes = dict.fromkeys(names, size)
     else:
@@ -221,6 +236,8 @@ def print_counts(root: Path, found: dict) -> None:
     print(f"{'images':8} {names['train']:>14} | {names['val']:>17}")
     print(f"{'patches':8} {found['patches']['train']:>14} | {found['patches']['val']:>17}")
     print(f"patches with their masks outlined: {root / patches.PREVIEW}")
+    if (root / patches.ANNOTATIONS).is_file():
+        print(f"annotations as they were read: {root / patches.ANNOTATIONS}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from learning.splitting import choose_split, counted_images
 from learning.start import check_patches, choose_network, make_network
 from learning.state import State, make_state
 from model import config_of, sees_all
+from tissue.depth import NOT_ANNOTATED
 from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
 from tissue.pairs import set_folders
@@ -335,13 +336,14 @@ def show_losses(run: Run, state: State) -> None:
 def validate(
     network: nn.Module, loader: DataLoader, machine: Machine, stop: StopSignal
 ) -> tuple[float, torch.Tensor]:
-    """Mean loss a patch and `utils.pixel_counts` over the validation patches of all processes.
+    """Mean loss a patch and `utils.pixel_counts` over the validation patches of all processes, of
+    which only annotated pixels count.
 
     The loss is cross-entropy whatever --loss says, so that the curves of runs compare.
     """
     network.eval()
     device, processes = machine.device, machine.processes
-    loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of patches
+    loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum; patches, as annotated
     counts = torch.zeros(4, dtype=torch.int64, device=device)
     meetings = len(loader.dataset) // processes // loader.batch_size  # batches that all have
     for batch, (images, masks, _) in enumerate(loader):
@@ -349,9 +351,11 @@ def validate(
         masks = masks.to(device, non_blocking=True)
         with machine.autocast:
             logits = network(images)[:, :1].float()
-        batch_loss = binary_cross_entropy_with_logits(logits, (masks != 0).float())
-        loss += torch.stack([batch_loss * len(masks), torch.tensor(len(masks), device=device)])
-        counts += utils.pixel_counts(logits > 0, masks != 0)  # logit 0 is probability 0.5
+        known = masks != NOT_ANNOTATED
+        weight = known.float()
+        batch_loss = binary_cross_entropy_with_logits(logits, (masks != 0).float(), weight)
+        loss += torch.stack([batch_loss, weight.mean()]) * len(masks)
+        counts += utils.pixel_counts(logits > 0, masks != 0, known)  # logit 0: probability 0.5
         stop.check(meeting=batch < meetings)
     add_up([loss, counts], processes)
     return (loss[0] / loss[1]).item(), counts.cpu()

@@ -11,6 +11,7 @@ from torchvision.utils import make_grid
 
 from model import IMAGENET_MEAN, IMAGENET_STD
 from tissue import files
+from tissue.depth import NOT_ANNOTATED
 from tissue.files import replacing
 
 VERSION = "0.1.0"
@@ -19,16 +20,22 @@ VERSION = "0.1.0"
 # --- scores -------------------------------------------------------------------------------------
 
 
-def pixel_counts(prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def pixel_counts(
+    prediction: torch.Tensor, reference: torch.Tensor, known: torch.Tensor | None = None
+) -> torch.Tensor:
     """True positive, false positive, false negative and true negative pixels: int64 (4,).
 
-    Both arguments are bool tensors of one shape, True where there is a nucleus, on one device.
-    Counts of batches, images and processes add up; `agreement.scores` divides their sum once.
+    All arguments are bool tensors of one shape on one device: `prediction` and `reference` True
+    where there is a nucleus, `known` where a pixel counts, if not all do. Counts of batches, images
+    and processes add up; `agreement.scores` divides their sum once.
     """
+    pixels = prediction.numel()
+    if known is not None:
+        prediction, reference, pixels = prediction & known, reference & known, known.sum()
     hits = (prediction & reference).sum()
     predicted, present = prediction.sum(), reference.sum()
     false_positive, false_negative = predicted - hits, present - hits
-    true_negative = prediction.numel() - hits - false_positive - false_negative
+    true_negative = pixels - hits - false_positive - false_negative
     return torch.stack([hits, false_positive, false_negative, true_negative])
 
 
@@ -81,7 +88,7 @@ def log_augmented(writer: SummaryWriter, patches: list[tuple]) -> None:
     `patches` are items of a PatchDataset.
     """
     images, masks = (torch.stack([item[part] for item in patches]) for part in (0, 1))
-    masks = masks.abs()
+    masks = with_grey(masks, masks.abs())
     cells = torch.stack([to_colours(images), masks.expand(-1, 3, -1, -1)], dim=1).flatten(0, 1)
     writer.add_image("train/augmented", make_grid(cells, nrow=8, padding=4, pad_value=1.0), 0)
 
@@ -90,6 +97,11 @@ def to_colours(images: torch.Tensor) -> torch.Tensor:
     """Normalised images (N, 3, H, W) as RGB float32 from 0 to 1, on the CPU."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images.cpu().float() * std + mean).clamp(0, 1)
+
+
+def with_grey(masks: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """Masks as they are `shown`, float32, grey where the `masks` of a PatchDataset say nothing."""
+    return torch.where(masks == NOT_ANNOTATED, 0.5, shown)
 
 
 def log_images(

@@ -11,7 +11,8 @@ from learning.devices import choose_workers
 from learning.processes import Machine, share_of_batch
 from learning.signals import ignore_signals
 from tissue.files import InputError
-from tissue.patches import PatchDataset, PatchSampler, balanced_order, read_manifests, set_hash
+from tissue.patches import PatchDataset, read_manifests, set_hash
+from tissue.sampling import PatchSampler, balanced_order
 from tissue.stain import STAINS
 
 

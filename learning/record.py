@@ -119,7 +119,7 @@ class Record:
         with autocast:
             logits = state.ema.module(images.to(next(state.model.parameters()).device))
         predictions = logits[:, :1].float().sigmoid()
-        references = (references != 0).float()
+        references = utils.with_grey(references, (references != 0).float())
         utils.log_images(self.writer, images, predictions, references, state.step)
 
     def finish(self, state: State, split: str) -> None:

@@ -4,11 +4,15 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from learning.checkpoints import build_model, load_checkpoint, save_checkpoint
 from learning.predictor import Predictor
 from tissue import nuclei
+from tissue.annotations import open_annotation
 from tissue.depth import segment
 from tissue.files import InputError
+from tissue.masks import ANNOTATION_FOLDER
 from tissue.masks import read as read_labels
 from tissue.pixel_size import scale_of
 from tissue.splits import spread
@@ -46,7 +50,8 @@ def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
 
 def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted | None:
     """A training image as the manifest has it, with its nuclei counted, for a set of that pixel
-    size; None where it is big or not there. Raises InputError for a label map that does not fit.
+    size; None where it is big, not there, or annotated in regions alone. Raises InputError for a
+    label map that does not fit.
     """
     path, label_map = root / entry["image"], root / entry["labels"]
     if not (path.is_file() and label_map.is_file()):  # patches alone were brought here
@@ -55,6 +60,12 @@ def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted
     if image.is_big:
         return None
     scale = scale_of(entry["pixel_size_um"], pixel_size_um, path)
+    if label_map.parent.name == ANNOTATION_FOLDER:
+        annotation = open_annotation(label_map, (image.height, image.width))
+        if annotation.regions is not None:
+            return None
+        count = np.count_nonzero(np.unique(annotation.numbers(0, 0, image.height, image.width)))
+        return Counted(path, entry["pixel_size_um"], scale, count)
     mask = read_labels(label_map)
     if mask.foreground.shape != (image.height, image.width):
         found = " x ".join(map(str, mask.foreground.shape))
@@ -77,7 +88,7 @@ def choose_split(best: Path, counted: list[Counted], device) -> str:
     checkpoint = load_checkpoint(best)
     default = f"split {nuclei.Split(**checkpoint['split'])}, the default"
     if not counted:
-        return f"{default} (no training image has a label map to choose on)"
+        return f"{default} (no training image has a whole label map to choose on)"
     try:
         split, error = best_split(checkpoint, counted, device)
     except (InputError, OSError, RuntimeError, MemoryError) as error:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import data, elsewhere, preprocess_speed, results, results_speed
+from benchmarks import annotations_speed, data, elsewhere, preprocess_speed, results, results_speed
 from tissue import windows
 from tissue.synthetic import write_demo
 
@@ -29,6 +29,13 @@ def test_writing_results_is_measured(tmp_path):
     small = ["--nuclei", "150", "--images", "3", "--results", str(path)]
     results_speed.main(results_speed.parse_args(small))
     assert "150 nuclei" in path.read_text() and "report.html of 3 images" in path.read_text()
+
+
+def test_reading_annotations_is_measured(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    small = ["--nuclei", "50", "--results", str(path)]
+    annotations_speed.main(annotations_speed.parse_args(small))
+    assert "opened, 50 nuclei counted" in path.read_text()
 
 
 def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):

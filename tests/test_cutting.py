@@ -32,17 +32,19 @@ def plan(root, split_of, sizes, labels=()):
 
 
 def test_nuclei_that_meet_the_edge_do_not_tell_a_size(label_map, tmp_path):
-    assert cutting.nucleus_areas(label_map).tolist() == [6, 2]
-    assert cutting.nucleus_areas(tmp_path / "not_there.png").tolist() == []
+    (pair,) = plan(tmp_path, {"tissue": "train"}, {}).pairs
+    assert cutting.nucleus_areas(pair, label_map).tolist() == [6, 2]
+    assert cutting.nucleus_areas(pair, tmp_path / "not_there.png").tolist() == []
 
 
 def test_the_size_of_a_set_is_that_of_its_median_nucleus(label_map, tmp_path):
+    maps, pairs = Files({"tissue": label_map}), plan(tmp_path, {"tissue": "train"}, {}).pairs
     with ThreadPoolExecutor(1) as pool:
-        size, line = cutting.size_of_set(tmp_path, Files({"tissue": label_map}), pool)
+        size, line = cutting.size_of_set(tmp_path, pairs, maps, pool)
         assert "median nucleus of 4 pixels" in line and f"{size:g} um a pixel" in line
         write_image(label_map, np.zeros((6, 8), np.uint8))
         with pytest.raises(InputError, match="found no label map with nuclei"):
-            cutting.size_of_set(tmp_path, Files({"tissue": label_map}), pool)
+            cutting.size_of_set(tmp_path, pairs, maps, pool)
 
 
 def test_a_set_has_the_pixel_size_of_its_median_training_image(label_map, tmp_path):

@@ -12,11 +12,9 @@ from tissue.pairs import (
     label_folder,
     matches,
     name_fault,
-    passed_over,
-    unused_labels,
-    unused_masks,
 )
 from tissue.pictures import write_image
+from tissue.unused import passed_over, unused_labels, unused_masks
 
 NFC, NFD = (unicodedata.normalize(form, "Präparat_é") for form in ("NFC", "NFD"))
 

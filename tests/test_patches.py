@@ -9,7 +9,8 @@ import pytest
 from tissue import patches
 from tissue.files import InputError
 from tissue.manifest import read_manifest, read_table, size_on_disk, write_manifest
-from tissue.patches import PatchDataset, PatchSampler, balanced_order
+from tissue.patches import PatchDataset
+from tissue.sampling import PatchSampler, balanced_order
 
 FOLDERS = [f"patches_{kind}_{split}" for kind in ("rgb", "mask") for split in ("train", "val")]
 

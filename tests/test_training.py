@@ -25,7 +25,8 @@ from learning.signals import Stopped, StopSignal
 from model import UNet
 from tests.scripts import REPOSITORY, call, cut, dice_of, infer, learn, table_of
 from tissue.files import PART, InputError
-from tissue.patches import PatchDataset, PatchSampler
+from tissue.patches import PatchDataset
+from tissue.sampling import PatchSampler
 
 
 def command(root, log, *more):

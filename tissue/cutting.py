@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median_low
 
 import numpy as np
 
-from tissue import manifest, masks, patches, pictures, windows
+from tissue import manifest, masks, patches, pictures, regions, windows
+from tissue.annotations import compare
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash
 from tissue.given_sizes import read_sizes
@@ -21,12 +23,14 @@ from tissue.images import bits_in_use, read_image
 from tissue.nuclei import reference_labels
 from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair
 from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of, size_by_nuclei
+from tissue.results import path_of
 from tissue.splits import spread
 from tissue.stain import Stain, stain_of
 
 PREVIEW_PATCHES = 48
 MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
-Written = tuple[list[dict], Stain | None]  # of a pair: rows of patches.csv, the image's stain
+# Of a pair: rows of patches.csv, the image's stain, its tile of annotations_preview.png if any.
+Written = tuple[list[dict], Stain | None, np.ndarray | None]
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Plan:
 
     root: Path
     pairs: list[Pair]
-    labels: Files  # label maps by the names of images
+    labels: Files  # label maps and annotations by the names of images
     split_of: dict[str, str]  # "train" or "val" by name
     settings: dict
     sizes: dict[str, float | None]  # micrometres a pixel, of each image
@@ -51,6 +55,11 @@ class Plan:
     def known_sizes(self) -> list[float]:
         """Micrometres a pixel of the training images that tell it."""
         return [um for name, um in self.sizes.items() if um and self.split_of[name] == "train"]
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """The images on the contact sheet of annotations."""
+        return [pair.name for pair in self.pairs if pair.is_annotated][: regions.SHOWN]
 
     def scale(self, pair: Pair) -> float:
         """How many of an image's pixels make one of the set's (`pixel_size.scale_of`)."""
@@ -68,13 +77,15 @@ def told_size(pair: Pair) -> float | None:
         return None  # `check_pair` says why
 
 
-def size_of_set(root: Path, labels: Files, pool: Executor) -> tuple[float, str]:
+def size_of_set(
+    root: Path, pairs: Sequence[Pair], labels: Files, pool: Executor
+) -> tuple[float, str]:
     """Micrometres a pixel, by the nuclei of a set's label maps, and the line that says so.
 
     Raises InputError where no label map has nuclei.
     """
-    maps = [path for _, path in labels.items()]
-    areas = pool.map(nucleus_areas, spread(maps, MOST_MAPS))
+    maps = [pair for pair in pairs if pair.name in labels]
+    areas = pool.map(lambda pair: nucleus_areas(pair, labels[pair.name]), spread(maps, MOST_MAPS))
     areas = np.concatenate([np.zeros(0), *areas])
     size = size_by_nuclei(areas)
     if not size:
@@ -89,16 +100,22 @@ def size_of_set(root: Path, labels: Files, pool: Executor) -> tuple[float, str]:
     )
 
 
-def nucleus_areas(label_map: Path) -> np.ndarray:
-    """The pixels of each nucleus of a label map that does not meet the image's edge, (n,); none
-    where the file is no label map or cannot be read.
+def nucleus_areas(pair: Pair, label_map: Path) -> np.ndarray:
+    """The pixels of each nucleus of a pair's label map that does not meet the image's edge, or of
+    an annotation that of a block, (n,); none where the file is no label map or cannot be read.
     """
     try:
-        labels = masks.read_label_map(label_map)
+        if pair.is_annotated:
+            with regions.opened(pair) as (_, annotation):
+                parts = [annotation.numbers(*block) for block in regions.blocks(annotation)]
+        else:
+            parts = [masks.read_label_map(label_map)]
     except (InputError, OSError):
         return np.zeros(0)  # `check_pair` says why
-    if labels is None:
-        return np.zeros(0)
+    return np.concatenate([np.zeros(0), *(_areas(p) for p in parts if p is not None)])
+
+
+def _areas(labels):
     labels = reference_labels(labels)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
@@ -130,7 +147,7 @@ def settle_pixel_size(plans: Sequence[Plan], wanted: float | None, pool: Executo
     for plan in plans:
         plan.settings["pixel_size_um"] = wanted
         if wanted and not any(plan.sizes.values()) and plan.labels:
-            size, line = size_of_set(plan.root, plan.labels, pool)
+            size, line = size_of_set(plan.root, plan.pairs, plan.labels, pool)
             plan.sizes.update(dict.fromkeys(plan.sizes, size))
             lines.append(line)
     return lines
@@ -179,6 +196,8 @@ def is_up_to_date(plan: Plan) -> bool:
 def facts_or_fault(plan: Plan, pair: Pair) -> PairFacts | str:
     """What `check_pair` says of a pair of the plan; of one with faults these, as text."""
     try:
+        if pair.is_annotated:
+            return regions.check(pair, plan.settings["patch_dim"], plan.scale(pair))
         label_map = plan.labels.get(pair.name)
         return check_pair(pair, plan.settings["patch_dim"], plan.scale(pair), label_map)
     except (InputError, OSError) as error:
@@ -217,7 +236,42 @@ def assumptions(plan: Plan) -> list[str]:
     if bits := plan.settings["bits"]:
         lines.append(f"16-bit images: {bits} bits are in use, of which the upper 8 are kept")
     lines += resampling_lines(plan.sizes, plan.settings["pixel_size_um"])
-    return lines + sorted({note for facts in plan.facts for note in facts.notes})
+    lines += sorted({note for facts in plan.facts for note in facts.notes})
+    return lines + annotated_nuclei(plan)
+
+
+def annotated_nuclei(plan: Plan) -> list[str]:
+    """A line for each annotated image of a set: its nuclei by class, and its regions."""
+    lines = []
+    for pair, facts in zip(plan.pairs, plan.facts, strict=True):
+        if pair.is_annotated:
+            classes = ", ".join(f"{name} {count}" for name, count in facts.classes.items())
+            count = sum(facts.classes.values())
+            nuclei = f"{count} annotated nuclei" + f" ({classes})" * bool(classes)
+            where = "" if facts.regions is None else f", regions: {facts.regions}"
+            lines.append(f"{pair.name}: {nuclei}{where}")
+    return lines
+
+
+def corrections(plan: Plan, results: Path) -> list[str]:
+    """A line for each annotated image of which `results` has the nuclei that a network found:
+    how many of them a person added, deleted and changed. Raises InputError for unreadable files,
+    FileNotFoundError where there is no such folder.
+    """
+    if not results.is_dir():
+        raise FileNotFoundError(f"{results}: no such folder, expected results of inference.py")
+    lines = []
+    for pair in plan.pairs:
+        found = path_of(results, pair.name, "geojson")
+        if pair.is_annotated and ".geojson" in pair.mask.name.lower() and found.is_file():
+            added, deleted, changed = compare(found, pair.mask)
+            lines.append(
+                f"{pair.name}: {added} nuclei added, {deleted} deleted, {changed} changed since "
+                f"{found}"
+            )
+    return lines or [
+        f"{results}: no <name>_nuclei.geojson of an annotated image, nothing was compared"
+    ]
 
 
 # --- cut ----------------------------------------------------------------------------------------
@@ -228,15 +282,19 @@ def cut_pair(new: Path, plan: Plan, pair: Pair) -> Written:
 
     Raises OSError where a file cannot be written.
     """
-    settings = plan.settings
+    settings, split = plan.settings, plan.split_of[pair.name]
+    grid = patches.Grid(settings["patch_dim"], settings["patch_stride"])
+    if pair.is_annotated:
+        with regions.opened(pair, plan.scale(pair), settings["bits"]) as found:
+            rows = regions.cut(new, split, pair.name, found, grid)
+            tile = regions.picture(found, rows, grid.dim) if pair.name in plan.shown else None
+            return rows, stain_of(found.image), tile
     whole = read_image(pair.image, settings["bits"]), masks.read_mask(pair.mask)
     image, mask = patches.resample(*whole, plan.scale(pair))
     if label_map := plan.labels.get(pair.name):
         mask = with_depth(mask, label_map)
-    grid = patches.Grid(settings["patch_dim"], settings["patch_stride"])
-    split = plan.split_of[pair.name]
     rows = patches.write_patches(new, split, pair.name, image, mask, grid)
-    return rows, stain_of(windows.from_array(image))
+    return rows, stain_of(windows.from_array(image)), None
 
 
 def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
@@ -252,14 +310,16 @@ def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
     return np.where(mask, np.maximum(depth, UNKNOWN), 0).astype(np.uint8)
 
 
-def complete_set(new: Path, plan: Plan, written: Sequence[tuple[list[dict], Stain | None]]) -> dict:
-    """Write the preview, the table and the manifest of a set whose patches are `written`, that is
+def complete_set(new: Path, plan: Plan, written: Sequence[Written]) -> dict:
+    """Write the previews, the table and the manifest of a set whose patches are `written`, that is
     what `cut_pair` returned for each pair in turn; what the manifest says.
     """
-    table = [row for rows, _ in written for row in rows]
+    table = [row for rows, *_ in written for row in rows]
     write_preview(new, table)
+    if tiles := [tile for *_, tile in written if tile is not None]:
+        pictures.write_image(new / patches.ANNOTATIONS, regions.sheet(tiles))
     images = []
-    for source, facts, (_, stain) in zip(plan.sources, plan.facts, written, strict=True):
+    for source, facts, (_, stain, _) in zip(plan.sources, plan.facts, written, strict=True):
         images.append(
             source
             | {
@@ -273,10 +333,12 @@ def complete_set(new: Path, plan: Plan, written: Sequence[tuple[list[dict], Stai
 
 
 def write_preview(root: Path, table: Sequence[dict]) -> None:
-    """Write patches_preview.png: patches spread over the whole set, nuclei outlined."""
+    """Write patches_preview.png: patches spread over the whole set, nuclei outlined, and dark where
+    they are not annotated."""
     shown = [table[len(table) * i // PREVIEW_PATCHES] for i in range(PREVIEW_PATCHES)]
     outlined = []
     for row in shown:
         image, mask = patches.read_patch(root, row["split"], row["file"])
+        image[mask == patches.NO_MASK] //= 3
         outlined.append(pictures.overlay(image, mask > 0))
     pictures.write_image(root / patches.PREVIEW, pictures.contact_sheet(outlined, columns=8))

@@ -11,7 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 DEEPEST = 255  # the depth of a nucleus' innermost pixels
-UNKNOWN = 1  # in what is learned from: a nucleus that is in the mask and not in the label map
+# In what is learned from: a nucleus that is in the mask and not in the label map; and where nobody
+# has annotated anything, beside depths as a share, of 0 to 1.
+UNKNOWN, NOT_ANNOTATED = 1, -2
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 

@@ -5,10 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tissue import exports, pairs, results, tiling, windows
+from tissue.annotations import (
+    ENDINGS,
+    LABEL_SUFFIXES,
+    find_annotations,
+    image_name,
+    open_annotation,
+)
 from tissue.files import InputError
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_in_use
 from tissue.manifest import MANIFEST, read_manifest
+from tissue.masks import ANNOTATION_FOLDER
+from tissue.unused import passed_over
 
 
 class Task(NamedTuple):
@@ -88,11 +97,15 @@ def _find_images(images, mask_folder, root):
             raise InputError("--masks: found it without --images, expected both; add --images")
         return _validation_images(root)
     found = pairs.find_images(*images)
-    notes = pairs.passed_over(*images)
+    notes = passed_over(*images)
     if not mask_folder:
         return Found([pairs.Pair(name, path, None) for name, path in found.items()], {}, {}, notes)
-    references = pairs.find_images(mask_folder)
-    notes += pairs.passed_over(mask_folder)
+    folder = Path(mask_folder)
+    if folder.is_dir() and any(is_outlines(p) and image_name(p) in found for p in folder.iterdir()):
+        references = find_annotations(folder)
+    else:
+        references = pairs.find_images(folder)
+        notes += passed_over(folder)
     lonely = ", ".join(str(path) for name, path in found.items() if name not in references)
     if lonely:
         raise InputError(
@@ -109,13 +122,27 @@ def _find_images(images, mask_folder, root):
 def _validation_images(root):
     found, label_maps, told = [], {}, {}
     for folder in map(Path, pairs.set_folders(root, MANIFEST)):
-        label_maps |= pairs.label_folder(folder)
-        for image in read_manifest(folder)["images"]:
+        images = read_manifest(folder)["images"]
+        annotated = {i["name"] for i in images if i["mask"].startswith(f"{ANNOTATION_FOLDER}/")}
+        its = pairs.label_folder(folder)
+        label_maps |= {name: path for name, path in its.items() if name not in annotated}
+        for image in images:
             if image["split"] == "val":
                 files = folder / image["image"], folder / image["mask"]
                 found.append(pairs.Pair(image["name"], *files))
                 told[image["name"]] = image["pixel_size_um"]
     return Found(found, label_maps, told, [])
+
+
+def is_outlines(path: Path) -> bool:
+    """Whether a file, by its name, has outlines of nuclei."""
+    name = path.name.lower()
+    return name.endswith(ENDINGS) and not name.endswith(LABEL_SUFFIXES)
+
+
+def open_reference(path: Path, shape: tuple[int, int]) -> windows.MaskWindows:
+    """Open the mask, label map or annotation of an image of (height, width) pixels; InputError."""
+    return open_annotation(path, shape) if is_outlines(path) else windows.open_mask(path)
 
 
 def open_tasks(
@@ -161,7 +188,7 @@ def _assumed(task):
     for kind, path in (("mask", task.pair.mask), ("label map", task.label_map)):
         if not path:
             continue
-        reference = windows.open_mask(path)
+        reference = open_reference(path, task.shape)
         shape = reference.height, reference.width
         if shape != task.shape:
             raise InputError(
@@ -170,6 +197,8 @@ def _assumed(task):
                 f"replace one of them"
             )
         notes += reference.notes
+        if reference.regions is not None:
+            notes.append(f"{path}: scored within its regions alone, and its counts not compared")
         reference.close()
     return notes
 

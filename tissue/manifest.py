@@ -20,7 +20,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # typing's is not enough for pydantic before Python 3.12
 
 from tissue.files import InputError, file_hash, replacing, write_table
-from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, MASK_FOLDERS, name_fault, same_name
+from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
+from tissue.pairs import IMAGE_FOLDER, MASK_FOLDERS, name_fault, same_name
 from tissue.pixel_size import MICROSCOPE_UM
 from tissue.schema import CLOSED, check_content, seal
 
@@ -76,21 +77,21 @@ class _Stain(TypedDict):
 
 
 class _Source(TypedDict):
-    """An image, its mask, and its label map if it has one."""
+    """An image, its mask, and its label map if it has one; an annotation is both."""
 
     __pydantic_config__ = CLOSED
     name: Annotated[str, AfterValidator(_plain_name)]
     split: Split
     image: Annotated[str, _directly_in(IMAGE_FOLDER)]
-    mask: Annotated[str, _directly_in(*MASK_FOLDERS, LABEL_FOLDER)]
-    labels: Annotated[str, _directly_in(LABEL_FOLDER)] | None
+    mask: Annotated[str, _directly_in(*MASK_FOLDERS, LABEL_FOLDER, ANNOTATION_FOLDER)]
+    labels: Annotated[str, _directly_in(LABEL_FOLDER, ANNOTATION_FOLDER)] | None
     image_sha256: Hash
     mask_sha256: Hash
     labels_sha256: Hash | None
     height: Side  # of the image as it is
     width: Side
     pixel_size_um: Micrometres | None  # of the image as it is
-    foreground: Fraction  # of its mask
+    foreground: Fraction  # of its mask, or of what is annotated
     stain: _Stain | None
 
 
@@ -121,7 +122,7 @@ class _Manifest(TypedDict):
 
 class Row(TypedDict):
     """A patch: `y` and `x` is its top left pixel in the image as it was cut, that is, brought to
-    the pixel size of the set; `foreground` the fraction of it that is nucleus."""
+    the pixel size of the set; `foreground` the fraction of it, as annotated, that is nucleus."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
     split: Split

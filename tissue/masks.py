@@ -18,7 +18,8 @@ from skimage.measure import label
 from tissue.files import InputError
 from tissue.images import decode, decoding
 
-LABEL_FOLDER = "instance_labels"  # what lies in a folder of this name has one number per nucleus
+# What lies in a folder of one of these names has one number per nucleus.
+LABEL_FOLDER, ANNOTATION_FOLDER = "instance_labels", "annotations"
 BAND = 4 * 10**6  # pixels that are judged at once
 _MOST_MARKED = 0.6  # of a mask; the densest tissue (lymph nodes, thymus) has up to 58 % of nuclei
 _MOST_PIECES = 3  # of a nucleus, on average
@@ -47,13 +48,13 @@ def read(path: str | Path) -> Mask:
 
     Foreground is what is above half of the largest value of the file's kind (bool, 0 / 1, 0 / 255,
     0 / 65535, integers or floats), soft edges included. 0 and one other value are a mask too. A
-    label map is what lies in a folder LABEL_FOLDER, or a file whose values other than 0 are one
-    connected piece each (8 neighbours). Equal colour channels count as grey, alpha is ignored. Of
-    a palette of colours the index counts, and 0 is background; of a palette of greys the grey that
-    is shown, but the index if the greys run from white to black (ImageJ's inverting LUT). JPEG is
-    a mask, never a label map. White-is-zero TIFFs count as a viewer shows them, except ImageJ's
-    (its inverting LUT shows the foreground, 255, as black) and tifffile's bool arrays: there the
-    stored value counts.
+    label map is what lies in a folder LABEL_FOLDER or ANNOTATION_FOLDER, or a file whose values
+    other than 0 are one connected piece each (8 neighbours). Equal colour channels count as grey,
+    alpha is ignored. Of a palette of colours the index counts, and 0 is background; of a palette of
+    greys the grey that is shown, but the index if the greys run from white to black (ImageJ's
+    inverting LUT). JPEG is a mask, never a label map. White-is-zero TIFFs count as a viewer shows
+    them, except ImageJ's (its inverting LUT shows the foreground, 255, as black) and tifffile's
+    bool arrays: there the stored value counts.
 
     Raises InputError for what `images.read_image` does, and for classes (values that lie in several
     places), colours, pictures, values below 0, and a JPEG that is not black and white.
@@ -97,7 +98,7 @@ def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meanin
     or floats; `lossy` says that it is a JPEG. Raises InputError as `read` does.
     """
     values, pixels, whole = _tally(path, bands())
-    numbered = path.absolute().parent.name.lower() == LABEL_FOLDER
+    numbered = _is_numbered(path)
     least = 0.5 if values.dtype.kind == "f" else 0  # above it lie the numbers from 1 up
     if lossy:
         _check_jpeg(path, values, pixels)
@@ -129,6 +130,10 @@ def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meanin
     return Meaning(least, True, (note,))
 
 
+def _is_numbered(path):
+    return path.absolute().parent.name.lower() in (LABEL_FOLDER, ANNOTATION_FOLDER)
+
+
 def _values(path, stored):
     """The one value per pixel of a decoded file, (H, W), and notes."""
     if stored.palette is not None:
@@ -150,7 +155,7 @@ def _palette_values(path, indices, palette):
     """As `_values`, of a palette image; the rule is in `read`."""
     used = np.unique(indices).astype(int)
     colours = palette[used].astype(int)
-    if path.absolute().parent.name.lower() == LABEL_FOLDER:
+    if _is_numbered(path):
         return indices, ()
     if (colours == colours[:, :1]).all():
         greys = colours[:, 0]

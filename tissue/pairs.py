@@ -8,43 +8,51 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tissue import masks, scanners
 from tissue.files import InputError
 from tissue.images import read_image
-from tissue.masks import LABEL_FOLDER
+from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pixel_size import pixel_size_um
-from tissue.windows import Scaled, from_array
+from tissue.windows import Scaled, Windows, from_array
 
 IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs", *scanners.SUFFIXES)
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
-NAMED = 3  # files that a line names before it ends in dots
 LONGEST = 230  # bytes of a name, so that patches and results, which add to it, stay within 255
 
 
 class Pair(NamedTuple):
-    """A tissue image and its mask; `name` is the image's, as `name_of` has it."""
+    """A tissue image and its mask or annotation; `name` is the image's, as `name_of` has it."""
 
     name: str
     image: Path
     mask: Path
 
+    @property
+    def is_annotated(self) -> bool:
+        """Whether an annotation stands for the mask (tissue.annotations)."""
+        return self.mask.parent.name == ANNOTATION_FOLDER
+
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What `check_pair` learned about a pair that is fit for use."""
+    """What `check_pair`, or `regions.check`, learned about a pair that is fit for use."""
 
     height: int  # pixels
     width: int  # pixels
     pixel_size_um: float | None
-    foreground: float  # fraction of the mask, 0 to 1
+    foreground: float  # fraction of the mask, or of what is annotated, 0 to 1
     pixels_sha256: str  # of shape and RGB pixels: equal for one picture in two formats
     notes: tuple[str, ...]  # what was assumed of the mask, or looks odd
+    classes: dict[str, int] = field(default_factory=dict)  # annotated nuclei by class
+    regions: int | None = None  # in which the annotation is complete; None: everywhere
 
 
 class Files(Mapping[str, Path]):
@@ -107,15 +115,15 @@ def name_fault(name: str) -> str | None:
 def find_images(*places: str | Path) -> Files:
     """Return {name: path} of the image files given and of those in the folders given, by name.
 
-    In a folder, hidden files, folders and other suffixes are passed over (`passed_over` tells).
-    Raises FileNotFoundError for a place that is not there, InputError if files share a name, a link
-    leads nowhere, or a folder has no image.
+    In a folder, hidden files, folders and other suffixes are passed over, which
+    `unused.passed_over` tells. Raises FileNotFoundError for a place that is not there, InputError
+    if files share a name, a link leads nowhere, or a folder has no image.
     """
     paths, faults = [], []
     for place in map(Path, places):
         if not place.exists():
-            raise FileNotFoundError(f"{_shown(place)}: no such file or folder, expected images")
-        found = _image_files(place) if place.is_dir() else [place]
+            raise FileNotFoundError(f"{shown(place)}: no such file or folder, expected images")
+        found = image_files(place) if place.is_dir() else [place]
         if not found:
             faults.append(_no_image(place))
         paths += found
@@ -140,93 +148,89 @@ def set_folders(places: str | Iterable[str], holds: str) -> list[str]:
 def label_folder(root: str | Path) -> Files:
     """Return {name: path} of the label maps in `root`'s folder for them; empty without any."""
     folder = Path(root) / LABEL_FOLDER
-    return find_images(folder) if folder.is_dir() and _image_files(folder) else Files({})
+    return find_images(folder) if folder.is_dir() and image_files(folder) else Files({})
 
 
-def passed_over(*places: str | Path) -> list[str]:
-    """Return a line for each of these folders in which anything but hidden files is no image."""
-    lines = []
-    for place in map(Path, places):
-        if not place.is_dir():
-            continue
-        images = _image_files(place)
-        images = {path.name for path in (*images, *scanners.companions(images))}
-        others = [p for p in sorted(place.iterdir()) if p.name not in images and p.name[0] != "."]
-        if others:
-            names = [_shown(path.name) + "/" * path.is_dir() for path in others]
-            lines.append(
-                f"{_files(len(others))} in {_shown(place)} {_was(others)} passed over "
-                f"({_first(names)}): expected files of type {', '.join(IMAGE_SUFFIXES)}"
-            )
-    return lines
+def mask_folder(root: str | Path) -> Path | None:
+    """The folder that the masks of `root` are taken from, if there is one."""
+    candidates = [Path(root) / name for name in (*MASK_FOLDERS, LABEL_FOLDER)]
+    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def unused_labels(root: str | Path, names: Iterable[str]) -> list[str]:
-    """Return a line if `root` has label maps of none of these images, else no line."""
-    used = {same_name(name) for name in names}
-    unused = [
-        _shown(path.name)
-        for name, path in label_folder(root).items()
-        if same_name(name) not in used
-    ]
-    if not unused:
-        return []
-    return [
-        f"{_files(len(unused))} in {_shown(Path(root) / LABEL_FOLDER)} {_was(unused)} passed over "
-        f"({_first(unused)}): no image has that name"
-    ]
-
-
-def unused_masks(root: str | Path) -> list[str]:
-    """Return a line if `root` has further folders of masks than the one that is used."""
-    used, *others = [n for n in MASK_FOLDERS if (Path(root) / n).is_dir()] or [""]
-    return [
-        f"{_shown(Path(root) / name)} was passed over: masks are taken from {used!r}"
-        for name in others
-    ]
-
-
-def find_pairs(root: str | Path) -> list[Pair]:
+def find_pairs(root: str | Path, annotated: Files | None = None) -> list[Pair]:
     """Return the Pairs of `root`, sorted by name: images and masks of one name, any formats.
 
     Images lie in `tissue_images`, masks in the first there is of `mask binary`, `mask_binary`,
-    `masks` and `instance_labels`. Raises one InputError with all faults of the folders, separated
-    by "; "; one of them is a name that a patch set cannot have (`name_fault`).
+    `masks` and `instance_labels`. Where there is a folder of annotations, which has those
+    `annotated`, an annotation stands for the mask, and images that have neither are left out.
+    Raises one InputError with all faults of the folders, separated by "; "; one of them is a name
+    that a patch set cannot have (`name_fault`).
     """
     root = Path(root)
-    image_folder = root / IMAGE_FOLDER
-    candidates = [root / name for name in (*MASK_FOLDERS, LABEL_FOLDER)]
-    mask_folder = next((folder for folder in candidates if folder.is_dir()), None)
+    image_folder, annotation_folder = root / IMAGE_FOLDER, root / ANNOTATION_FOLDER
+    folder = mask_folder(root)
     faults = []
     images, masks_of = Files({}), Files({})
     if image_folder.is_dir():
-        images, faults = _by_name(_image_files(image_folder))
+        images, faults = _by_name(image_files(image_folder))
         if not images:
             faults.append(_no_image(image_folder))
     else:
         faults.append(f"{image_folder}: no such folder, expected the tissue images there")
-    if mask_folder:
-        masks_of, mask_faults = _by_name(_image_files(mask_folder))
+    if folder:
+        masks_of, mask_faults = _by_name(image_files(folder))
         faults += mask_faults
-    else:
+    elif annotated is None:
         faults.append(
-            f"{candidates[0]}: no such folder, expected the masks there, or label maps in "
-            f"{candidates[-1]}"
+            f"{root / MASK_FOLDERS[0]}: no such folder, expected the masks there, label maps in "
+            f"{root / LABEL_FOLDER}, or annotations in {annotation_folder}"
         )
-    if mask_folder and image_folder.is_dir():
-        for here, there, other in (
-            (images, masks_of, mask_folder),
-            (masks_of, images, image_folder),
-        ):
-            lonely = ", ".join(_shown(path) for name, path in here.items() if name not in there)
-            if lonely:
-                faults.append(f"{lonely}: found no file of that name in {other}, add or remove it")
+    if image_folder.is_dir():
+        if folder and annotated is None:
+            faults += _lonely(images, masks_of, folder)
+        faults += _lonely(masks_of, images, image_folder)
+        faults += _lonely(annotated or {}, images, image_folder)
     for path in (*images.values(), *masks_of.values()):
         if fault := name_fault(path.name):
-            faults.append(f"{_shown(path)}: found {fault}, expected a plain one, rename the file")
+            faults.append(f"{shown(path)}: found {fault}, expected a plain one, rename the file")
+    masks_of = Files({**masks_of, **(annotated or {})})
+    found = [Pair(name, path, masks_of[name]) for name, path in images.items() if name in masks_of]
+    if len(found) < 2 and annotated is not None and not faults:
+        faults.append(
+            f"{annotation_folder}: found annotations or masks of {len(found)} images, expected two "
+            f"at least, one to train on and one to validate, annotate another"
+        )
     if faults:
         raise InputError("; ".join(faults))
-    return [Pair(name, path, masks_of[name]) for name, path in images.items()]
+    return found
+
+
+def _lonely(files, others, folder):
+    """A list of the fault that some `files` have none of their name among `others` of a folder."""
+    lonely = ", ".join(shown(path) for name, path in files.items() if name not in others)
+    return [f"{lonely}: found no file of that name in {folder}, add or remove it"] * bool(lonely)
+
+
+def size_fault(pair: Pair, image: Windows, scale: float, patch_dim: int) -> str | None:
+    """What is wrong with an image that, with pixels `scale` times as large, has no room for a
+    patch of `patch_dim` x `patch_dim` pixels; None if it has.
+    """
+    cut = Scaled(image, scale)
+    if min(cut.height, cut.width) >= patch_dim:
+        return None
+    size = f", {cut.height} x {cut.width} at the pixel size of the set"
+    return (
+        f"{pair.image}: found {image.height} x {image.width} pixels (height x width)"
+        f"{'' if scale == 1 else size}, expected at least {patch_dim} x {patch_dim} (one patch), "
+        f"use smaller patches or a larger image"
+    )
+
+
+def picture_hash(shape: tuple[int, int], pixels: np.ndarray) -> str:
+    """SHA-256 of an image's (height, width) and its RGB pixels, uint8 (h, w, 3)."""
+    digest = hashlib.sha256(repr((*shape, 3)).encode())
+    digest.update(pixels)
+    return digest.hexdigest()
 
 
 def check_pair(
@@ -264,23 +268,16 @@ def check_pair(
                 f"pixels (height x width), expected {height} x {width} as in {pair.image}, replace "
                 f"one of them"
             )
-    cut = Scaled(from_array(image), scale)
-    if min(cut.height, cut.width) < patch_dim:
-        size = f", {cut.height} x {cut.width} at the pixel size of the set"
-        resampled = "" if scale == 1 else size
-        faults.append(
-            f"{pair.image}: found {height} x {width} pixels (height x width){resampled}, expected "
-            f"at least {patch_dim} x {patch_dim} (one patch), use smaller patches or a larger image"
-        )
+    if fault := size_fault(pair, from_array(image), scale, patch_dim):
+        faults.append(fault)
     if faults:
         raise InputError("; ".join(faults))
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(image)
     size, foreground = pixel_size_um(pair.image), float(decoded["mask"].foreground.mean())
-    return PairFacts(height, width, size, foreground, digest.hexdigest(), notes)
+    digest = picture_hash((height, width), image)
+    return PairFacts(height, width, size, foreground, digest, notes)
 
 
-def _image_files(folder):
+def image_files(folder: Path) -> list[Path]:
     """Return the paths of the image files in a folder, sorted, and of links that lead nowhere."""
     return [
         path
@@ -292,7 +289,7 @@ def _image_files(folder):
 
 
 def _no_image(folder):
-    return f"{_shown(folder)}: found no image, expected files of type {', '.join(IMAGE_SUFFIXES)}"
+    return f"{shown(folder)}: found no image, expected files of type {', '.join(IMAGE_SUFFIXES)}"
 
 
 def _by_name(paths):
@@ -304,7 +301,7 @@ def _by_name(paths):
     for path in scanners.heads(paths):
         if not path.exists():
             faults.append(
-                f"{_shown(path)}: found a link to a file that is not there, expected an image, "
+                f"{shown(path)}: found a link to a file that is not there, expected an image, "
                 f"bring the file back or remove the link"
             )
         else:
@@ -312,29 +309,17 @@ def _by_name(paths):
     for _, several in sorted(named.items()):
         if len(several) > 1:
             faults.append(
-                f"{' and '.join(map(_shown, several))}: found several files named "
+                f"{' and '.join(map(shown, several))}: found several files named "
                 f"{name_of(several[0])} (case does not count), expected one, remove or rename the "
                 f"others"
             )
     return Files({name_of(several[0]): several[0] for several in named.values()}), faults
 
 
-def _shown(path):
+def shown(path: str | Path) -> str:
     """A path as text in one line that any stream can take."""
     kept = (
         letter if letter.isprintable() or letter == " " else ascii(letter)[1:-1]
         for letter in str(path)
     )
     return "".join(kept)
-
-
-def _files(count):
-    return "1 file" if count == 1 else f"{count} files"
-
-
-def _was(files):
-    return "was" if len(files) == 1 else "were"
-
-
-def _first(names):
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -4,6 +4,7 @@ A set lies below one root folder. `patches.json` is written last and is what mak
 """
 
 import hashlib
+import io
 import os
 import random
 import shutil
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
 
-from tissue.depth import DEEPEST, UNKNOWN
+from tissue.depth import DEEPEST, NOT_ANNOTATED, UNKNOWN
 from tissue.files import InputError, file_hash
 from tissue.manifest import (
     MANIFEST,
@@ -38,11 +40,11 @@ except ImportError:  # there is none for numpy 2, and so none for Python 3.13
 
 # Tissue has no repetitions worth looking for: 15 % faster, and no larger. Masks have.
 PNG_OF_TISSUE = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
-PREVIEW = "patches_preview.png"
+COLOUR_TYPE, GREY_AND_ALPHA = 25, 4  # byte of a PNG and its value (PNG 1.2, section 4.1.1)
+NO_MASK = np.int16(NOT_ANNOTATED * DEEPEST)  # in a mask of a patch: nobody has annotated this
+PREVIEW, ANNOTATIONS = "patches_preview.png", "annotations_preview.png"
 NEW, OLD = ".patches_new", ".patches_old"  # where a set is made, and where the one before it waits
 BLOCK = 2048  # pixels; OpenCV's remap takes no side of 32,768
-STRATA = (0.05, 0.1, 0.2, 0.3, 0.4)  # foreground at which a stratum of nuclear density ends
-MOST_VIEWS = 4  # a patch comes at most so often in a balanced epoch
 
 
 class Grid(NamedTuple):
@@ -80,26 +82,45 @@ def write_patches(
     pixels of this image: of one that was resampled, not of its file. Raises OSError where a file
     cannot be written.
     """
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
-    tissue = cut(bgr, grid)
+    tissue = cut(image, grid)
     nuclei = cut(mask * np.uint8(255) if mask.dtype == bool else mask, grid)
     rows, cols = tissue.shape[:2]
     digits = max(2, len(str(max(rows, cols) - 1)))
-    image_folder, mask_folder = (str(folder(root, kind, split)) for kind in ("rgb", "mask"))
     table = []
     for row in range(rows):
         for col in range(cols):
             file = f"{name}_patch_{row:0{digits}}_{col:0{digits}}.png"
-            # Not imwrite, which does not always notice a full disk.
-            with open(f"{image_folder}/{file}", "wb") as png:
-                png.write(cv2.imencode(".png", tissue[row, col], PNG_OF_TISSUE)[1])
-            with open(f"{mask_folder}/{file}", "wb") as png:
-                png.write(cv2.imencode(".png", nuclei[row, col])[1])
-            foreground = cv2.countNonZero(nuclei[row, col]) / grid.dim**2
+            foreground = write_patch(root, split, file, tissue[row, col], nuclei[row, col])
             position = (row, col, row * grid.stride, col * grid.stride)
             values = (split, name, file, *position, f"{foreground:.4f}")
             table.append(dict(zip(TABLE_COLUMNS, values, strict=True)))
     return table
+
+
+def write_patch(
+    root: Path | str, split: str, file: str, image: np.ndarray, mask: np.ndarray
+) -> float:
+    """Write a patch, RGB uint8 (dim, dim, 3), and its mask (dim, dim); what of it is foreground.
+
+    `mask` is uint8 or, where not all of it is annotated, int16 with NO_MASK there; the share, 0 to
+    1, is of the annotated pixels. In the file those that are not have an alpha of 0. Raises OSError
+    where a file cannot be written.
+    """
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # the order that OpenCV writes from
+    if mask.dtype == np.uint8:
+        known, png = mask.size, cv2.imencode(".png", mask)[1]
+    else:
+        alpha = mask != NO_MASK
+        known, mask = np.count_nonzero(alpha), np.where(alpha, mask, 0).astype(np.uint8)
+        png = io.BytesIO()  # OpenCV writes no grey with alpha
+        Image.fromarray(np.dstack([mask, alpha * np.uint8(255)]), "LA").save(png, "PNG")
+        png = png.getbuffer()
+    # Not imwrite, which does not always notice a full disk.
+    with open(f"{folder(root, 'rgb', split)}/{file}", "wb") as to:
+        to.write(cv2.imencode(".png", bgr, PNG_OF_TISSUE)[1])
+    with open(f"{folder(root, 'mask', split)}/{file}", "wb") as to:
+        to.write(png)
+    return cv2.countNonZero(mask) / known
 
 
 def resample(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +149,7 @@ def check_places(root: Path | str) -> None:
     """Raise InputError where the files and folders of a patch set cannot be put below `root`."""
     root = Path(root)
     folders = [folder(root, kind, split) for split in SPLITS for kind in ("rgb", "mask")]
-    for place in (*folders, *(root / file for file in (TABLE, PREVIEW, MANIFEST))):
+    for place in (*folders, *(root / file for file in (TABLE, PREVIEW, ANNOTATIONS, MANIFEST))):
         kind = "folder" if place in folders else "file"
         fits = place.is_dir() if place in folders else place.is_file()
         if os.path.lexists(place) and (place.is_symlink() or not fits):
@@ -157,7 +178,7 @@ def new_set(root: Path | str) -> Iterator[Path]:
         yield new
         old.mkdir()
         names = sorted((path.name for path in new.iterdir()), key=lambda name: name == MANIFEST)
-        away = [(root / name, old / name) for name in reversed(names)]
+        away = [(root / n, old / n) for n in dict.fromkeys([*reversed(names), ANNOTATIONS])]
         _move([move for move in away if move[0].exists()] + [(new / n, root / n) for n in names])
         _remove_old(root)
     finally:
@@ -230,7 +251,8 @@ def set_hash(*roots: Path | str) -> str:
 
 
 def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A patch, RGB uint8 (dim, dim, 3), and its mask, uint8 (dim, dim), as `write_patches` has it.
+    """A patch, RGB uint8 (dim, dim, 3), and its mask (dim, dim), uint8 or int16, as `write_patches`
+    has it.
 
     Raises InputError if it is gone, damaged, or no square.
     """
@@ -238,7 +260,11 @@ def read_patch(root: Path | str, split: str, file: str) -> tuple[np.ndarray, np.
     for kind, mode in (("rgb", cv2.IMREAD_COLOR_RGB), ("mask", cv2.IMREAD_GRAYSCALE)):
         path = folder(root, kind, split) / file
         try:  # not imread, which on Windows takes no path beyond ASCII
-            decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), mode)
+            content = np.frombuffer(path.read_bytes(), np.uint8)
+            has_alpha = kind == "mask" and content[COLOUR_TYPE:][:1].tolist() == [GREY_AND_ALPHA]
+            decoded = cv2.imdecode(content, cv2.IMREAD_UNCHANGED if has_alpha else mode)
+            if has_alpha and decoded is not None:
+                decoded = np.where(decoded[..., 3] > 0, decoded[..., 0], NO_MASK)
         except (FileNotFoundError, cv2.error):  # OpenCV raises it for an empty file
             decoded = None
         if decoded is None:
@@ -261,8 +287,9 @@ class PatchDataset:
 
     An item is an image as `transform` returns it, its mask float32 (1, dim, dim), and the patch's
     index. The mask is 0 in the background; in a nucleus it is the depth, above 0 and up to 1, or -1
-    where no label map tells nuclei apart. `transform` is called with `image` RGB uint8 (dim, dim,
-    3) and `mask` float32 (dim, dim), above 0 in nuclei, and returns a dict of tensors (an
+    where no label map tells nuclei apart; and NOT_ANNOTATED, -2, where nobody has said what there
+    is. `transform` is called with `image` RGB uint8 (dim, dim, 3) and `mask` float32 (dim, dim),
+    above 0 in nuclei and below where it is not annotated, and returns a dict of tensors (an
     albumentations.Compose). Given a `stain`, it gets the patch as it is when the whole image is
     brought to that stain.
 
@@ -312,88 +339,3 @@ class PatchDataset:
         mask = patch["mask"][None]
         unknown = mask == UNKNOWN if source["labels"] else mask > 0
         return patch["image"], (mask / DEEPEST).masked_fill(unknown, -1), index
-
-
-class PatchSampler:
-    """Patches of an epoch, in an order and with seeds that follow from (seed, epoch) alone.
-
-    Yields (index, seed of this patch's augmentation) for PatchDataset, whole batches of them. Of
-    each batch of `batch_size` patches, process `rank` of `processes` gets its equal share, so that
-    the batches are the same however many processes there are. The training loop sets `epoch` before
-    each pass, and `start`, the number of batches that an interrupted epoch has behind it.
-
-    Each patch comes once an epoch, or else as often as `order` has it, which draws the indices of
-    an epoch of the same length by a generator (a partial of `balanced_order`).
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        processes: int = 1,
-        order: Callable[[np.random.Generator], np.ndarray] | None = None,
-    ):
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.processes = processes
-        self.order = order
-        self.epoch = 0
-        self.start = 0
-
-    def __len__(self) -> int:
-        batches = self.count // self.batch_size - self.start
-        return batches * self.batch_size // self.processes
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = np.random.default_rng([self.seed, self.epoch])
-        order = self.order(generator) if self.order else generator.permutation(self.count)
-        order = order.tolist()
-        seeds = generator.integers(2**31, size=self.count).tolist()
-        first = self.start * self.batch_size + self.rank
-        last = self.count - self.count % self.batch_size
-        for place in range(first, last, self.processes):
-            yield order[place], seeds[place]
-
-
-def balanced_order(
-    foreground: Sequence[float], generator: np.random.Generator, sets: Sequence | None = None
-) -> np.ndarray:
-    """Indices of as many patches as there are, int64 (count,), so that none drown the others.
-
-    Each of the `sets` gets views as the square root of its number of patches: of two, one with 16
-    times as many counts four times as much. Within a set the STRATA of `foreground` are drawn from
-    evenly; those without patches are left out. No patch comes more than MOST_VIEWS times; what is
-    left by that goes to larger sets and strata, and each patch comes once before any of its stratum
-    comes again. All are spread over the whole epoch, so that every batch is mixed.
-    """
-    strata = np.digitize(foreground, STRATA)
-    number = np.unique(sets, return_inverse=True)[1] if sets is not None else np.zeros_like(strata)
-    members = [np.flatnonzero(number == one) for one in np.unique(number)]
-    views = _shares([np.sqrt(len(patches)) for patches in members], members, len(strata))
-    indices, places = [], []
-    for patches, its_views in zip(members, views, strict=True):
-        own = strata[patches]
-        parts = [patches[own == stratum] for stratum in np.unique(own)]
-        for part, count in zip(parts, _shares([1] * len(parts), parts, its_views), strict=True):
-            passes = [generator.permutation(part) for _ in range(-(-count // len(part)))]
-            indices.append(np.concatenate([*passes, np.zeros(0, int)])[:count])
-            places.append((np.arange(count) + generator.random(count)) / max(count, 1))  # 0 to 1
-    return np.concatenate(indices)[np.argsort(np.concatenate(places))]
-
-
-def _shares(weights, members, total):
-    """How many of `total` views each of these lists of patches gets, by its weight."""
-    shares = [0] * len(members)
-    left, weight = total, sum(weights)
-    # Those first that need least, so that what they cannot take goes to the others.
-    for k in sorted(range(len(members)), key=lambda k: len(members[k]) / weights[k]):
-        most = MOST_VIEWS * len(members[k])
-        shares[k] = min(int(left * weights[k] / weight + 1e-9), most)
-        left, weight = left - shares[k], weight - weights[k]
-        last = k
-    shares[last] += left
-    return shares

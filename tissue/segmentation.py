@@ -26,7 +26,7 @@ from tissue import (
 )
 from tissue.depth import segment
 from tissue.files import InputError
-from tissue.inputs import Task
+from tissue.inputs import Task, open_reference
 from tissue.store import Store
 
 
@@ -176,13 +176,22 @@ def _find(um: float | None, split: nuclei.Split, has_depth: bool, segmented: np.
 
 
 def _compare(task: Task, mask: Store, labels: Store, truth: Store, shown) -> dict:
-    """What is scored against a reference, whose nuclei go to `truth`; writes its two pictures."""
+    """What is scored against a reference, whose nuclei go to `truth`; writes its two pictures.
+
+    Where it has regions, pixels in them are scored, and nuclei whose first pixel lies in them; what
+    is counted in the whole image is then not compared.
+    """
     tiles, (view, labels_shown) = _tiles(task), shown
-    reference = windows.open_mask(task.pair.mask)
-    counts = sum(agreement.pixel_counts(mask.read(*t), reference.read(*t)) for t in tiles)
-    row = {"gt_contours": stitching.count_contours(reference), **agreement.scores(counts)}
+    reference = open_reference(task.pair.mask, task.shape)
+    counts = sum(agreement.pixel_counts(*_known(reference, t, mask, reference)) for t in tiles)
+    row, scored = {"gt_contours": stitching.count_contours(reference)}, labels
     row["gt_nuclei"] = _write_reference(task, reference, truth)
-    table = agreement.overlap_of_tiles((labels.read(*t), truth.read(*t)) for t in tiles)
+    if reference.regions is not None:
+        row = {}
+        scored, truth = (_Inside(store, reference, tiles) for store in (labels, truth))
+        labels_shown = scored.keep(labels_shown)
+    row |= agreement.scores(counts)
+    table = agreement.overlap_of_tiles((scored.read(*t), truth.read(*t)) for t in tiles)
     found = agreement.errors(table)
     row |= {"aji": agreement.aji(table), "errors": found.counts}
     row |= agreement.panoptic_quality(table)
@@ -196,9 +205,41 @@ def _compare(task: Task, mask: Store, labels: Store, truth: Store, shown) -> dic
     return row
 
 
+def _known(reference: windows.MaskWindows, tile: tiling.Tile, *masks) -> list[np.ndarray]:
+    """The pixels of a tile of several masks, of those alone that are annotated."""
+    known = reference.known(*tile)
+    return [mask.read(*tile) if known is None else mask.read(*tile)[known] for mask in masks]
+
+
+class _Inside:
+    """The nuclei of a Store of labels whose first pixel, row by row, lies in a region."""
+
+    def __init__(self, labels: Store, reference: windows.MaskWindows, tiles: list[tiling.Tile]):
+        self.labels, found = labels, []
+        for tile in tiles:
+            number, at = np.unique(labels.read(*tile), return_index=True)
+            row, column = np.divmod(at, tile.width)
+            place = (tile.y + row) * reference.width + tile.x + column
+            found.append(np.stack([number, place, reference.known(*tile)[row, column]]))
+        number, place, inside = np.concatenate(found, axis=1)
+        order = np.lexsort((place, number))
+        number, first = np.unique(number[order], return_index=True)
+        self.inside = np.zeros(number[-1] + 1, bool)
+        self.inside[number] = inside[order][first]
+
+    def keep(self, labels: np.ndarray) -> np.ndarray:
+        return labels * self.inside[labels]
+
+    def read(self, *tile) -> np.ndarray:
+        return self.keep(self.labels.read(*tile))
+
+    def every(self, step: int) -> np.ndarray:
+        return self.keep(self.labels.every(step))
+
+
 def _write_reference(task: Task, mask: windows.MaskWindows, truth: Store) -> int:
     """Write the reference's nuclei, as its label map has them or else split, and count them."""
-    source = windows.open_mask(task.label_map) if task.label_map else mask
+    source = open_reference(task.label_map, task.shape) if task.label_map else mask
     count = 0
     if source.is_label_map:
         known = (np.unique(source.numbers(*tile)) for tile in _tiles(task))

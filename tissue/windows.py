@@ -114,7 +114,12 @@ def from_array(pixels: np.ndarray, pixel_size_um: float | None = None) -> Window
 
 
 class MaskWindows(Windows):
-    """Windows of a mask, with what `masks.Mask` says of it; the first use reads all of the file."""
+    """Windows of a mask, with what `masks.Mask` says of it; the first use reads all of the file.
+
+    `regions` are where an annotation is complete (annotations.Annotation), None for everywhere.
+    """
+
+    regions = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -129,6 +134,10 @@ class MaskWindows(Windows):
     def numbers(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """A window of a label map: one integer per nucleus (h, w), 0 the background."""
         return self._pixels.numbers(y, x, height, width)
+
+    def known(self, y: int, x: int, height: int, width: int) -> np.ndarray | None:
+        """Whether each pixel of a window is in a region, bool (h, w); None without regions."""
+        return None
 
 
 def open_mask(path: str | Path, big: float | None = None) -> MaskWindows:

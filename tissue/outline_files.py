@@ -1,0 +1,394 @@
+"""Reads the outlines that other programs save: QuPath, ImageJ, COCO and labelme.
+
+Each reader gives the outlines of a file one by one, and counts in `seen` what it passed over or
+assumed: {text: how often}.
+"""
+
+import logging
+import lzma
+import math
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import roifile
+import shapely
+from pycocotools import mask as coco_mask
+
+from tissue.files import InputError
+from tissue.jsons import members
+from tissue.outlines import Fault, Outline, is_region, polygons_of, ring_of
+from tissue.pairs import name_of, same_name
+
+OVAL_CORNERS = 256
+MOST_ROI = 2**26  # bytes of one ROI, unpacked
+NOT_NUCLEI = ("tile", "tma_core")  # objects of QuPath
+AREAS = ("POLYGON", "FREEHAND", "TRACED")
+# What zipfile and its decoders raise on other bytes, or on what they do not know.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
+_ZIP_ERRORS += (NotImplementedError, RuntimeError, ValueError)
+_LISTS = ("features", "annotations", "shapes")
+_OBJECT = "expected an object, export it anew"
+
+
+def read_outlines(
+    path: Path, name: str, shape: tuple[int, int], seen: Counter
+) -> Iterator[Outline]:
+    """The outlines of the file of image `name` of (height, width) pixels.
+
+    Raises InputError that names the file, and the outline if one is at fault.
+    """
+    if path.suffix.lower() in (".zip", ".roi"):
+        yield from _rois(path, seen)
+    elif path.suffix.lower() == ".json":
+        yield from _json(path, name, shape, seen)
+    else:
+        yield from (outline for _, outline in read_features(path, seen))
+
+
+# --- GeoJSON
+
+
+def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
+    """(id, or "" without; Outline) of each area of a GeoJSON file. Raises InputError."""
+    head, number, known = {}, None, set()
+    for key, value in members(path, _LISTS[:1]):
+        if value is ...:
+            number = 0
+        elif key == "features" and number is not None:
+            number += 1
+            for identity, outline in _named(path, f"feature {number}", _feature, value, seen):
+                # QuPath before 0.4 wrote the kind of object in its place.
+                if identity in known and not identity.startswith("Path"):
+                    seen["features that share an id, taken as a nucleus each"] += 1
+                if identity:
+                    known.add(identity)
+                yield identity, outline
+        else:
+            head[key] = value
+    if number is not None:
+        return
+    if head.get("type") != "Feature":
+        if "coordinates" not in head and "geometries" not in head:
+            raise InputError(
+                f"{path}: found JSON without features, expected GeoJSON (a FeatureCollection), "
+                f"export it anew"
+            )
+        head = {"type": "Feature", "geometry": head}
+    yield from _named(path, "feature 1", _feature, head, seen)
+
+
+def _named(path, where, read, *given):
+    """What `read(where, *given)` yields; what it finds wrong names file and place."""
+    try:
+        yield from read(where, *given)
+    except Fault as fault:
+        raise InputError(f"{path}: {where}: {fault}") from fault
+    except RecursionError as error:
+        raise InputError(
+            f"{path}: {where}: found an object that is nested too deep, expected an outline, draw "
+            f"it anew"
+        ) from error
+
+
+def _feature(where, value, seen):
+    if not isinstance(value, dict) or value.get("type") != "Feature":
+        raise Fault(f"found {_kind(value)} that is no GeoJSON feature, {_OBJECT}")
+    properties = value.get("properties") or {}
+    if not isinstance(properties, dict):
+        raise Fault(f"found {_kind(properties)} as its properties, {_OBJECT}")
+    for child in _list(properties.get("childObjects") or []):
+        yield from _feature(where, child, seen)
+    label = properties.get("classification") or ""
+    if isinstance(label, dict):
+        names = label.get("names")  # QuPath's for a class within a class
+        label = label.get("name") or ": ".join(map(str, names if isinstance(names, list) else ()))
+    if not isinstance(label, str):
+        raise Fault(f"found {_kind(label)} as its class, expected a name, give it a class again")
+    kind, geometry = properties.get("objectType"), value.get("geometry")
+    if kind in NOT_NUCLEI:
+        seen[f"objects of type {kind}, passed over"] += 1
+        return
+    if kind == "cell" and not is_region(label):
+        geometry = value.get("nucleusGeometry")
+        text = (
+            "cells of which the nucleus was taken"
+            if geometry
+            else "cells without a nucleus, passed over"
+        )
+        seen[text] += 1
+        if not geometry:
+            return
+    if geometry is None:
+        seen["features without a geometry, passed over"] += 1
+        return
+    polygons = _polygons(geometry, seen)
+    if polygons is not None:
+        identity = value.get("id")
+        yield (
+            str(identity) if isinstance(identity, str | int) else "",
+            Outline(where, label, polygons),
+        )
+
+
+def _polygons(geometry, seen):
+    """The polygons of a GeoJSON geometry; None of what has no area."""
+    if not isinstance(geometry, dict):
+        raise Fault(f"found {_kind(geometry)} as its geometry, {_OBJECT}")
+    kind, places = geometry.get("type"), geometry.get("coordinates")
+    if kind == "GeometryCollection":
+        parts = [_polygons(part, seen) for part in _list(geometry.get("geometries"))]
+        seen["collections of geometries, taken as one nucleus each"] += 1
+        return [polygon for part in parts if part is not None for polygon in part] or None
+    if kind in ("Point", "MultiPoint", "LineString", "MultiLineString"):
+        seen["points and lines, passed over"] += 1
+        return None
+    if kind == "Polygon":
+        places = [places]
+    elif kind != "MultiPolygon":
+        raise Fault(
+            f"found a geometry of type {kind!r:.60}, expected Polygon or MultiPolygon, remove it"
+        )
+    return [[ring_of(ring) for ring in _list(polygon)] for polygon in _list(places)]
+
+
+def _list(value):
+    if not isinstance(value, list):
+        raise Fault(f"found {_kind(value)} as coordinates, expected lists of [x, y], draw it anew")
+    return value
+
+
+def _kind(value):
+    """What a JSON value is, for a message."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "nothing" if value is None else names.get(type(value), "a number")
+
+
+# --- COCO and labelme
+
+
+def _json(path, name, shape, seen):
+    """By what is in it: COCO, labelme, or GeoJSON with another ending."""
+    head, lists = {}, set()
+    for key, value in members(path, _LISTS):
+        if value is ...:
+            lists.add(key)
+        elif key not in lists and key != "imageData":
+            head[key] = value
+    if "annotations" in lists:
+        yield from _coco(path, name, shape, head, seen)
+    elif "shapes" in lists:
+        yield from _labelme(path, shape, head, seen)
+    else:
+        yield from (outline for _, outline in read_features(path, seen))
+
+
+def _check_size(path, head, keys, shape):
+    """Raise InputError if a file says that its image is of another size."""
+    said = tuple(head.get(key) for key in keys)
+    if all(isinstance(side, int) for side in said) and said != tuple(shape):
+        raise InputError(
+            f"{path}: found outlines of an image of {said[0]} x {said[1]} pixels (height x width), "
+            f"expected {shape[0]} x {shape[1]}, take those of this image"
+        )
+
+
+def _coco(path, name, shape, head, seen):
+    images, categories = (
+        [item for item in head[key] if isinstance(item, dict)]
+        if isinstance(head.get(key), list)
+        else []
+        for key in ("images", "categories")
+    )
+    if len(images) > 1:
+        mine = [i for i in images if same_name(name_of(Path(str(i.get("file_name"))))) ==
+                same_name(name)]  # fmt: skip
+        if len(mine) != 1:
+            raise InputError(
+                f"{path}: found {len(images)} images, {len(mine)} of which are named {name}, "
+                f"expected one; save the annotations of each image in a file of its own"
+            )
+        images = mine
+    image = images[0] if images else {}
+    _check_size(path, image, ("height", "width"), shape)
+    labels = {str(c.get("id")): str(c.get("name") or "") for c in categories}
+    number = 0
+    for key, value in members(path, ("annotations",)):
+        if key == "annotations" and value is not ...:
+            number += 1
+            where = f"annotation {number}"
+            yield from _named(path, where, _annotation, value, (image, labels, shape), seen)
+
+
+def _annotation(where, value, context, seen):
+    image, labels, shape = context
+    if not isinstance(value, dict):
+        raise Fault(f"found {_kind(value)}, {_OBJECT}")
+    if "id" in image and value.get("image_id") != image["id"]:
+        seen["annotations of other images, passed over"] += 1
+        return
+    if value.get("iscrowd"):
+        seen["annotations marked as crowds (iscrowd), taken as one nucleus each"] += 1
+    drawn, label = value.get("segmentation"), labels.get(str(value.get("category_id")), "")
+    if not drawn:
+        seen["annotations that have a box and no outline, passed over"] += 1
+    elif isinstance(drawn, dict):
+        yield Outline(where, label, _run_lengths(drawn, shape))
+    else:
+        yield Outline(where, label, [[ring_of(_pairs(ring))] for ring in _list(drawn)])
+
+
+def _pairs(ring):
+    """x, y, x, y as a list of [x, y]."""
+    ring = _list(ring)
+    if len(ring) % 2:
+        raise Fault(f"found {len(ring)} coordinates, expected x, y, x, y, draw it anew")
+    return [list(pair) for pair in zip(ring[::2], ring[1::2], strict=True)]
+
+
+def _run_lengths(value, shape):
+    """The polygons around the pixels of a COCO mask (RLE)."""
+    counts, size = value.get("counts"), value.get("size")
+    if size != list(shape):
+        raise Fault(
+            f"found a mask of size {size!r:.60}, expected {list(shape)} (height, width) as the "
+            f"image, export it anew"
+        )
+    try:
+        if isinstance(counts, list):
+            if sum(counts) != shape[0] * shape[1] or min(counts) < 0:
+                raise ValueError("its runs do not fill it")
+            value = coco_mask.frPyObjects(value, *shape)
+        mask = coco_mask.decode({"size": size, "counts": value["counts"]})
+        if isinstance(counts, str) and coco_mask.encode(mask)["counts"] != counts.encode():
+            raise ValueError("its runs are no whole mask")
+    except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
+        raise Fault(f"found a mask that cannot be read ({error}), export it anew") from error
+    left, top, width, height = map(int, coco_mask.toBbox(value))
+    mask = np.pad(mask[top : top + height, left : left + width].astype(np.int8), ((1, 1), (0, 0)))
+    # Columns of pixels, as boxes that are joined.
+    column, first = np.nonzero(np.diff(mask, axis=0).T == 1)
+    _, behind = np.nonzero(np.diff(mask, axis=0).T == -1)
+    column = column + left
+    boxes = shapely.box(column, first + top, column + 1, behind + top)
+    return polygons_of(shapely.union_all(boxes))
+
+
+def _labelme(path, shape, head, seen):
+    _check_size(path, head, ("imageHeight", "imageWidth"), shape)
+    several, number = {}, 0
+    for key, value in members(path, ("shapes",)):
+        if key == "shapes" and value is not ...:
+            number += 1
+            for group, outline in _named(path, f"shape {number}", _shape, value, seen):
+                several.setdefault(group or number, []).append(outline)
+    for first, *others in several.values():
+        yield first._replace(polygons=sum((o.polygons for o in others), first.polygons))
+
+
+def _shape(where, value, seen):
+    """((label, number) of the group of which it is a part, or None; Outline)"""
+    if not isinstance(value, dict):
+        raise Fault(f"found {_kind(value)}, {_OBJECT}")
+    kind, label = value.get("shape_type") or "polygon", str(value.get("label") or "")
+    if kind in ("point", "line", "linestrip", "points"):
+        seen["points and lines, passed over"] += 1
+        return
+    points = ring_of(_list(value.get("points")))
+    group = (label, str(value["group_id"])) if value.get("group_id") is not None else None
+    if kind in ("rectangle", "circle"):
+        if len(value["points"]) != 2:
+            raise Fault(
+                f"found a {kind} of {len(value['points'])} points, expected 2, draw it anew"
+            )
+        first, other = np.array(value["points"], float)[:, :2]
+        if kind == "circle":
+            radius = math.dist(first, other)
+            first, other = first - radius, first + radius
+            points = _oval(*first, *other)
+        else:
+            points = polygons_of(shapely.box(*first, *other))[0][0]
+    elif kind != "polygon":
+        raise Fault(
+            f"found a shape of type {kind!r:.60}, expected polygon, rectangle or circle, draw it so"
+        )
+    yield group, Outline(where, label, [[points]])
+
+
+def _oval(left, top, right, bottom):
+    turn = np.linspace(0, 2 * math.pi, OVAL_CORNERS + 1)
+    turn[-1] = 0
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return np.stack(
+        [x + (right - left) / 2 * np.cos(turn), y + (bottom - top) / 2 * np.sin(turn)], axis=1
+    )
+
+
+# --- ImageJ
+
+
+def _rois(path, seen):
+    if path.suffix.lower() == ".roi":
+        with path.open("rb") as file:
+            yield from _named(path, path.name, _roi, file.read(MOST_ROI + 1), seen)
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.filename.lower().endswith(".roi"):
+                    where = f"ROI {info.filename!r:.80}"
+                    with archive.open(info) as file:
+                        data = file.read(MOST_ROI + 1)
+                    yield from _named(path, where, _roi, data, seen)
+                elif not info.is_dir():
+                    seen["files that are no ROI, passed over"] += 1
+    except (InputError, FileNotFoundError):
+        raise
+    except _ZIP_ERRORS as error:
+        raise InputError(
+            f"{path}: found a zip that cannot be read ({error}), expected one of ImageJ's ROI "
+            f"Manager, save it anew"
+        ) from error
+
+
+def _roi(where, data, seen):
+    if len(data) > MOST_ROI:
+        raise Fault(f"found more than {MOST_ROI:,} bytes, expected one ROI, save it anew")
+    logging.getLogger("roifile").setLevel(logging.ERROR)  # names cut off are no matter here
+    try:
+        roi = roifile.ImagejRoi.frombytes(data)
+        kind = roi.roitype.name
+        parts = roi.coordinates(multi=True)
+    except Exception as error:  # roifile raises nearly anything on other bytes
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise Fault(f"found what is no ROI ({said:.100}), save it anew") from error
+    if roi.subtype.name in ("TEXT", "ARROW", "IMAGE"):
+        seen["texts, arrows and pictures, passed over"] += 1
+        return
+    if roi.multi_coordinates is not None:  # rings of which an odd number encloses what is within
+        rings = [ring_of(part) for part in parts]
+        shapes = [shapely.make_valid(shapely.Polygon(ring)) for ring in rings if ring is not None]
+        polygons = polygons_of(reduce(shapely.symmetric_difference, shapes, shapely.Polygon()))
+    elif kind in AREAS:
+        polygons = [[ring_of(parts[0])]]
+    elif kind in ("RECT", "OVAL"):
+        box = (roi.left, roi.top, roi.right, roi.bottom)
+        if roi.subpixelrect:
+            box = (roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd)
+        if kind == "RECT" and roi.rounded_rect_arc_size:
+            raise Fault("found a rectangle with round corners, expected an outline, draw it so")
+        ring = _oval(*box) if kind == "OVAL" else polygons_of(shapely.box(*box))[0][0]
+        polygons = [[ring_of(ring)]]
+    elif kind == "UNKNOWN":
+        raise Fault(
+            "found a ROI of a kind that ImageJ does not document, expected an area, draw it"
+        )
+    else:
+        seen["points and lines, passed over"] += 1
+        return
+    label = roi.name if is_region(roi.name or "") else ""
+    yield Outline(where, label, polygons)

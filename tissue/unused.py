@@ -1,0 +1,109 @@
+"""What in the folders of a patch set is not used, in lines that say so."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tissue import scanners
+from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
+from tissue.pairs import (
+    IMAGE_FOLDER,
+    IMAGE_SUFFIXES,
+    MASK_FOLDERS,
+    Pair,
+    find_images,
+    image_files,
+    label_folder,
+    mask_folder,
+    name_of,
+    same_name,
+    shown,
+)
+
+NAMED = 3  # files that a line names before it ends in dots
+
+
+def passed_over(*places: str | Path) -> list[str]:
+    """Return a line for each of these folders in which anything but hidden files is no image."""
+    lines = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            continue
+        images = image_files(place)
+        images = {path.name for path in (*images, *scanners.companions(images))}
+        others = [p for p in sorted(place.iterdir()) if p.name not in images and p.name[0] != "."]
+        if others:
+            names = [shown(path.name) + "/" * path.is_dir() for path in others]
+            lines.append(
+                f"{_files(len(others))} in {shown(place)} {_was(others)} passed over "
+                f"({_first(names)}): expected files of type {', '.join(IMAGE_SUFFIXES)}"
+            )
+    return lines
+
+
+def unused_labels(root: str | Path, names: Iterable[str]) -> list[str]:
+    """Return a line if `root` has label maps of none of these images, else no line."""
+    used = {same_name(name) for name in names}
+    unused = [
+        shown(path.name) for name, path in label_folder(root).items() if same_name(name) not in used
+    ]
+    if not unused:
+        return []
+    return [
+        f"{_files(len(unused))} in {shown(Path(root) / LABEL_FOLDER)} {_was(unused)} passed over "
+        f"({_first(unused)}): no image has that name"
+    ]
+
+
+def unused_masks(root: str | Path) -> list[str]:
+    """Return a line if `root` has further folders of masks than the one that is used."""
+    used, *others = [n for n in MASK_FOLDERS if (Path(root) / n).is_dir()] or [""]
+    return [
+        f"{shown(Path(root) / name)} was passed over: masks are taken from {used!r}"
+        for name in others
+    ]
+
+
+def said_of_annotations(root: str | Path, pairs: Iterable[Pair]) -> list[str]:
+    """Return lines on what was passed over because `root` has a folder of annotations."""
+    folder = Path(root) / ANNOTATION_FOLDER
+    if not folder.is_dir():
+        return []
+    annotated = {same_name(pair.name): pair.mask for pair in pairs if pair.is_annotated}
+    used = {path.name for path in annotated.values()}
+    others = [p for p in sorted(folder.iterdir()) if p.name not in used and p.name[0] != "."]
+    images = find_images(Path(root) / IMAGE_FOLDER)
+    left = images.keys() - {pair.name for pair in pairs}
+    left = [shown(images[name].name) for name in sorted(left)]
+    lines = []
+    places = [mask_folder(root), Path(root) / LABEL_FOLDER]
+    for place in dict.fromkeys(place for place in places if place and place.is_dir()):
+        both = [shown(p.name) for p in image_files(place) if same_name(name_of(p)) in annotated]
+        if both:
+            lines.append(
+                f"{_files(len(both))} in {shown(place)} {_was(both)} passed over "
+                f"({_first(both)}): {shown(folder)} has annotations of these images"
+            )
+    if others:
+        names = [shown(path.name) + "/" * path.is_dir() for path in others]
+        lines.append(
+            f"{_files(len(others))} in {shown(folder)} {_was(others)} passed over "
+            f"({_first(names)}): expected annotations (docs/own_data.md)"
+        )
+    if left:
+        lines.append(
+            f"{len(left)} of {len(images)} images {_was(left)} passed over ({_first(left)}): "
+            f"neither annotation nor mask has that name"
+        )
+    return lines
+
+
+def _files(count):
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _was(files):
+    return "was" if len(files) == 1 else "were"
+
+
+def _first(names):
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
