@@ -59,22 +59,22 @@ SPLITTING = nuclei.Split._fields[:-1]  # what --split can change; confidence has
 def parse_args(argv=None):
     parser = Parser(__doc__.split("\n")[0])
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--root", nargs="+", default="./data/", help="folders given to preprocess.py"
-    )
+    files.add_argument("--root", nargs="+", default="./data/", help="folders of preprocess.py")
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
     files.add_argument("--masks", help="folder with references for --images: masks or annotations")
     files.add_argument("--ckpt", help="checkpoint or run folder; without it the weights that ship")
     files.add_argument("--image_folder", default="./results/", help="folder for the results")
-    files.add_argument(
-        "--overwrite", action="store_true", help="redo images that have their results already"
-    )
+    files.add_argument("--overwrite", action="store_true", help="redo images that have results")
     segmentation = parser.add_argument_group("segmentation")
     segmentation.add_argument(
         "--threshold", type=float, help="probability of a nucleus; without it the checkpoint's"
     )
-    segmentation.add_argument(
+    sizes = segmentation.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--pixel_size", type=float, help="micrometres, of all images; without it what they say"
+    )
+    sizes.add_argument(
+        "--pixel_sizes", metavar="FILE", help="CSV of image,pixel_size_um: of some of the images"
     )
     segmentation.add_argument(
         "--tta", action="store_true",
@@ -200,7 +200,7 @@ def load_network(args, device) -> Predictor:
 
 def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     """A Task for each image, what is assumed about the files, and all faults of what is given."""
-    found = inputs.find_images(args.images, args.masks, args.root)
+    found = inputs.find_images(args.images, args.masks, args.root, args.pixel_sizes)
     folder = Path(args.image_folder)
     rank, processes = Team().place
 

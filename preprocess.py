@@ -58,6 +58,10 @@ def parse_args(argv=None):
         f"{BY_NUCLEI}: by the size of a set's nuclei",
     )  # fmt: skip
     parser.add_argument(
+        "--pixel_sizes", metavar="FILE",
+        help="CSV of image,pixel_size_um: of some images, in the place of what they say",
+    )  # fmt: skip
+    parser.add_argument(
         "--patch_pixel_size", type=float, metavar="UM",
         help="micrometres, of all patches; without it the median of the images'",
     )  # fmt: skip
@@ -95,6 +99,7 @@ def main(args):
         # --- plan: what there is, and what is to be made of it ---
         sizes = zip(roots, given_to_each(given, roots), strict=True)
         plans = [make_plan(args, root, size, pool) for root, size in sizes]
+        print_lines(cutting.take_sizes(plans, args.pixel_sizes))
         print_lines(cutting.settle_pixel_size(plans, args.patch_pixel_size, pool))
         if args.corrected_from:
             for plan in plans:

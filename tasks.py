@@ -22,9 +22,9 @@ Look at:
 LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
 IMAGE_SIDE = (
     "agreement", "annotations", "background", "bad_annotations", "cutting", "depth", "exports",
-    "files", "images", "masks", "measures", "nuclei", "outline_files", "pairs", "patches",
-    "pictures", "pixel_size", "project", "report", "results", "stitching", "store", "strict",
-    "synthetic", "windows",
+    "files", "given_sizes", "images", "masks", "measures", "nuclei", "outline_files", "pairs",
+    "patches", "pictures", "pixel_size", "project", "report", "results", "scanners", "stitching",
+    "store", "strict", "synthetic", "windows",
 )  # fmt: skip
 
 

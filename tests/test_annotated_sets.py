@@ -432,7 +432,7 @@ def test_losses_do_not_see_what_is_not_annotated():
     left = total_loss(binary_cross_entropy_with_logits, logits[..., :2], masks[..., :2])
     assert total_loss(binary_cross_entropy_with_logits, logits, masks) == pytest.approx(left / 2)
     known = (masks != NOT_ANNOTATED).float()
-    target = (masks > 0).float()
+    target = (masks != 0).float()  # whatever it says where nothing is known
     p = logits[:, :1, :, :2].sigmoid()
     soft = (2 * (p * target[..., :2]).sum() + 1) / (p.sum() + target[..., :2].sum() + 1)
     cross = binary_cross_entropy_with_logits(logits[:, :1, :, :2], target[..., :2]) / 2
@@ -504,7 +504,8 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
     assert "has a whole label map to choose on" in (run / "train.log").read_text()
     assert counted_images([str(root)], [manifest.read_manifest(root)]) == []
     results = tmp_path / "results"
-    infer(results, "--root", root, "--ckpt", run)
+    sure_of_all = ("--threshold", 0.01, "--confidence", 0)
+    infer(results, "--root", root, "--ckpt", run, *sure_of_all)
     assert "scored within its regions alone" in capsys.readouterr().out
     row = read_record(results, "Drawn_04")["row"]
     assert "gt_nuclei" not in row and "gt_contours" not in row
@@ -512,9 +513,9 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
     known = annotation.known(0, 0, 96, 80)
     predicted = cv2.imread(str(results / "Drawn_04_prediction.png"), cv2.IMREAD_GRAYSCALE) > 0
     truth = annotation.numbers(0, 0, 96, 80)
-    both, total = (predicted & (truth > 0))[known].sum(), 0
+    both = (predicted & (truth > 0))[known].sum()
     total = predicted[known].sum() + (truth > 0)[known].sum()
-    assert row["dice"] == pytest.approx(2 * both / total)
+    assert both and row["dice"] == pytest.approx(2 * both / total)
     inside = {n for n in range(1, truth.max() + 1) if known.ravel()[np.argmax(truth == n)]}
     counts = row["errors"]
     assert counts["matched"] + counts["missed"] + counts["merged_reference"] + counts[
@@ -526,6 +527,10 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
 def test_a_whole_annotation_is_a_reference_like_a_label_map(mine, tmp_path):
     root, boxes = mine
     annotate_all(root, boxes)
+    (root / "instance_labels").mkdir()  # an older label map, of one nucleus
+    old = np.zeros((96, 80), np.uint8)
+    old[:9, :9] = 1
+    pictures.write_image(root / "instance_labels" / "Drawn_04.png", old)
     cut(root)
     run = learn(root, tmp_path / "log")
     assert "chosen on 3 training images" in (run / "train.log").read_text()

@@ -13,8 +13,10 @@ import tifffile
 import torch
 
 from model import UNet
+from tests import slide_files
 from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, table_of
 from tests.test_agreement import naive_aji, naive_pq
+from tests.test_scanners import needs_openslide
 from tests.test_windows import write_ome_pyramid
 from tissue import files, images, masks, nuclei, windows
 from tissue.files import InputError
@@ -800,3 +802,46 @@ def test_validation_images_have_the_pixel_size_that_their_patches_were_cut_at(
     cut(root, "--pixel_size", "0.5")  # whatever the files say
     infer(tmp_path / "out", "--root", root, "--ckpt", checkpoint)
     assert "Drawn_04: 0.5 um a pixel, enlarged 2 times to 0.25 um" in capsys.readouterr().out
+
+
+def test_a_table_gives_pixel_sizes_in_the_place_of_the_files(checkpoint, tmp_path, capsys):
+    for name, size in (("a", 0.5), ("b", 2.5), ("c", 0.25)):
+        sized(tmp_path / f"{name}.tif", size)
+    table = tmp_path / "sizes.csv"
+    table.write_text("image,pixel_size_um\na.tif,0.25\nb,0.125\n")
+    flags = ["--ckpt", checkpoint, "--images", *sorted(tmp_path.glob("*.tif")), "--pixel_sizes"]
+    infer(tmp_path / "out", *flags, table)
+    out = capsys.readouterr().out
+    assert f"{table}: the pixel size of 2 of 3 images, 0.125 to 0.25 um\n" in out
+    assert "b: 0.125 um a pixel, reduced 2 times to 0.25 um\n" in out and "a: " not in out
+    table.write_text("image,pixel_size_um\nd,0.25\n")
+    with pytest.raises(InputError, match=r"sizes\.csv, line 2: found 'd'"):
+        infer(tmp_path / "none", *flags, table)
+    with pytest.raises(SystemExit):
+        infer(tmp_path / "none", *flags, table, "--pixel_size", 0.25)
+    assert not (tmp_path / "none").exists()
+
+
+@needs_openslide
+@pytest.mark.parametrize("writer", ["mirax", "dicom"])
+def test_a_slide_of_a_scanner_has_the_results_of_its_pixels(
+    checkpoint, tmp_path, capsys, monkeypatch, writer
+):
+    suffix = {"mirax": ".mrxs", "dicom": ".dcm"}[writer]
+    image = draw_tissue(256, 320, seed=1).image
+    levels = [image, cv2.resize(image, (160, 128), interpolation=cv2.INTER_AREA)]
+    for folder in ("slides", "same"):
+        (tmp_path / folder).mkdir()
+    path = tmp_path / "slides" / f"drawn{suffix}"
+    (whole, *_) = getattr(slide_files, writer)(path, levels)
+    tifffile.imwrite(tmp_path / "same" / "drawn.tif", whole, photometric="rgb", tile=(64, 64))
+    monkeypatch.setattr(windows, "BIG", 1)
+    flags = ["--ckpt", checkpoint, *TILES, "--images"]
+    infer(tmp_path / "out", *flags, tmp_path / "slides")
+    assert "passed over" not in capsys.readouterr().out
+    infer(tmp_path / "expected", *flags, tmp_path / "same", "--pixel_size", 0.25)
+    (row,), (expected,) = (table_of(tmp_path / f / "counts.csv") for f in ("out", "expected"))
+    assert int(row["nuclei"]) > 0
+    assert {**row, "seconds": ""} == {**expected, "seconds": ""}  # per mm2 as well
+    one, two = (masks.read_mask(tmp_path / f / "drawn_prediction.tif") for f in ("out", "expected"))
+    np.testing.assert_array_equal(one, two)

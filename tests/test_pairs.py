@@ -75,12 +75,13 @@ def test_a_pattern_fits_a_name_whatever_its_suffix(tmp_path, file, pattern, expe
 
 
 def test_files_that_are_no_images_are_said(tmp_path):
-    names = ("a.png", "b.ndpi", "c.webp", "d.gif", "e.jp2", "f.jfif", ".hidden.gif")
+    names = ("a.png", "b.nd2", "c.webp", "d.gif", "e.jp2", "f.jfif", ".hidden.gif")
     images = touch(tmp_path / "images", *names)
     (line,) = passed_over(images)
     assert line == (
-        f"5 files in {images} were passed over (b.ndpi, c.webp, d.gif, ...): expected files of "
-        f"type tif, tiff, png, jpg, jpeg, bmp, svs"
+        f"5 files in {images} were passed over (b.nd2, c.webp, d.gif, ...): expected files of "
+        f"type tif, tiff, png, jpg, jpeg, bmp, svs, mrxs, ndpi, scn, bif, vms, vmu, dcm, svslide, "
+        f"czi"
     )
     one = touch(tmp_path / "one", "a.png", "notes.txt")
     assert passed_over(one)[0].startswith(f"1 file in {one} was passed over (notes.txt): ")

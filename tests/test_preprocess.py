@@ -16,7 +16,9 @@ import pytest
 import tifffile
 
 import preprocess
+from tests import slide_files
 from tests.scripts import REPOSITORY, SMALL, cut, fingerprint
+from tests.test_scanners import needs_openslide
 from tissue import inputs, patches, splits
 from tissue.files import InputError, locked
 from tissue.images import read_image
@@ -196,6 +198,32 @@ def test_patients_are_kept_apart_end_to_end(tmp_path, capsys):
     assert (manifest["group_pattern"], manifest["seed"]) == ("^[^_]+", 2)
 
 
+# --- slides of scanners
+
+
+@needs_openslide
+def test_slides_of_scanners_are_cut_as_their_pixels_are(tmp_path):
+    for root in ("scans", "same"):
+        for folder in ("tissue_images", "masks"):
+            (tmp_path / root / folder).mkdir(parents=True)
+    writers = {"a.scn": slide_files.leica, "b.ndpi": slide_files.hamamatsu_ndpi}
+    for seed, (name, write) in enumerate(writers.items()):
+        tissue = draw_tissue(128, 192, seed)
+        half = cv2.resize(tissue.image, (96, 64), interpolation=cv2.INTER_AREA)
+        path = tmp_path / "scans" / "tissue_images" / name
+        (pixels, *_) = write(path, [tissue.image, half])
+        write_image(tmp_path / "same" / "tissue_images" / f"{path.stem}.png", pixels)
+        for root in ("scans", "same"):
+            write_image(tmp_path / root / "masks" / f"{path.stem}.png", tissue.labels > 0)
+    run(tmp_path / "scans", "--val_pattern", "b")
+    run(tmp_path / "same", "--val_pattern", "b", "--pixel_size", 0.5)
+    sets = [{**fingerprint(tmp_path / root)} for root in ("scans", "same")]
+    patch = "patches_*_*/*.png"
+    one, two = ({p.name: c[0] for p, c in files.items() if p.match(patch)} for files in sets)
+    assert one == two and len(one) > 10
+    assert read_manifest(tmp_path / "scans")["pixel_size_um"] == pytest.approx(0.5)
+
+
 # --- one pixel size
 
 
@@ -255,6 +283,26 @@ def test_a_pixel_size_that_is_given_is_that_of_all_images(tmp_path, capsys):
     assert "nothing to do" not in capsys.readouterr().out
 
 
+def test_a_table_gives_pixel_sizes_of_some_images_and_is_minded(tmp_path, capsys):
+    for number, um in ((1, 0.25), (2, None), (3, 2.5)):
+        put(tmp_path, f"a_{number:02}", um=um, seed=number)
+    table = tmp_path / "sizes.csv"
+    table.write_text("image,pixel_size_um\na_02.tif,0.25\na_03,0.5\n")
+    run(tmp_path, "--pixel_sizes", table)
+    out = capsys.readouterr().out
+    assert f"{table}: the pixel size of 2 of 3 images, 0.25 to 0.5 um\n" in out
+    assert "a_03: 0.5 um a pixel, enlarged 2 times to 0.25 um\n" in out
+    sizes = [image["pixel_size_um"] for image in read_manifest(tmp_path)["images"]]
+    assert sizes == pytest.approx([0.25, 0.25, 0.5])
+    run(tmp_path, "--pixel_sizes", table)
+    assert "nothing to do" in capsys.readouterr().out
+    table.write_text("image,pixel_size_um\na_02.tif,0.25\na_03,0.25\n")
+    run(tmp_path, "--pixel_sizes", table)
+    assert "nothing to do" not in capsys.readouterr().out
+    table.write_text("image,pixel_size_um\na_04.tif,0.25\n")
+    assert "sizes.csv, line 2: found 'a_04.tif'" in refused(tmp_path, "--pixel_sizes", table)
+
+
 def test_without_any_pixel_size_a_line_says_so(root, capsys):
     for number in (1, 2, 3, 4):
         (root / "tissue_images" / f"Drawn_{number:02}.tif").unlink()
@@ -304,14 +352,14 @@ def test_16_bit_images_of_a_set_are_of_one_brightness(tmp_path):
 
 
 def test_what_is_passed_over_is_said(root, capsys):
-    for name in ("tissue_images/a.ndpi", "mask binary/Thumbs.db", "tissue_images/.DS_Store"):
+    for name in ("tissue_images/a.nd2", "mask binary/Thumbs.db", "tissue_images/.DS_Store"):
         (root / name).touch()
     (root / "instance_labels").mkdir()
     write_image(root / "instance_labels" / "Drawn_01_labels.png", np.zeros((96, 80), bool))
     for _ in range(2):  # and again where nothing is to do
         cut(root)
         lines = capsys.readouterr().out.splitlines()
-        assert sum("1 file in" in line and "a.ndpi" in line for line in lines) == 1
+        assert sum("1 file in" in line and "a.nd2" in line for line in lines) == 1
         assert sum("1 file in" in line and "Thumbs.db" in line for line in lines) == 1
         assert sum("Drawn_01_labels.png" in line for line in lines) == 1
         assert not any("DS_Store" in line for line in lines)

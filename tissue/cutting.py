@@ -18,6 +18,7 @@ from tissue import manifest, masks, patches, pictures, regions, windows
 from tissue.annotations import compare
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash
+from tissue.given_sizes import read_sizes
 from tissue.images import bits_in_use, read_image
 from tissue.nuclei import reference_labels
 from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair
@@ -123,6 +124,18 @@ def _areas(labels):
     return areas[areas > 0]
 
 
+def take_sizes(plans: Sequence[Plan], table: str | None) -> list[str]:
+    """Put the pixel sizes of a table of the user's, if any, into the plans; what was taken, in a
+    line. Raises InputError as `given_sizes.read_sizes` does.
+    """
+    if not table:
+        return []
+    sizes, line = read_sizes(table, [name for plan in plans for name in plan.sizes])
+    for plan in plans:
+        plan.sizes.update({name: um for name, um in sizes.items() if name in plan.sizes})
+    return [line]
+
+
 def settle_pixel_size(plans: Sequence[Plan], wanted: float | None, pool: Executor) -> list[str]:
     """Put the one pixel size of all patches into the settings: the `wanted` one, micrometres, or
     the median of the training images'. A set that tells none goes by its nuclei if there is a size
@@ -141,13 +154,16 @@ def settle_pixel_size(plans: Sequence[Plan], wanted: float | None, pool: Executo
 
 
 def describe(plan: Plan, pool: Executor) -> list[dict]:
-    """What the manifest says of each pair before it is decoded: names, files and their hashes."""
+    """What the manifest says of each pair before it is decoded: pixel size, files, their hashes."""
     paths = {
         "image": [pair.image for pair in plan.pairs],
         "mask": [pair.mask for pair in plan.pairs],
         "labels": [plan.labels.get(pair.name) for pair in plan.pairs],
     }
-    sources = [{"name": pair.name, "split": plan.split_of[pair.name]} for pair in plan.pairs]
+    sources = [
+        {"name": name, "split": plan.split_of[name], "pixel_size_um": plan.sizes[name]}
+        for name in (pair.name for pair in plan.pairs)
+    ]
     for kind, its in paths.items():
         hashes = pool.map(lambda path: path and file_hash(path), its)
         for source, path, digest in zip(sources, its, hashes, strict=True):
@@ -309,7 +325,6 @@ def complete_set(new: Path, plan: Plan, written: Sequence[Written]) -> dict:
             | {
                 "height": facts.height,
                 "width": facts.width,
-                "pixel_size_um": plan.sizes[source["name"]],
                 "foreground": round(facts.foreground, 4),
                 "stain": stain._asdict() if stain else None,
             }

@@ -1,30 +1,28 @@
 """Reads the pixels of any tissue image or mask.
 
 A file's format is told by its first bytes, not by its suffix. TIFF is read by tifffile, 16-bit PNG
-by imagecodecs (Pillow drops the low byte of colours), everything else by Pillow. What their
-decoders only warn of is an error (tissue/strict.py), and no other file is ever opened, whatever
-the metadata name.
+by imagecodecs (Pillow drops the low byte of colours), the formats of scanners by OpenSlide
+(tissue/scanners.py), everything else by Pillow. What their decoders only warn of is an error
+(tissue/strict.py), and but for those of scanners no other file is ever opened, whatever the
+metadata name.
 """
 
-import logging
 import os
 import re
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image
 
 from tissue import strict
 from tissue.files import InputError
+from tissue.scanners import Scan, is_scan
+from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
 LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
-TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
 ORIENTATION = 0x0112  # tag of TIFF and EXIF; TIFF 6.0, page 36
 _MAX_SAMPLE_VALUE = 281  # tag of TIFF
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
@@ -75,7 +73,7 @@ def bits_in_use(path: str | Path) -> int | None:
         signature = signature_of(path)
         if signature.startswith(b"\x89PNG") and signature[24] == 16:
             return _bits_for(decode(path).pixels.max(initial=0), None)
-        if not signature.startswith(TIFF_SIGNATURES):
+        if not signature.startswith(TIFF_SIGNATURES) or is_scan(path):
             return None
         with open_tiff(path) as tif:
             plane = tiff_plane(path, tif)
@@ -93,7 +91,9 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     """
     path = Path(path)
     with decoding(path):
-        if signature_of(path).startswith(TIFF_SIGNATURES):
+        if is_scan(path):
+            shape, orientation = Scan(path).levels[0], 1
+        elif signature_of(path).startswith(TIFF_SIGNATURES):
             with open_tiff(path) as tif:
                 plane = tiff_plane(path, tif)
                 shape = plane.shape[plane.axes.index("Y")], plane.shape[plane.axes.index("X")]
@@ -102,13 +102,18 @@ def image_shape(path: str | Path) -> tuple[int, int]:
             with open_raster(path) as picture:
                 shape = picture.height, picture.width
                 orientation = _raster_orientation(picture)
-    height, width = shape[::-1] if orientation in _SIDEWAYS else shape
+    shape = shape[::-1] if orientation in _SIDEWAYS else shape
+    check_shape(path, *shape)
+    return shape
+
+
+def check_shape(path: Path, height: int, width: int) -> None:
+    """Raise InputError for a size that no image has."""
     if not 0 < height * width <= LARGEST:
         raise InputError(
             f"{path}: found {height} x {width} pixels (height x width), expected 1 to "
             f"{LARGEST:.0e} in all, replace the file"
         )
-    return height, width
 
 
 def check_memory(path: Path, height: int, width: int) -> None:
@@ -147,79 +152,16 @@ def decoding(path):
         ) from error
 
 
-def signature_of(path):
-    if path.exists() and not path.is_file():  # from a pipe one would wait for ever
-        raise InputError(f"{path}: found no regular file, expected an image, replace it")
-    with open(path, "rb") as file:
-        return file.read(25)  # up to the bit depth in the header of a PNG
-
-
 def open_raster(path):
     Image.MAX_IMAGE_PIXELS = None  # whole slides exceed Pillow's guard against web uploads
     return Image.open(path, formats=("PNG", "JPEG", "BMP"))
 
 
-class _Lost(threading.local):
-    """What tifffile logged in this thread of pixels or tags that the TIFF being opened lacks."""
-
-    messages = ()
-
-
-_lost = _Lost()
-
-
-@contextmanager
-def open_tiff(path):
-    """Open a TIFF as itself, and raise what tifffile only logs of what is lost.
-
-    Tags and pages would silently be lost, and three channels pass as one grey plane.
-    """
-    logging.getLogger("tifffile").addFilter(_note_lost)  # has no effect the second time
-    _lost.messages = ()
-    alone = {"is_mmstack": False, "is_ndtiff": False}  # Micro-Manager's, of several files
-    with tifffile.TiffFile(path, **alone) as tif:
-        alone |= _ome_alone(tif)
-    with tifffile.TiffFile(path, **alone) as tif:
-        if tif.series and _lost.messages:
-            raise ValueError(_lost.messages[0])
-        pages = [page for series in tif.series for level in series.levels for page in level.pages]
-        for page in {id(page.keyframe): page.keyframe for page in pages if page}.values():
-            strict.make_strict(page)
-        yield tif
-
-
-def _note_lost(record):
-    message = record.getMessage()
-    if re.search("invalid (value|page) offset|zeroed|circular reference|corrupted tag", message):
-        _lost.messages += (message,)
-    return False  # to the filtered logger: keep it off stderr
-
-
-def _ome_alone(tif):
-    """How to open an OME-TIFF so that its pixels are its own: without the files that it names.
-
-    tifffile reads the planes from the files that OME-XML names. Of a file that names another the
-    metadata are left alone: its pages say what they are.
-    """
-    try:
-        root = ElementTree.fromstring(tif.ome_metadata) if tif.is_ome else None
-    except ElementTree.ParseError:
-        return {"is_ome": False}
-    if root is None:
-        return {}
-    own = root.get("UUID")
-    for plane in [element for element in root.iter() if element.tag.endswith("TiffData")]:
-        for uuid in [element for element in plane if element.tag.endswith("UUID")]:
-            is_own = uuid.text == own if own else uuid.get("FileName") == tif.filename
-            if not is_own:
-                return {"is_ome": False}
-            plane.remove(uuid)
-    return {"omexml": ElementTree.tostring(root, encoding="unicode")}
-
-
 def decode(path):
     """Return the Stored pixels of a file of any format."""
     check_memory(path, *image_shape(path))
+    if is_scan(path):
+        return Stored(Scan(path).whole(), None, lossy=True)
     signature = signature_of(path)
     if signature.startswith(b"\xff\xd8"):
         strict.check_jpeg(path.read_bytes())

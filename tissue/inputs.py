@@ -15,6 +15,7 @@ from tissue.annotations import (
 )
 from tissue.areas import open_areas
 from tissue.files import InputError
+from tissue.given_sizes import read_sizes
 from tissue.images import bits_in_use
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
@@ -31,7 +32,7 @@ class Task(NamedTuple):
     label_map: Path | None  # one number per nucleus, if there is such a reference
     bits: int | None  # in use, of an image of 16
     results: Path  # the folder
-    told_um: float | None = None  # micrometres a pixel that the patch set took it as
+    told_um: float | None = None  # micrometres a pixel by a table, the patch set or the image
     pixel_size_um: float | None = None
     split_at_um: float | None = None  # the same, or where that is not known the network's
     scale: float = 1.0  # pixels of the image that make one of the network's
@@ -83,14 +84,29 @@ class Found(NamedTuple):
 
     pairs: list[pairs.Pair]  # sorted by name, each with the path of its reference mask or None
     label_maps: dict[str, Path]  # by name
-    told_um: dict[str, float | None]  # pixel sizes, by name, that the patch set took them as
+    told_um: dict[str, float | None]  # pixel sizes, by name, of a table or that a patch set took
     notes: list[str]
 
 
 def find_images(
-    images: Sequence[str] | None, mask_folder: str | None, root: str | Sequence[str]
+    images: Sequence[str] | None,
+    mask_folder: str | None,
+    root: str | Sequence[str],
+    sizes: str | None = None,
 ) -> Found:
-    """The images of --images and --masks, or else the validation images of --root."""
+    """The images of --images and --masks, or else the validation images of --root.
+
+    `sizes` is the table of --pixel_sizes, if any.
+    """
+    found = _find_images(images, mask_folder, root)
+    if sizes:
+        given, line = read_sizes(sizes, [pair.name for pair in found.pairs])
+        found.told_um.update(given)
+        found.notes.append(line)
+    return found
+
+
+def _find_images(images, mask_folder, root):
     if not images:
         if mask_folder:
             raise InputError("--masks: found it without --images, expected both; add --images")

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tissue import masks
+from tissue import masks, scanners
 from tissue.files import InputError
 from tissue.images import read_image
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pixel_size import pixel_size_um
 from tissue.windows import Scaled, Windows, from_array
 
-IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs")
+IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs", *scanners.SUFFIXES)
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 LONGEST = 230  # bytes of a name, so that patches and results, which add to it, stay within 255
@@ -293,9 +293,12 @@ def _no_image(folder):
 
 
 def _by_name(paths):
-    """Return (Files, faults): a fault for each link to nowhere, and each name of several files."""
+    """Return (Files, faults): a fault for each link to nowhere, and each name of several files.
+
+    A slide of several files is the one that stands for it (`scanners.heads`).
+    """
     named, faults = {}, []
-    for path in paths:
+    for path in scanners.heads(paths):
         if not path.exists():
             faults.append(
                 f"{shown(path)}: found a link to a file that is not there, expected an image, "

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tissue.files import InputError
-from tissue.images import TIFF_SIGNATURES, decoding, open_raster, open_tiff, signature_of
+from tissue.images import decoding, open_raster
+from tissue.scanners import Scan, is_scan
+from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
 SAME = 0.1  # pixel sizes this close to each other, as a fraction, count as equal
 LEAST_SCALE, MOST_SCALE = 1 / 4, 8.0  # an image is enlarged 4 times and reduced 8 times at most
@@ -40,6 +42,7 @@ _OME_OBJECTIVE = re.compile(r"""\bNominalMagnification\s{0,9}=\s{0,9}["']([^"']{
 _APERIO_MPP = re.compile(r"\bMPP\s{0,9}=\s{0,9}([^\s|]{1,60})")
 _APERIO_OBJECTIVE = re.compile(r"\bAppMag\s{0,9}=\s{0,9}([^\s|]{1,60})")
 _NUMBER = re.compile(r"\d*\.?\d+(?:[eE][-+]?\d+)?")  # for those 60 characters, not for a text
+_TOLD = re.compile(r"(\S{1,60})")
 _IMAGEJ_UNIT = re.compile(r"^unit=([^\r\n]{1,60})", re.MULTILINE)
 NAMED = 5  # images that a line names, before it says how many more there are
 
@@ -50,12 +53,15 @@ def pixel_size_um(path: str | Path) -> float | None:
     Sources, the first that is a microscope's: OME-XML PhysicalSizeX, Aperio MPP, ImageJ's unit, the
     resolution tags of TIFF, PNG, JPEG and BMP, and the objective (Aperio AppMag, OME
     NominalMagnification), of which a magnification of 1 to 150 counts, as 10 um divided by it.
+    Of slides that OpenSlide reads: what it says of pixel size and objective.
     Sizes no microscope has (above 20 um: 72 dpi and the like; pixels that are not square) count as
     not told. Raises InputError for a file that is damaged or no image.
     """
     path = Path(path)
     with decoding(path):
-        if signature_of(path).startswith(TIFF_SIGNATURES):
+        if is_scan(path):
+            sizes = list(_scan_pixel_sizes(Scan(path).properties))
+        elif signature_of(path).startswith(TIFF_SIGNATURES):
             with open_tiff(path) as tif:
                 sizes = list(_tiff_pixel_sizes(tif.pages.first))
         else:
@@ -81,10 +87,24 @@ def _tiff_pixel_sizes(page):
     else:
         um_per_unit = _UM_PER_TIFF_UNIT.get(page.resolutionunit, 0.0)
     yield _over(um_per_unit, page.resolution)
-    lowest, highest = _MAGNIFICATIONS
     for objective in (_APERIO_OBJECTIVE.search(text), _OME_OBJECTIVE.search(text)):
-        if objective and lowest <= _number(objective) <= highest:
-            yield (_UM_AT_MAGNIFICATION_ONE / _number(objective),) * 2
+        yield from _by_objective(_number(objective))
+
+
+def _scan_pixel_sizes(properties):
+    """Yield micrometres per pixel (x, y) as OpenSlide's properties tell them."""
+    x, y, objective = (
+        _number(_TOLD.match(properties.get(f"openslide.{name}", "")))
+        for name in ("mpp-x", "mpp-y", "objective-power")
+    )
+    yield x, y
+    yield from _by_objective(objective)
+
+
+def _by_objective(magnification):
+    lowest, highest = _MAGNIFICATIONS
+    if lowest <= magnification <= highest:
+        yield (_UM_AT_MAGNIFICATION_ONE / magnification,) * 2
 
 
 def _over(um, resolution):
@@ -93,7 +113,7 @@ def _over(um, resolution):
 
 
 def _number(match):
-    number = _NUMBER.match(match[1])
+    number = _NUMBER.match(match[1]) if match else None
     return float(number[0]) if number else 0.0
 
 

@@ -15,11 +15,11 @@ from tissue.images import (
     ORIENTATION,
     decoding,
     is_negative,
-    open_tiff,
     positive,
     tiff_plane,
     to_uint8,
 )
+from tissue.tiff import open_tiff
 
 CACHE = 64 * 2**20  # bytes of decoded segments that are kept
 

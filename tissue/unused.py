@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from tissue import scanners
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import (
     IMAGE_FOLDER,
@@ -27,7 +28,8 @@ def passed_over(*places: str | Path) -> list[str]:
     for place in map(Path, places):
         if not place.is_dir():
             continue
-        images = {path.name for path in image_files(place)}
+        images = image_files(place)
+        images = {path.name for path in (*images, *scanners.companions(images))}
         others = [p for p in sorted(place.iterdir()) if p.name not in images and p.name[0] != "."]
         if others:
             names = [shown(path.name) + "/" * path.is_dir() for path in others]

@@ -1,7 +1,8 @@
 """Reads windows of an image or a mask, of one too big for the memory too, at a wanted pixel size.
 
-TIFFs are read segment by segment (tiles or strips), and of a pyramid the level that is next finer
-than wanted. PNG and JPEG cannot be read in part, and small TIFFs need not: they are read whole.
+TIFFs are read segment by segment (tiles or strips), slides of scanners by OpenSlide, and of a
+pyramid the level that is next finer than wanted. PNG and JPEG cannot be read in part, and small
+TIFFs need not: they are read whole.
 """
 
 import threading
@@ -14,19 +15,19 @@ import numpy as np
 
 from tissue import masks
 from tissue.images import (
-    TIFF_SIGNATURES,
     bits_in_use,
     check_memory,
+    check_shape,
     decode,
     decoding,
     image_shape,
-    open_tiff,
     read_image,
-    signature_of,
     tiff_plane,
 )
 from tissue.pixel_size import pixel_size_um
+from tissue.scanners import Scan, is_scan, knows
 from tissue.slides import Segments, colours
+from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
 BIG = 64e6  # pixels; from here on an image is not held in memory
 VIEW = 2048  # pixels; the longer side of a view of the whole image
@@ -84,14 +85,13 @@ def open_image(path: str | Path, big: float | None = None, bits: int | None = No
     without windows.
     """
     path = Path(path)
-    segments, shape, is_big = _open(path, big, is_mask=False)
-    pixels = _Whole(lambda: read_image(path, bits))
-    if segments:
-        if segments.dtype == np.uint16 and bits is None:
+    parts, shape, is_big = _open(path, big, is_mask=False)
+    if isinstance(parts, Segments):
+        if parts.dtype == np.uint16 and bits is None:
             bits = bits_in_use(path)
-        segments.convert = partial(colours, path, bits)
-        pixels = segments
-    return Windows(path, pixels, segments.levels if segments else [shape], is_big)
+        parts.convert = partial(colours, path, bits)
+    pixels = parts or _Whole(lambda: read_image(path, bits))
+    return Windows(path, pixels, parts.levels if parts else [shape], is_big)
 
 
 class Part:
@@ -164,8 +164,10 @@ def _stored(path):
 
 
 def _open(path, big, is_mask):
-    """(segments, or None where the file is to be read whole; (height, width); whether it is big)"""
+    """(Segments or Scan, None where the file is to be read whole; (height, width); whether big)"""
     big = BIG if big is None else big
+    if not is_mask and is_scan(path):
+        return _scan(path, big)
     height, width = image_shape(path)
     is_big = height * width >= big
     if signature_of(path).startswith(TIFF_SIGNATURES):
@@ -173,6 +175,8 @@ def _open(path, big, is_mask):
             is_pyramid = len(tiff_plane(path, tif).levels) > 1
         if is_big or is_pyramid:
             segments = Segments(path, is_mask)
+            if is_big and segments.odd and not is_mask and knows(path):
+                return _scan(path, big)
             if is_big:
                 segments.check()
             if not segments.odd:
@@ -180,6 +184,13 @@ def _open(path, big, is_mask):
     if is_big:
         check_memory(path, height, width)
     return None, (height, width), is_big
+
+
+def _scan(path, big):
+    scan = Scan(path)
+    height, width = scan.levels[0]
+    check_shape(path, height, width)
+    return scan, (height, width), height * width >= big
 
 
 class _Whole:
