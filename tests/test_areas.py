@@ -374,3 +374,15 @@ inference.main(inference.parse_args(sys.argv[1:]))
         call(tmp_path, code, flags, processes)
         tables.append((out / "regions.csv").read_text())
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 13
+
+
+def test_an_image_without_nuclei_has_regions_without_any(tmp_path, checkpoint):  # noqa: F811
+    painted(tmp_path / "images" / "glass.png", np.full((160, 160, 3), 244, np.uint8))
+    write_regions(tmp_path / "regions" / "glass.geojson", feature(box(0, 0, 80, 160), "=1+1"))
+    flags = ["--ckpt", checkpoint, "--images", tmp_path / "images", "--pixel_size", 0.25]
+    infer(tmp_path / "out", *flags, "--regions", tmp_path / "regions", "--density")
+    (row,) = table_of(tmp_path / "out" / "regions.csv")
+    assert row["region"] == row["class"] == "'=1+1"  # no formula
+    assert (row["nuclei"], row["area_px"], row["area_mm2"]) == ("0", "12800", "0.000800")
+    assert row["nuclei_per_mm2"] == "0.0000" and row["haematoxylin_od"] == ""
+    assert not tifffile.imread(tmp_path / "out" / "glass_density.tif").any()
