@@ -24,6 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from learning.export import export_model
+from learning.fusing import give_memory_back
 from learning.predictor import Predictor
 from learning.processes import Team, everyone, start_processes
 from learning.signals import end_processes
@@ -311,6 +312,7 @@ def infer(task: Task, network: Predictor, team: Team, bar) -> dict:
             lambda: segmentation.predict(task, network, found, team.place, bar.update)
         )
         seen = [sum(of_all) for of_all in zip(*shares, strict=True)]
+        give_memory_back()
         return team.first(lambda: segmentation.finish(task, network, found, seen))
 
 

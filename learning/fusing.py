@@ -117,9 +117,8 @@ def freed_memory_kept() -> Iterator[None]:
     takes as long as the network itself. Everything else is better off without: blocks of all sizes
     in one heap leave ever more gaps. Elsewhere than with glibc nothing happens.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         yield
         return
     mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
@@ -128,3 +127,16 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         mallopt(-4, 65536)  # the default
+
+
+def give_memory_back() -> None:
+    """Give what `freed_memory_kept` has kept back to the system, where no tile comes next."""
+    if trim := _of_glibc("malloc_trim"):
+        trim(0)
+
+
+def _of_glibc(name):
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError, TypeError):
+        return None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests import slide_files
 from tests.pictures import refusal
-from tissue import pairs, windows
+from tissue import pairs, unused, windows
 from tissue.files import InputError
 from tissue.images import bits_in_use, image_shape, read_image
 from tissue.pixel_size import pixel_size_um
@@ -184,7 +184,7 @@ def test_the_files_of_a_slide_are_one_image(tmp_path, levels):
     slide_files.mirax(tmp_path / "b" / "three.mrxs", levels)
     found = pairs.find_images(tmp_path / "a", *sorted((tmp_path / "b").glob("*.mrxs")))
     assert [path.name for path in found.values()] == ["one.dcm", "three.mrxs", "two.dcm", "vms.vms"]
-    assert pairs.passed_over(tmp_path / "a", tmp_path / "b") == []
+    assert unused.passed_over(tmp_path / "a", tmp_path / "b") == []
     given = sorted((tmp_path / "a").glob("*.dcm"))
     assert len(given) == 6
     assert [path.name for path in pairs.find_images(*given).values()] == ["one.dcm", "two.dcm"]
