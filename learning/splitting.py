@@ -102,7 +102,7 @@ def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
         image.close()
         found.append(segment(outputs, network.threshold))
         sizes.append(one.pixel_size_um or network.pixel_size_um)
-    default = nuclei.default_split(network.has_depth)
+    default = network.split  # the usual one, or that of --init
     depths = found if network.has_depth else None
     masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
     return nuclei.choose_split(masks, counts, sizes, default, depths)
