@@ -30,14 +30,20 @@ from tqdm import tqdm
 import utils
 from learning import pretrained, runs
 from learning.devices import Threads, choose_precision
-from learning.loading import Sets, make_loaders
+from learning.loading import Sets, make_loaders, number_images
 from learning.losses import LOSSES, total_loss
 from learning.optimisation import check_finite, keep_statistics
 from learning.processes import Machine, add_up, everyone, start_processes
 from learning.record import Record, describe
 from learning.signals import Stopped, StopSignal, end_processes, explain
 from learning.splitting import choose_split, counted_images
-from learning.start import check_patches, choose_network, make_network, settle_learning
+from learning.start import (
+    check_patches,
+    choose_network,
+    make_network,
+    said_of_origin,
+    settle_learning,
+)
 from learning.state import State, make_state
 from model import config_of, sees_all
 from tissue.files import InputError, Parser, locked, run_script
@@ -115,7 +121,7 @@ def add_learning(group) -> None:
         help="each patch once an epoch; or sparse and dense ones alike, and small sets more often",
     )  # fmt: skip
     group.add_argument(
-        "--lr", type=float, help="highest learning rate; without it 1e-3, with --init 3e-4"
+        "--lr", type=float, help="highest learning rate; without it 1e-3, with --init 1e-4"
     )
     group.add_argument(
         "--batch_size", type=int, default=8, help="patches a step, over all processes together"
@@ -173,7 +179,8 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
     settle_learning(args, sets.patches)
     config = config_of(args.arch, args.dimensions, sets.have_label_maps)
     check_patches(args, config, sets.patch_dim)
-    counted = counted_images(args.root, sets.own) if machine.is_first else []
+    splits = ("train", "val") if args.init else ("train",)  # of few images all are needed
+    counted = counted_images(args.root, sets.own, splits) if machine.is_first else []
     run = Run(args, machine, sets, make_loaders(args, machine), stop)
     model = make_network(args, config, origin, machine)
 
@@ -199,7 +206,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         end_processes()
         stop.release()
         if run.record:
-            split = choose_split(folder / "best.pt", counted, machine.device)
+            split = choose_split(folder / "best.pt", counted, machine.device, bool(state.origin))
             run.record.finish(state, split, run.images)
     except Stopped as stopped:
         if run.record:
@@ -226,10 +233,7 @@ class Run:
         self.threads = Threads(machine.device)
         self.record: Record | None = None  # of the first process alone
         val_set = self.val_loader.dataset
-        sources = zip(val_set.roots, (source["name"] for source in val_set.sources), strict=True)
-        number = {}  # of each validation image
-        self.image_of = torch.tensor([number.setdefault(one, len(number)) for one in sources])
-        self.images = [name for _, name in number]
+        self.image_of, self.images = number_images(val_set)
         self.grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
 
 
@@ -270,14 +274,8 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
     )
     if sees_all(state.model):
         record.line(f"{args.arch} sees all of an image: tiles will not be exact")
-    if origin and origin["stain"] != checkpoint["stain"]:
-        others = "none" if args.stain == "reinhard" else "reinhard"
-        record.line(f"{args.init} learned with --stain {others}, this run does not")
-    sizes = origin and (origin["pixel_size_um"], checkpoint["pixel_size_um"])
-    if sizes and None not in sizes and sizes[0] != sizes[1]:
-        record.line(
-            f"{args.init} learned at {sizes[0]:g} um a pixel, these patches have {sizes[1]:g}"
-        )
+    for line in said_of_origin(args, origin, checkpoint):
+        record.line(line)
     if not args.resume:
         sampler = run.train_loader.sampler
         sampler.epoch = state.progress.epoch

@@ -5,11 +5,11 @@
         --also CryoNuSeg=val/images:val/masks --train --replay data/tnbc data/dsb2018
 
 In each draw --held_out images are kept to be scored. Fields of 256 x 256 pixels of the others are
-learned from as the pages on training say: whole images, fields at random until they have so many
-nuclei, or (--worst) the share of the fields of --of images in which --init is worst, as if a person
-had corrected those. Scores are of the whole images held out, before and after; those of --also must
-not be forgotten. All flags behind --train are train.py's. Writes a section of
-benchmarks/RESULTS.md, and with --curve an SVG.
+learned from: whole images, fields at random until they have so many nuclei, or (--worst) of each of
+--of images the share of its fields in which --init is worst, as if a person had corrected those.
+Scores are of the whole images held out, before and after; those of --also must not be forgotten.
+All flags behind --train are train.py's. Writes a section of benchmarks/RESULTS.md, and with --curve
+an SVG.
 """
 
 import argparse
@@ -158,9 +158,11 @@ def amounts(args, fields: list[Field], pool: list[str], draw: int):
                 chosen.append(field)
         yield f"{number} nuclei", chosen
     if args.worst:
-        there = sorted((f for f in fields if f.name in pool[: args.of]), key=lambda f: f.dice)
-        chosen = there[: max(2, round(args.worst * len(there)))]
-        yield f"the worst {args.worst:.0%} of the fields of {args.of} images", chosen
+        chosen = []
+        for name in pool[: args.of]:
+            there = sorted((f for f in fields if f.name == name), key=lambda f: f.dice)
+            chosen += there[: max(1, round(args.worst * len(there)))]
+        yield f"the worst {args.worst:.0%} of the fields of each of {args.of} images", chosen
 
 
 def learn(args, pairs: dict[str, Pair], fields: list[Field], place: Path, seed: int) -> Path:

@@ -52,9 +52,9 @@ class Sets(NamedTuple):
 
     @property
     def have_label_maps(self) -> bool:
-        """Whether any training image has a label map, by which a network can learn to tell nuclei
-        apart."""
-        images = (image for manifest in self.manifests for image in manifest["images"])
+        """Whether any training image of --root has a label map, by which a network can learn to
+        tell nuclei apart."""
+        images = (image for manifest in self.own for image in manifest["images"])
         return any(image["labels"] and image["split"] == "train" for image in images)
 
     def check(self) -> None:
@@ -97,6 +97,15 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
         DataLoader(train_set, batch_size, sampler=sampler, **loading),
         DataLoader(val_set, batch_size, sampler=mine, **loading),
     )
+
+
+def number_images(patches: PatchDataset) -> tuple[torch.Tensor, list[str]]:
+    """The number of each patch's image, int64 (patches,), and the names of the images, in order."""
+    names = (source["name"] for source in patches.sources)
+    numbers = {}
+    keys = zip(patches.roots, names, strict=True)  # two sets may share a name
+    numbered = [numbers.setdefault(key, len(numbers)) for key in keys]
+    return torch.tensor(numbered), [name for _, name in numbers]
 
 
 def epoch_of(args, train_set: PatchDataset) -> tuple[int, Callable | None]:

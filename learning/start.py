@@ -14,8 +14,8 @@ from tissue.files import InputError
 
 # What the flags of learning are where they are left out, and with --init (docs/lab_notes.md).
 USUAL = {"lr": 1e-3, "augment": "basic", "epoch": 50}
-FINE_TUNING = {"lr": 3e-4, "augment": "moderate"}
-VIEWS = 1000  # patches that are shown in a fine-tuning, as far as whole epochs allow
+FINE_TUNING = {"lr": 1e-4, "augment": "moderate"}
+VIEWS = 500  # patches that are shown in a fine-tuning, as far as whole epochs allow
 
 
 def choose_network(args) -> dict | None:
@@ -107,3 +107,15 @@ def make_network(args, config: dict, origin: dict | None, machine: Machine) -> n
     if machine.processes > 1:
         share_batch_norm(model)
     return model
+
+
+def said_of_origin(args, origin: dict | None, checkpoint: dict) -> list[str]:
+    """A line for each way in which what is learned differs from what --init has learned."""
+    lines = []
+    if origin and origin["stain"] != checkpoint["stain"]:
+        others = "none" if args.stain == "reinhard" else "reinhard"
+        lines.append(f"{args.init} learned with --stain {others}, this run does not")
+    old, new = ((one or {}).get("pixel_size_um") for one in (origin, checkpoint))
+    if old and new and old != new:
+        lines.append(f"{args.init} learned at {old:g} um a pixel, these patches have {new:g}")
+    return lines
