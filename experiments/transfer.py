@@ -35,7 +35,7 @@ from learning.checkpoints import load_checkpoint
 from tissue import agreement, masks, nuclei, pictures
 from tissue.files import InputError, Parser, check_numbers, run_script
 from tissue.images import read_image
-from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, Pair, find_pairs
+from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, Pair, find_pairs, label_folder
 from tissue.results import read_table
 from tissue.tiling import Tile, tiles_of
 
@@ -87,7 +87,9 @@ def main(args):
     check_numbers(
         args, {"worst": (0.0, 1), "of": (1, 999), "draws": (1, 99), "pixel_size": (0.0, 9)}
     )
-    pairs = {pair.name: pair for pair in find_pairs(args.root)}
+    labels = label_folder(args.root)
+    pairs = [pair._replace(mask=labels.get(pair.name, pair.mask)) for pair in find_pairs(args.root)]
+    pairs = {pair.name: pair for pair in pairs}
     learned = max([*args.images, args.of if args.worst else 1, 1])
     if not 0 < args.held_out <= len(pairs) - learned:
         raise InputError(
@@ -235,9 +237,10 @@ def write(args, trials: list[Trial], also: list[str]) -> None:
         means = [tuple(map(statistics.mean, zip(*column, strict=True))) for column in columns]
         count = round(statistics.mean(trial.nuclei for trial in same))
         rows.append([what, "mean", count, *map(arrow, means)])
+    flags = " ".join(Path(flag).name for flag in args.train)  # paths are nobody's business
     results.write_section(
         args.title,
-        f"`python3 -m experiments.transfer --train {' '.join(args.train)}`: scores of "
+        f"`python3 -m experiments.transfer ... --train {flags}`: scores of "
         f"{args.held_out} images held out, in {args.draws} draws; those of --also by their "
         f"Dice.\n\n" + results.table(header, rows),
         args.results,
