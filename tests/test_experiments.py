@@ -69,7 +69,7 @@ def test_counts_are_compared_with_the_annotators(tmp_path):
 @pytest.mark.slow
 def test_corrections_are_measured_on_images_held_out(root, tmp_path):
     cut(root)
-    run = learn(root, tmp_path / "log", "--epoch", 1)
+    run = learn(root, tmp_path / "log", "--epoch", 4, "--lr", 0.01)
     write_demo(tmp_path / "own", 4, 300)
     own = tmp_path / "own"
     flags = ["--root", own, "--init", run / "best.pt", "--images", 2, "--nuclei", 30]
