@@ -89,7 +89,10 @@ def choose_split(best: Path, counted: list[Counted], device, fine_tuned: bool = 
     if not counted:
         return f"{default} (no training image has a label map to choose on)"
     try:
-        split, error = (near_split if near else best_split)(checkpoint, counted, device)
+        if near:
+            split, error = near_split(checkpoint, counted, device)
+        else:
+            split, error = best_split(checkpoint, counted, device, fine_tuned)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})"
     if math.isnan(error):
@@ -100,12 +103,17 @@ def choose_split(best: Path, counted: list[Counted], device, fine_tuned: bool = 
     return f"split {split}, chosen on {len(counted)} {these} with label maps, {said}"
 
 
-def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
-    """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
+def best_split(
+    checkpoint: dict, counted: list[Counted], device, fine_tuned: bool = False
+) -> tuple[nuclei.Split, float]:
+    """`nuclei.choose_split` on what the network finds in the images of `counted_images`; its
+    default is the usual one or, of a network that is `fine_tuned`, the checkpoint's.
+    """
     network, found, sizes = predict(checkpoint, counted, device)
     depths = found if network.has_depth else None
     masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
-    return nuclei.choose_split(masks, counts, sizes, network.split, depths)
+    default = network.split if fine_tuned else nuclei.default_split(network.has_depth)
+    return nuclei.choose_split(masks, counts, sizes, default, depths)
 
 
 def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
