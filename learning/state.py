@@ -97,6 +97,16 @@ class State:
         self.progress.before = self.progress.after = counts.tolist()
         self.progress.best_dice = agreement.dice(counts.sum(0))
 
+    def is_better(self, counts: torch.Tensor) -> bool:
+        """Whether a fine-tuning is better than its beginning on more than half of the images, so
+        that one of few does not decide; other trainings always are.
+        """
+        before = torch.tensor(self.progress.before)
+        gains = [
+            agreement.dice(a) > agreement.dice(b) for a, b in zip(counts, before, strict=False)
+        ]
+        return 2 * sum(gains) > len(before) or not len(before)
+
     def after_step(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
         """A step of the optimiser is done: the rate changes, the averaged weights follow."""
         self.schedule.step()
@@ -126,7 +136,7 @@ class State:
         """
         progress, total = self.progress, counts.sum(0)
         dice = agreement.dice(total)
-        is_best = dice > progress.best_dice
+        is_best = dice > progress.best_dice and self.is_better(counts)
         if is_best:
             progress.best_dice, progress.best_epoch = dice, progress.epoch
             progress.after = counts.tolist() if progress.before else []

@@ -11,6 +11,7 @@ import train
 from learning import checkpoints
 from learning.loading import with_replay
 from learning.signals import Stopped, StopSignal
+from learning.state import Progress, State
 from tests.scripts import cut, learn, table_of
 from tests.test_training import same, same_training
 from tissue.files import InputError
@@ -81,6 +82,18 @@ def test_a_network_that_got_worse_is_not_called_best(root, tmp_path, start, caps
     assert f"no epoch was better than {start}" in capsys.readouterr().out
     for row in table_of(run / "before_after.csv"):
         assert row["dice_before"] == row["dice_after"]
+
+
+@pytest.mark.parametrize(
+    ("after", "better"),
+    [([[9, 0, 1, 0], [1, 0, 9, 0]], False),  # on one of two, by more than it lost on the other
+     ([[9, 0, 1, 0], [6, 0, 4, 0]], True), ([[5, 0, 5, 0], [5, 0, 5, 0]], False)],
+)  # fmt: skip
+def test_one_image_of_two_does_not_make_a_network_better(after, better):
+    before = [[5, 0, 5, 0], [5, 0, 5, 0]]
+    state = State(*[None] * 5, Progress(before=before), [], [], 0.0, None)
+    assert state.is_better(torch.tensor(after)) == better
+    assert State(*[None] * 5, Progress(), [], [], 0.0, None).is_better(torch.tensor(after))
 
 
 def test_what_is_kept_lies_half_way_from_the_start_to_what_was_learned(root, tmp_path, start):
