@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -30,14 +30,20 @@ from tqdm import tqdm
 import utils
 from learning import pretrained, runs
 from learning.devices import Threads, choose_precision
-from learning.loading import Sets, make_loaders
+from learning.loading import Sets, make_loaders, number_images
 from learning.losses import LOSSES, total_loss
-from learning.optimisation import check_finite
+from learning.optimisation import check_finite, keep_statistics
 from learning.processes import Machine, add_up, everyone, start_processes
 from learning.record import Record, describe
 from learning.signals import Stopped, StopSignal, end_processes, explain
 from learning.splitting import choose_split, counted_images
-from learning.start import check_patches, choose_network, make_network
+from learning.start import (
+    check_patches,
+    choose_network,
+    make_network,
+    said_of_origin,
+    settle_learning,
+)
 from learning.state import State, make_state
 from model import config_of, sees_all
 from tissue.depth import NOT_ANNOTATED
@@ -70,7 +76,15 @@ def add_files(group) -> None:
     group.add_argument(
         "--resume", nargs="?", const="newest", metavar="RUN", help="go on with a run (the newest)"
     )
-    group.add_argument("--init", metavar="CKPT", help="checkpoint whose weights to start from")
+    group.add_argument("--init", metavar="CKPT", help="checkpoint to fine-tune")
+    group.add_argument(
+        "--keep", type=float, default=0.5,
+        help="share of the weights of --init in those that are kept; 0: go on learning as ever",
+    )  # fmt: skip
+    group.add_argument(
+        "--replay", nargs="+", default=[], metavar="ROOT",
+        help="folders with patch sets that make half of each batch, so that --init forgets less",
+    )  # fmt: skip
 
 
 def add_network(group) -> None:
@@ -99,19 +113,25 @@ def add_learning(group) -> None:
         "inference.py too; without it reinhard for unet, none with an encoder, or that of --init",
     )  # fmt: skip
     group.add_argument(
-        "--augment", choices=("basic", "moderate", "strong"), default="basic",
+        "--augment", choices=("basic", "moderate", "strong"),
         help="flips and lightness; moderate: also turns, sizes, stains, sharpness; strong: all of "
-        "it more, and pale nuclei, colours, noise",
+        "it more, and pale nuclei, colours, noise; without it basic, with --init moderate",
     )  # fmt: skip
     group.add_argument(
         "--sampler", choices=("uniform", "balanced"), default="uniform",
         help="each patch once an epoch; or sparse and dense ones alike, and small sets more often",
     )  # fmt: skip
-    group.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
+    group.add_argument(
+        "--lr", type=float, help="highest learning rate; without it 1e-3, with --init 1e-4"
+    )
     group.add_argument(
         "--batch_size", type=int, default=8, help="patches a step, over all processes together"
     )
-    group.add_argument("--epoch", type=int, default=50, help="passes over the training patches")
+    group.add_argument(
+        "--epoch", type=int,
+        help="passes over the training patches; without it 50, with --init as many as a short "
+        "fine-tuning needs",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="seed of weights, order, augmentation")
     group.add_argument(
         "--patience",
@@ -137,7 +157,7 @@ def add_machine(group) -> None:
 
 
 def main(args):
-    args.root = set_folders(args.root, MANIFEST)
+    args.root, args.replay = (set_folders(r, MANIFEST) for r in (args.root, args.replay))
     runs.check_flags(args)
     stop = StopSignal()
     with ExitStack() as until_the_end:
@@ -156,10 +176,12 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
 
     # --- patches and network, looked at before anything is written ---
     origin = None if args.resume else choose_network(args)
-    sets = Sets.of(args.root)
+    sets = Sets.of(args.root, args.replay)
+    settle_learning(args, sets.patches)
     config = config_of(args.arch, args.dimensions, sets.have_label_maps)
     check_patches(args, config, sets.patch_dim)
-    counted = counted_images(args.root, sets.manifests) if machine.is_first else []
+    splits = ("train", "val") if args.init else ("train",)  # of few images all are needed
+    counted = counted_images(args.root, sets.own, splits) if machine.is_first else []
     run = Run(args, machine, sets, make_loaders(args, machine), stop)
     model = make_network(args, config, origin, machine)
 
@@ -172,7 +194,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         until_the_end.enter_context(locked(folder, "trains"))
     if args.resume:
         training = runs.load_training(folder, sets.hash, args, model, run.batches)
-    state = make_state(model, args, run.batches, machine.precision, training)
+    state = make_state(model, args, run.batches, machine.precision, training, origin)
     if machine.is_first:
         run.record = open_record(folder, run, state, origin)
 
@@ -185,7 +207,8 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         end_processes()
         stop.release()
         if run.record:
-            run.record.finish(state, choose_split(folder / "best.pt", counted, machine.device))
+            split = choose_split(folder / "best.pt", counted, machine.device, bool(state.origin))
+            run.record.finish(state, split, run.images)
     except Stopped as stopped:
         if run.record:
             sets.check()
@@ -207,10 +230,11 @@ class Run:
     def __init__(self, args, machine: Machine, sets: Sets, loaders: tuple, stop: StopSignal):
         self.args, self.machine, self.sets, self.stop = args, machine, sets, stop
         self.train_loader, self.val_loader = loaders
-        self.batches = len(self.train_loader.dataset) // args.batch_size  # an epoch
+        self.batches = self.train_loader.sampler.count // args.batch_size  # an epoch
         self.threads = Threads(machine.device)
         self.record: Record | None = None  # of the first process alone
         val_set = self.val_loader.dataset
+        self.image_of, self.images = number_images(val_set)
         self.grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
 
 
@@ -240,6 +264,8 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
         "versions": utils.versions(),
     }
     checkpoint = describe(state.model.config, run.sets.manifests, settings)
+    if state.origin:
+        checkpoint["split"] = state.origin["split"]
     record = Record(folder, checkpoint, run.sets.hash, train_set.files, state)
     record.line(
         f"{folder} | {args.arch} {args.dimensions} | {machine.processes} x {machine.device}, "
@@ -249,9 +275,8 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
     )
     if sees_all(state.model):
         record.line(f"{args.arch} sees all of an image: tiles will not be exact")
-    if origin and origin["stain"] != checkpoint["stain"]:
-        others = "none" if args.stain == "reinhard" else "reinhard"
-        record.line(f"{args.init} learned with --stain {others}, this run does not")
+    for line in said_of_origin(args, origin, checkpoint):
+        record.line(line)
     if not args.resume:
         sampler = run.train_loader.sampler
         sampler.epoch = state.progress.epoch
@@ -269,11 +294,16 @@ def learn_epochs(run: Run, state: State, network: nn.Module) -> None:
     `network` is the state's model, wrapped where several processes share each batch.
     """
     args, record = run.args, run.record
+    if state.origin and not state.progress.before:
+        _, counts = validate(state.kept, run.val_loader, run.machine, run.stop, run.image_of)
+        state.begin(counts)
+        if record:
+            record.save_best(state)
     while not state.progress.is_over(args.epoch, args.patience):
         train_one_epoch(run, state, network)
         run.sets.check()
         run.stop.soon()
-        scores = validate(state.ema.module, run.val_loader, run.machine, run.stop)
+        scores = validate(state.kept, run.val_loader, run.machine, run.stop, run.image_of)
         is_best = state.end_epoch(*scores, args.batch_size)
         if record:
             record.show_epoch(state, run.grid, run.machine.autocast)
@@ -292,6 +322,8 @@ def train_one_epoch(run: Run, state: State, network: nn.Module) -> None:
     run.stop.soon()
     started = time.monotonic() - progress.timed_seconds
     state.model.train()
+    if state.keep:
+        keep_statistics(state.model)
     for images, masks, indices in bar:
         images = images.to(machine.device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(machine.device, non_blocking=True)
@@ -334,19 +366,19 @@ def show_losses(run: Run, state: State) -> None:
 
 @torch.inference_mode()
 def validate(
-    network: nn.Module, loader: DataLoader, machine: Machine, stop: StopSignal
-) -> tuple[float, torch.Tensor]:
-    """Mean loss a patch and `utils.pixel_counts` over the validation patches of all processes, of
-    which only annotated pixels count.
+    network: nn.Module, loader: DataLoader, machine: Machine, stop: StopSignal, image_of: Tensor
+) -> tuple[float, Tensor]:
+    """Mean loss a validation patch and `utils.pixel_counts` of each image, (images, 4), over all
+    processes, of annotated pixels alone; `image_of` has the number of the image of each patch.
 
     The loss is cross-entropy whatever --loss says, so that the curves of runs compare.
     """
     network.eval()
     device, processes = machine.device, machine.processes
     loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum; patches, as annotated
-    counts = torch.zeros(4, dtype=torch.int64, device=device)
+    counts = torch.zeros((int(image_of.max()) + 1, 4), dtype=torch.int64, device=device)
     meetings = len(loader.dataset) // processes // loader.batch_size  # batches that all have
-    for batch, (images, masks, _) in enumerate(loader):
+    for batch, (images, masks, indices) in enumerate(loader):
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(device, non_blocking=True)
         with machine.autocast:
@@ -355,7 +387,9 @@ def validate(
         weight = known.float()
         batch_loss = binary_cross_entropy_with_logits(logits, (masks != 0).float(), weight)
         loss += torch.stack([batch_loss, weight.mean()]) * len(masks)
-        counts += utils.pixel_counts(logits > 0, masks != 0, known)  # logit 0: probability 0.5
+        found = zip(logits > 0, masks != 0, known, strict=True)  # logit 0 is probability 0.5
+        of_patches = torch.stack([utils.pixel_counts(*each) for each in found])
+        counts.index_add_(0, image_of[indices].to(device), of_patches)
         stop.check(meeting=batch < meetings)
     add_up([loss, counts], processes)
     return (loss[0] / loss[1]).item(), counts.cpu()

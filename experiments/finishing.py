@@ -52,7 +52,7 @@ def main(args):
             start, _ = study.call_train(sample, log=sample / "start", augment=START, **flags)
             ways = {START: [start]}
             for end in ENDS:
-                going_on = {"augment": end, "init": start, "seed": 1}
+                going_on = {"augment": end, "init": start, "seed": 1, "lr": 1e-3, "keep": 0}
                 path, _ = study.call_train(sample, log=sample / end, **going_on, **flags)
                 ways |= {f"{START}, then {end}": [path], f"{end}: mean of both": [start, path]}
             for way, paths in ways.items():

@@ -1,8 +1,11 @@
 """The patch sets that a run learns from, and how their patches come to the network."""
 
+import os
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,11 +25,26 @@ class Sets(NamedTuple):
     roots: list[str]
     manifests: list[dict]
     hash: str  # patches.set_hash
+    own: list[dict]  # the manifests of --root, without those of --replay
 
     @classmethod
-    def of(cls, roots: list[str]) -> "Sets":
-        """Those in these folders; raises as `patches.read_manifests`."""
-        return cls(roots, read_manifests(roots), set_hash(*roots))
+    def of(cls, roots: list[str], replay: list[str]) -> "Sets":
+        """Those in the folders of --root and --replay; raises as `patches.read_manifests`, and
+        InputError for one that is in both.
+        """
+        if both := set(map(os.path.realpath, roots)) & set(map(os.path.realpath, replay)):
+            raise InputError(
+                f"--replay: found {', '.join(sorted(both))} in --root, too, expected other patch "
+                f"sets; leave it out of one"
+            )
+        manifests = read_manifests([*roots, *replay])
+        return cls([*roots, *replay], manifests, set_hash(*roots, *replay), manifests[: len(roots)])
+
+    @property
+    def patches(self) -> int:
+        """Training patches of an epoch: those of --root, and as many of --replay if there are."""
+        own = sum(manifest["patches"]["train"] for manifest in self.own)
+        return own * (1 + (len(self.own) < len(self.manifests)))
 
     @property
     def patch_dim(self) -> int:
@@ -35,9 +53,9 @@ class Sets(NamedTuple):
 
     @property
     def have_label_maps(self) -> bool:
-        """Whether any training image has a label map, by which a network can learn to tell nuclei
-        apart."""
-        images = (image for manifest in self.manifests for image in manifest["images"])
+        """Whether any training image of --root has a label map, by which a network can learn to
+        tell nuclei apart."""
+        images = (image for manifest in self.own for image in manifest["images"])
         return any(image["labels"] and image["split"] == "train" for image in images)
 
     def check(self) -> None:
@@ -58,15 +76,14 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
     """This process's share of the training patches, a batch at a time, and of those to validate."""
     device, rank, processes = machine.device, machine.rank, machine.processes
     stain = STAINS[args.stain]
-    train_set = PatchDataset(args.root, "train", transform("train", args.augment), stain)
+    changes = transform("train", args.augment)
+    train_set = PatchDataset([*args.root, *args.replay], "train", changes, stain)
     val_set = PatchDataset(args.root, "val", transform("val"), stain)
     if not len(val_set):
         raise InputError("--root: found no validation patch, expected some; cut the sets anew")
-    batch_size = share_of_batch(args.batch_size, len(train_set), processes)
-    order = None
-    if args.sampler == "balanced":
-        order = partial(balanced_order, train_set.foreground, sets=train_set.roots)
-    sampler = PatchSampler(len(train_set), args.batch_size, args.seed, rank, processes, order)
+    count, order = epoch_of(args, train_set)
+    batch_size = share_of_batch(args.batch_size, count, processes)
+    sampler = PatchSampler(count, args.batch_size, args.seed, rank, processes, order)
     workers = choose_workers(device) if args.workers is None else args.workers
     loading = {
         "num_workers": workers,
@@ -81,3 +98,37 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
         DataLoader(train_set, batch_size, sampler=sampler, **loading),
         DataLoader(val_set, batch_size, sampler=mine, **loading),
     )
+
+
+def number_images(patches: PatchDataset) -> tuple[torch.Tensor, list[str]]:
+    """The number of each patch's image, int64 (patches,), and the names of the images, in order."""
+    names = (source["name"] for source in patches.sources)
+    numbers = {}
+    keys = zip(patches.roots, names, strict=True)  # two sets may share a name
+    numbered = [numbers.setdefault(key, len(numbers)) for key in keys]
+    return torch.tensor(numbered), [name for _, name in numbers]
+
+
+def epoch_of(args, train_set: PatchDataset) -> tuple[int, Callable | None]:
+    """How many patches an epoch has, and in which order, as PatchSampler takes it.
+
+    The patches of --root come first in `train_set`, those of --replay after them.
+    """
+    own = sum(root in args.root for root in train_set.roots)
+    order = None
+    if args.sampler == "balanced":
+        order = partial(balanced_order, train_set.foreground[:own], sets=train_set.roots[:own])
+    if not args.replay:
+        return own, order
+    return 2 * own, partial(with_replay, order, own, len(train_set) - own)
+
+
+def with_replay(
+    order: Callable | None, own: int, kept: int, generator: np.random.Generator
+) -> np.ndarray:
+    """An epoch of `own` patches, in their order, with one of the `kept` ones after each of them,
+    int64 (2 * own,): half of each batch. No kept one comes again before all others have come.
+    """
+    first = order(generator) if order else generator.permutation(own)
+    passes = [generator.permutation(kept) for _ in range(-(-own // kept))]
+    return np.stack([first, own + np.concatenate(passes)[:own]], 1).ravel()

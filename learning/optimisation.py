@@ -64,6 +64,16 @@ def depthwise_in_float32(model: nn.Module) -> None:
             module.__class__ = type(own.__name__, (InFloat32, own), {})
 
 
+def keep_statistics(model: nn.Module) -> None:
+    """Let batch norm use the statistics that it has and not those of the batches, in place.
+
+    Few images have other statistics than the tissue that they stand for.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def check_finite(losses: list[torch.Tensor], seen: list, files: list[str]) -> None:
     """Raise InputError with the patches behind the first loss that is not a finite number.
 

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -11,7 +12,8 @@ from learning.checkpoints import CHECKPOINT_VERSION, save_checkpoint
 from learning.optimisation import check_finite
 from learning.state import State
 from model import IMAGENET_MEAN, IMAGENET_STD
-from tissue import nuclei
+from tissue import agreement, nuclei
+from tissue.files import write_table
 from tissue.stain import STAINS
 
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
@@ -78,7 +80,7 @@ class Record:
         check_finite(state.losses, state.seen, self.files)
         training = state.to_save(self.patch_set)
         self.writer.flush()  # the curves reach at least as far as what is saved
-        weights = {"model": state.ema.module.state_dict(), "training": training}
+        weights = {"model": state.kept.state_dict(), "training": training}
         save_checkpoint(self.run / "last.pt", self.checkpoint | weights)
         self.saved = time.monotonic()
 
@@ -96,12 +98,18 @@ class Record:
         row, best_dice = state.progress.metrics[-1], state.progress.best_dice
         self.checkpoint |= {"epoch": row["epoch"], "best_dice": best_dice}
         if is_best:
-            best = {"model": state.ema.module.state_dict()}
-            save_checkpoint(self.run / "best.pt", self.checkpoint | best)
+            self.save_best(state)
         self.save_last(state)
         self.write_metrics(state)
         epochs = self.checkpoint["args"]["epoch"]
         self.line(utils.epoch_line(row, epochs, best_dice))
+
+    def save_best(self, state: State) -> None:
+        """Write best.pt, with the epoch and the Dice that the progress has as the best."""
+        progress = state.progress
+        best = {"epoch": progress.best_epoch, "best_dice": progress.best_dice}
+        best |= {"model": state.kept.state_dict()}
+        save_checkpoint(self.run / "best.pt", self.checkpoint | best)
 
     @torch.inference_mode()
     def show_epoch(self, state: State, grid: list, autocast) -> None:
@@ -117,15 +125,52 @@ class Record:
         utils.log_scalars(self.writer, "val", val, state.step)
         images, references = (torch.stack(part) for part in zip(*grid, strict=True))
         with autocast:
-            logits = state.ema.module(images.to(next(state.model.parameters()).device))
+            logits = state.kept(images.to(next(state.model.parameters()).device))
         predictions = logits[:, :1].float().sigmoid()
         references = utils.with_grey(references, (references != 0).float())
         utils.log_images(self.writer, images, predictions, references, state.step)
 
-    def finish(self, state: State, split: str) -> None:
-        """Write the end of a run: the line `split` on how nuclei are split, and last.pt."""
+    def compare(self, state: State, images: list[str]) -> None:
+        """Write before_after.csv of a fine-tuning, a row for each of the validation `images`, and
+        say whether it is better than what it began with, and on how many of them.
+        """
+        progress, init = state.progress, self.checkpoint["args"]["init"]
+        dices = [
+            [agreement.dice(np.array(counts)) for counts in both]
+            for both in zip(progress.before, progress.after, strict=True)
+        ]
+        columns = ("image", "dice_before", "dice_after")
+        texts = [
+            (image, *(f"{d:.4f}" for d in both)) for image, both in zip(images, dices, strict=True)
+        ]
+        rows = [dict(zip(columns, row, strict=True)) for row in texts]
+        write_table(self.run / "before_after.csv", columns, rows)
+        width = max(map(len, images))
+        for image, before, after in [("", "before", "after"), *texts]:
+            self.line(f"{image:{width}} | {before:>6} | {after:>6}")
+        if not progress.best_epoch:
+            most = max(row["val_dice"] for row in progress.metrics)
+            self.line(
+                f"no epoch was better than {init} on the validation patches, and on more than half "
+                f"of the images (Dice {progress.best_dice:.4f} before, {most:.4f} at best after): "
+                f"best.pt has the weights of {init}"
+            )
+            return
+        before = agreement.dice(np.sum(progress.before, 0))
+        better = sum(after > before for before, after in dices)
+        self.line(
+            f"Dice of the validation patches {before:.4f} before, {progress.best_dice:.4f} after; "
+            f"better on {better} of {len(images)} images"
+        )
+
+    def finish(self, state: State, split: str, images: list[str]) -> None:
+        """Write the end of a run: the line `split` on how nuclei are split, what a fine-tuning has
+        brought to the validation `images`, and last.pt.
+        """
         self.line(split)
         progress = state.progress
+        if progress.before:
+            self.compare(state, images)
         utils.log_hyperparameters(
             self.writer, self.checkpoint["args"], progress.metrics[-1], progress.best_dice
         )

@@ -8,13 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
+import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, with_config
 from torch import nn
 from typing_extensions import TypedDict
 
-from learning.checkpoints import DIMENSIONS, check_weights, load_checkpoint, load_tensors, misfit
+from learning.checkpoints import (
+    DIMENSIONS,
+    SplitValues,
+    check_weights,
+    load_checkpoint,
+    load_tensors,
+    misfit,
+)
 from model import UNET, check_arch
+from tissue import agreement
 from tissue.files import InputError, check_numbers
 from tissue.schema import CLOSED, OPEN, Count, Finite, Positive, check_content
 
@@ -26,17 +35,21 @@ RANGES = {
     "epoch": (1, 1_000_000),
     "seed": (0, 2**32 - 1),  # what numpy takes
     "patience": (0, 1_000_000),
+    "keep": (0, 1),
     "gpu_id": (-1, 1023),
     "workers": (0, 256),
 }
 # What --resume cannot change.
 FIXED = ("arch", "dimensions", "loss", "stain", "augment", "sampler", "lr", "batch_size", "epoch")
-FIXED += ("seed", "init", "pretrained")
+FIXED += ("seed", "init", "pretrained", "keep")
 LONGEST = 200  # bytes of --name; file systems take 255 with the time before it
 ANEW = "start a new run"
 
 
 # --- what the files hold ------------------------------------------------------------------------
+
+
+PixelCounts = Annotated[list[Count], Field(min_length=4, max_length=4)]
 
 
 @with_config(OPEN)
@@ -62,6 +75,8 @@ class Settings(TypedDict):
     init: NotRequired[str | None]
     pretrained: NotRequired[str | None]
     patience: NotRequired[int]
+    replay: NotRequired[list[str]]
+    keep: NotRequired[float]
     workers: NotRequired[int | None]
     compile: NotRequired[bool]
     asked_precision: NotRequired[Literal["auto", "float32", "bfloat16", "float16"]]
@@ -98,6 +113,9 @@ class Progress(TypedDict):
     # Steps of this epoch and their seconds, for patches a second; earlier versions had none.
     timed_steps: NotRequired[Count]
     timed_seconds: NotRequired[Annotated[Finite, Field(ge=0)]]
+    # `agreement.pixel_counts` of each validation image, of a fine-tuning alone.
+    before: NotRequired[list[PixelCounts]]
+    after: NotRequired[list[PixelCounts]]
 
 
 @with_config(CLOSED)
@@ -121,6 +139,15 @@ class Optimizer(TypedDict):
     state: dict[int, dict[str, Any]]
 
 
+@with_config(CLOSED)
+class Origin(TypedDict):
+    """What a fine-tuning began with."""
+
+    model: dict[str, Any]
+    split: SplitValues
+    keep: Annotated[Finite, Field(ge=0, le=1)]  # the share of it in what the run makes
+
+
 @with_config(OPEN)
 class Training(TypedDict):
     """What last.pt keeps beside a checkpoint's own."""
@@ -133,6 +160,7 @@ class Training(TypedDict):
     progress: Progress
     patch_set: str
     random: Any  # uint8, torch's generator
+    origin: NotRequired[Origin]
 
 
 SETTINGS, TRAINING = TypeAdapter(Settings), TypeAdapter(Training)
@@ -217,7 +245,7 @@ def read_flags(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
     if args.resume:
         run = find_run(args.log, args.resume)
         # An earlier version's run lacks newer flags.
-        older = {"arch": UNET, "loss": "bce", "stain": "none"}
+        older = {"arch": UNET, "loss": "bce", "stain": "none", "augment": "basic", "keep": 0.0}
         saved = vars(args) | older | read_settings(run)
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = Namespace(**vars(parser.parse_args(argv)) | {"resume": run})
@@ -288,6 +316,8 @@ def check_state(training: Mapping, model: nn.Module, path: Path) -> None:
     averaged = {f"module.{key}": value for key, value in own.items()}
     averaged["n_averaged"] = torch.tensor(0)
     check_weights(training["ema"], averaged, path)
+    if "origin" in training:
+        check_weights(training["origin"]["model"], own, path)
     if (training["ema"]["n_averaged"] == 0) != (step == 0):  # the first update copies
         raise contradiction(path, f"{training['ema']['n_averaged']} averages at step {step}")
     state = training["optimizer"]["state"]
@@ -325,9 +355,16 @@ def check_progress(training: Mapping, epochs: int, steps: int, path: Path) -> No
         raise contradiction(path, f"{len(rows)} rows of metrics in epoch {epoch}")
     if len(progress["losses"]) > batch or progress.get("timed_steps", 0) > batch:
         raise contradiction(path, f"more steps than the {batch} of this epoch")
-    best = max(rows, key=lambda row: row["val_dice"], default={"val_dice": -1.0, "epoch": 0})
+    before, after = progress.get("before", []), progress.get("after", [])
+    start = agreement.dice(np.sum(before, 0)) if before else -1.0
+    scores = [{"val_dice": start, "epoch": 0}, *rows]
+    best = max(scores, key=lambda row: row["val_dice"])
+    if before:  # the best may be better on too few images
+        best = scores[min(progress["best_epoch"], len(rows))]
     if (progress["best_dice"], progress["best_epoch"]) != (best["val_dice"], best["epoch"]):
         raise contradiction(path, f"a best epoch {progress['best_epoch']}, which is not the best")
+    if len(before) != len(after):
+        raise contradiction(path, f"{len(before)} images before and {len(after)} after")
 
 
 def contradiction(path: Path, what: str) -> InputError:

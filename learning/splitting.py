@@ -1,6 +1,7 @@
 """How touching nuclei are split: chosen at the end of a training on its own images."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from learning.checkpoints import build_model, load_checkpoint, save_checkpoint
 from learning.predictor import Predictor
-from tissue import nuclei
+from tissue import agreement, nuclei
 from tissue.annotations import open_annotation
 from tissue.depth import segment
 from tissue.files import InputError
@@ -20,6 +21,9 @@ from tissue.tiling import predict_image
 from tissue.windows import open_image
 
 MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is chosen
+# How far h and confidence of --init are moved in fine-tuning, and the gain in Dice + AJI that this
+# must bring (docs/lab_notes.md: few nuclei and their count alone chose splits that lost half).
+NEAR_H, NEAR_CONFIDENCE, NEARLY = (0, -0.1, 0.1), (0, -0.1, -0.05, 0.05, 0.1), 0.005
 
 
 class Counted(NamedTuple):
@@ -29,15 +33,16 @@ class Counted(NamedTuple):
     pixel_size_um: float | None
     scale: float  # how many of its pixels make one of the network's
     count: int  # nuclei
+    label_map: Path
 
 
-def counted_images(roots: list[str], manifests: list[dict]) -> list[Counted]:
-    """The training images that have a label map and are small enough for the memory, of each set
-    MOST_COUNTED at most, spread over it. Raises InputError with all faults of the maps.
+def counted_images(roots: list[str], manifests: list[dict], splits=("train",)) -> list[Counted]:
+    """The images of these `splits` that have a label map and are small enough for the memory, of
+    each set MOST_COUNTED at most, spread over it. Raises InputError with all faults of the maps.
     """
     counted, faults = [], []
     for root, manifest in zip(roots, manifests, strict=True):
-        wanted = [i for i in manifest["images"] if i["split"] == "train" and i["labels"]]
+        wanted = [i for i in manifest["images"] if i["split"] in splits and i["labels"]]
         for entry in spread(wanted, MOST_COUNTED):
             try:
                 counted.append(count_image(Path(root), entry, manifest["pixel_size_um"]))
@@ -76,36 +81,80 @@ def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted
     if mask.labels is None:  # it was when the set was cut
         raise InputError(f"{label_map}: found a mask, expected a label map, as before")
     labels = nuclei.reference_labels(mask.labels)
-    return Counted(path, entry["pixel_size_um"], scale, int(labels.max()))
+    return Counted(path, entry["pixel_size_um"], scale, int(labels.max()), label_map)
 
 
-def choose_split(best: Path, counted: list[Counted], device) -> str:
+def choose_split(best: Path, counted: list[Counted], device, fine_tuned: bool = False) -> str:
     """Put into best.pt the parameters of nuclei.Split with the smallest count error on the images
-    of `counted_images`, and return a line that says which and why.
+    of `counted_images` or, of a network with instances that is `fine_tuned`, those near the ones of
+    --init with the highest Dice + AJI; and return a line that says which and why.
 
-    Whatever fails, best.pt keeps the defaults: a training is not lost by it.
+    Whatever fails, best.pt keeps what it has: a training is not lost by it.
     """
     checkpoint = load_checkpoint(best)
-    default = f"split {nuclei.Split(**checkpoint['split'])}, the default"
+    kept = "that of --init" if fine_tuned else "the default"
+    default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
+    near = fine_tuned and checkpoint["config"].get("instances", False)
     if not counted:
         return f"{default} (no training image has a whole label map to choose on)"
     try:
-        split, error = best_split(checkpoint, counted, device)
+        if near:
+            split, error = near_split(checkpoint, counted, device)
+        else:
+            split, error = best_split(checkpoint, counted, device, fine_tuned)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})"
     if math.isnan(error):
         return f"{default} (no label map of a training image has nuclei to choose on)"
     save_checkpoint(best, checkpoint | {"split": split._asdict()})
-    return (
-        f"split {split}, chosen on {len(counted)} training images with label maps, count error "
-        f"{error:.1%}"
-    )
+    these = "images" if near else "training images"
+    said = f"{1 - error / 2:.4f} mean of Dice and AJI" if near else f"count error {error:.1%}"
+    return f"split {split}, chosen on {len(counted)} {these} with label maps, {said}"
 
 
-def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
-    """`nuclei.choose_split` on what the network finds in the images of `counted_images`."""
-    model = build_model(checkpoint, "best.pt")
-    network = Predictor.of(model, checkpoint, device)
+def best_split(
+    checkpoint: dict, counted: list[Counted], device, fine_tuned: bool = False
+) -> tuple[nuclei.Split, float]:
+    """`nuclei.choose_split` on what the network finds in the images of `counted_images`; its
+    default is the usual one or, of a network that is `fine_tuned`, the checkpoint's.
+    """
+    network, found, sizes = predict(checkpoint, counted, device)
+    depths = found if network.has_depth else None
+    masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
+    default = network.split if fine_tuned else nuclei.default_split(network.has_depth)
+    return nuclei.choose_split(masks, counts, sizes, default, depths)
+
+
+def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
+    """The split near the checkpoint's with the highest mean of Dice + AJI on these images, and what
+    that lacks to 2; the checkpoint's, unless another gains NEARLY. NaN without nuclei.
+    """
+    network, depths, sizes = predict(checkpoint, counted, device)
+    split, scores = network.split, {}
+    for one, depth, um in zip(counted, depths, sizes, strict=True):
+        if not one.count:
+            continue
+        truth = nuclei.reference_labels(read_labels(one.label_map).labels)
+        for h in dict.fromkeys(min(max(split.h + step, 0.0), 1.0) for step in NEAR_H):
+            found = nuclei.find_nuclei(depth > 0, um, split._replace(h=h), depth)
+            for step in NEAR_CONFIDENCE:
+                least = min(max(split.confidence + step, 0.0), 1.0)
+                kept = np.append(False, found.confidence >= least)
+                labels = found.labels * kept[found.labels]
+                counts = agreement.pixel_counts(labels > 0, truth > 0)
+                score = agreement.dice(counts) + agreement.aji(agreement.overlap(labels, truth))
+                scores.setdefault(split._replace(h=h, confidence=least), []).append(score)
+    if not scores:
+        return split, math.nan
+    means = {tried: statistics.mean(its) for tried, its in scores.items()}
+    best = max(means, key=means.get)
+    best = best if means[best] > means[split] + NEARLY else split
+    return best, 2 - means[best]
+
+
+def predict(checkpoint: dict, counted: list[Counted], device) -> tuple[Predictor, list, list]:
+    """The network, what it finds in these images (`depth.segment`), and their pixel sizes."""
+    network = Predictor.of(build_model(checkpoint, "best.pt"), checkpoint, device)
     found, sizes = [], []
     for one in counted:
         image = open_image(one.path)
@@ -113,7 +162,4 @@ def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
         image.close()
         found.append(segment(outputs, network.threshold))
         sizes.append(one.pixel_size_um or network.pixel_size_um)
-    default = nuclei.default_split(network.has_depth)
-    depths = found if network.has_depth else None
-    masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
-    return nuclei.choose_split(masks, counts, sizes, default, depths)
+    return network, found, sizes

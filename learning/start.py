@@ -12,6 +12,11 @@ from learning.processes import Machine, seed_everything, share_batch_norm
 from model import UNET, build, usual_dimensions
 from tissue.files import InputError
 
+# What the flags of learning are where they are left out, and with --init (docs/lab_notes.md).
+USUAL = {"lr": 1e-3, "augment": "basic", "epoch": 50}
+FINE_TUNING = {"lr": 1e-4, "augment": "moderate"}
+VIEWS = 500  # patches that are shown in a fine-tuning, as far as whole epochs allow
+
 
 def choose_network(args) -> dict | None:
     """Settle `args.arch`, `dimensions` and `stain`, and return the checkpoint of --init, if any.
@@ -37,6 +42,18 @@ def choose_network(args) -> dict | None:
             f"--dimensions out, or choose another file"
         )
     return origin
+
+
+def settle_learning(args, patches: int) -> None:
+    """Give the flags of learning that are left out their values: the usual ones, or those of a
+    short fine-tuning with --init. `patches` are those of an epoch.
+    """
+    usual = USUAL
+    if args.init:
+        usual = USUAL | FINE_TUNING | {"epoch": min(max(1, round(VIEWS / patches)), USUAL["epoch"])}
+    for flag, value in usual.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
 
 
 def load_origin(path: Path | str) -> dict:
@@ -90,3 +107,15 @@ def make_network(args, config: dict, origin: dict | None, machine: Machine) -> n
     if machine.processes > 1:
         share_batch_norm(model)
     return model
+
+
+def said_of_origin(args, origin: dict | None, checkpoint: dict) -> list[str]:
+    """A line for each way in which what is learned differs from what --init has learned."""
+    lines = []
+    if origin and origin["stain"] != checkpoint["stain"]:
+        others = "none" if args.stain == "reinhard" else "reinhard"
+        lines.append(f"{args.init} learned with --stain {others}, this run does not")
+    old, new = ((one or {}).get("pixel_size_um") for one in (origin, checkpoint))
+    if old and new and old != new:
+        lines.append(f"{args.init} learned at {old:g} um a pixel, these patches have {new:g}")
+    return lines

@@ -1,5 +1,6 @@
 """All that changes while a network learns, which last.pt keeps, and how it changes."""
 
+import copy
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,6 +32,10 @@ class Progress:
     best_epoch: int = 0
     metrics: list[dict] = field(default_factory=list)  # rows of metrics.csv
     finished: bool = False
+    # Of each validation image its `agreement.pixel_counts`, with the weights that a fine-tuning
+    # began with, and with the best ones; empty in other trainings.
+    before: list[list[int]] = field(default_factory=list)
+    after: list[list[int]] = field(default_factory=list)
 
     def is_over(self, epochs: int, patience: int) -> bool:
         """Whether all epochs are done, or too many in a row were no better."""
@@ -51,6 +56,7 @@ class State:
     losses: list[torch.Tensor]  # scalars of the steps that no curve shows yet, on the device
     seen: list[torch.Tensor | tuple]  # the patches behind each of them
     started: float  # on time.monotonic(), as if the run had never been interrupted
+    origin: dict | None  # what a fine-tuning began with, as runs.Origin has it
 
     @property
     def step(self) -> int:
@@ -66,6 +72,40 @@ class State:
     def seconds(self) -> float:
         """What the run has taken, without its interruptions."""
         return time.monotonic() - self.started
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is validated and kept: with the averaged weights or, in fine-tuning,
+        between these and those that it began with (Wortsman et al. 2022, CVPR, "Robust fine-tuning
+        of zero-shot models").
+        """
+        if not self.keep:
+            return self.ema.module
+        network = copy.deepcopy(self.ema.module)
+        for key, value in network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(self.origin["model"][key], self.keep)
+        return network
+
+    @property
+    def keep(self) -> float:
+        """The share of the weights that a fine-tuning began with in those that are kept."""
+        return self.origin["keep"] if self.origin else 0.0
+
+    def begin(self, counts: torch.Tensor) -> None:
+        """Take the `counts` of the weights of --init, (images, 4), as what is to be surpassed."""
+        self.progress.before = self.progress.after = counts.tolist()
+        self.progress.best_dice = agreement.dice(counts.sum(0))
+
+    def is_better(self, counts: torch.Tensor) -> bool:
+        """Whether a fine-tuning is better than its beginning on more than half of the images, so
+        that one of few does not decide; other trainings always are.
+        """
+        before = torch.tensor(self.progress.before)
+        gains = [
+            agreement.dice(a) > agreement.dice(b) for a, b in zip(counts, before, strict=False)
+        ]
+        return 2 * sum(gains) > len(before) or not len(before)
 
     def after_step(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
         """A step of the optimiser is done: the rate changes, the averaged weights follow."""
@@ -92,18 +132,20 @@ class State:
     def end_epoch(self, val_loss: float, counts: torch.Tensor, batch_size: int) -> bool:
         """Take an epoch's scores into the progress, and return whether they are the best.
 
-        `counts` are `utils.pixel_counts` of the validation patches.
+        `counts` are `utils.pixel_counts` of each validation image, (images, 4).
         """
-        progress, dice = self.progress, agreement.dice(counts)
-        is_best = dice > progress.best_dice
+        progress, total = self.progress, counts.sum(0)
+        dice = agreement.dice(total)
+        is_best = dice > progress.best_dice and self.is_better(counts)
         if is_best:
             progress.best_dice, progress.best_epoch = dice, progress.epoch
+            progress.after = counts.tolist() if progress.before else []
         patches, timed = progress.timed_steps * batch_size, progress.timed_seconds
         row = {
             "epoch": progress.epoch,
             "train_loss": progress.epoch_loss,
             "val_loss": val_loss,
-            "val_accuracy": agreement.accuracy(counts),
+            "val_accuracy": agreement.accuracy(total),
             "val_dice": dice,
             "learning_rate": self.rate,
             "patches_per_second": patches / timed if timed else 0.0,
@@ -120,14 +162,24 @@ class State:
         saved = {name: getattr(self, name).state_dict() for name in parts}
         saved["schedule"] = {"last_epoch": self.step}
         self.progress.seconds = self.seconds
+        if self.origin:
+            saved["origin"] = self.origin
         saved["progress"] = asdict(self.progress) | {"losses": [x.item() for x in self.losses]}
         return saved | {"patch_set": patch_set, "random": torch.get_rng_state()}
 
 
-def make_state(model, args, batches: int, precision: torch.dtype, training: dict | None) -> State:
+def make_state(
+    model: nn.Module,
+    args,
+    batches: int,
+    precision: torch.dtype,
+    training: dict | None = None,
+    origin: dict | None = None,
+) -> State:
     """The state at a run's first step or, with what `runs.load_training` read, where it goes on.
 
-    `model` is on its device; `args` are train.py's, `batches` those of an epoch.
+    `model` is on its device; `args` are train.py's, `batches` those of an epoch. `origin` is the
+    checkpoint of --init, which is fine-tuned if it is of a network of the same kind.
     """
     device = next(model.parameters()).device
     average = warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
@@ -136,11 +188,17 @@ def make_state(model, args, batches: int, precision: torch.dtype, training: dict
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     progress, losses, done = Progress(), [], 0  # steps that are done
+    first = None
+    if origin and origin["config"] == model.config:
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        first = {"model": weights, "split": origin["split"], "keep": args.keep}
     if training:
         saved = dict(training["progress"])
         losses = [torch.tensor(loss, device=device) for loss in saved.pop("losses")]
         progress = Progress(**saved | {"finished": False})
         done = training["schedule"]["last_epoch"]
+        if first := training.get("origin"):
+            first["model"] = {key: value.to(device) for key, value in first["model"].items()}
         model.load_state_dict(training["model"])
         ema.load_state_dict(training["ema"])
         # Its settings follow from the flags and the step.
@@ -154,4 +212,4 @@ def make_state(model, args, batches: int, precision: torch.dtype, training: dict
     schedule = LambdaLR(optimizer, partial(one_cycle, steps=steps), last_epoch=done - 1)
     started = time.monotonic() - progress.seconds
     seen = [()] * len(losses)
-    return State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started)
+    return State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started, first)

@@ -73,19 +73,31 @@ def test_counts_are_compared_with_the_annotators(tmp_path):
 
 
 @pytest.mark.slow
-def test_transfer_is_measured_from_scratch_and_from_weights(root, tmp_path):
+def test_corrections_are_measured_on_images_held_out(root, tmp_path):
     cut(root)
-    run = learn(root, tmp_path / "log", "--epoch", 1)
-    write_demo(tmp_path / "own", 3, 160)
-    flags = ["--root", tmp_path / "own", "--init", run / "best.pt", "--learn", 1, "--draws", 2]
-    flags += ["--budget", 16, "--gpu_id", -1, "--results", tmp_path / "RESULTS.md"]
-    transfer.main(transfer.parse_args(list(map(str, flags))))
-    text = (tmp_path / "RESULTS.md").read_text()
-    for way in ("unchanged", "from scratch", "fine-tuned"):
-        assert text.count(f"| 1 | {way} |") == 1
-    assert "From 1 images, fine-tuning is" in text
-    flags[5] = 3
-    with pytest.raises(InputError, match=r"--learn: found \[3\], expected 1 to 2 images"):
+    run = learn(root, tmp_path / "log", "--epoch", 4, "--lr", 0.01)
+    write_demo(tmp_path / "own", 4, 300)
+    own = tmp_path / "own"
+    flags = ["--root", own, "--init", run / "best.pt", "--images", 2, "--nuclei", 30]
+    flags += ["--worst", 0.5, "--of", 2, "--held_out", 1, "--draws", 2]
+    flags += ["--also", f"Same={own / 'tissue_images'}:{own / 'instance_labels'}"]
+    flags += ["--results", tmp_path / "RESULTS.md", "--curve", tmp_path / "curve.svg"]
+    last = ["--train", "--gpu_id", -1, "--epoch", 1]
+    transfer.main(transfer.parse_args(list(map(str, flags + last))))
+    lines = (tmp_path / "RESULTS.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
+    assert [row[1] for row in rows] == ["1", "2", "mean"] * 3
+    for first, second, mean in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert first[0] == second[0] == mean[0]
+        for cells in zip(first[3:], second[3:], mean[3:], strict=True):
+            numbers = [list(map(float, cell.split(" -> "))) for cell in cells]
+            for one, other, both in zip(*numbers, strict=True):
+                assert both == pytest.approx((one + other) / 2, abs=1e-4)
+    before = {tuple(row[3].split(" -> ")[0] for row in rows[i::3]) for i in (0, 1)}
+    assert all(len(set(its)) == 1 for its in before) and len(before) == 2  # by draw alone
+    assert "fine-tuned" in (tmp_path / "curve.svg").read_text()
+    flags[flags.index("--held_out") + 1] = 3
+    with pytest.raises(InputError, match=r"--held_out: found 3 and 2 to learn from.*4 images"):
         transfer.main(transfer.parse_args(list(map(str, flags))))
 
 

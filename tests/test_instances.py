@@ -289,6 +289,32 @@ def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
     assert abs(int(row["nuclei"]) - tissue.count) / tissue.count == pytest.approx(error, abs=0.05)
 
 
+def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, root):
+    """And it is better by the scores that inference then gives, or the one of the beginning."""
+    labels = draw_tissue(96, 80, seed=1).labels.astype(np.uint16)
+    (root / "instance_labels").mkdir()
+    tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
+    cut(root)
+    counted = splitting.counted_images([str(root)], [read_manifest(root)])
+    content = checkpoints.load_checkpoint(checkpoint)
+    scores = []
+    for confidence in (0.1, 0.9):  # few are dropped, or nearly all
+        start = nuclei.Split(**content["split"])._replace(confidence=confidence)
+        content |= {"split": start._asdict()}
+        split, lack = splitting.near_split(content, counted, torch.device("cpu"))
+        assert abs(split.h - start.h) <= 0.1001 and abs(split.confidence - confidence) <= 0.1001
+        assert split._replace(h=start.h, confidence=confidence) == start
+        for name, tried in (("start", start), ("near", split)):
+            checkpoints.save_checkpoint(root / "net.pt", content | {"split": tried._asdict()})
+            out = root / f"{name}-{confidence}"
+            images, masks = root / "tissue_images" / "Drawn_01.tif", root / "instance_labels"
+            infer(out, "--ckpt", root / "net.pt", "--images", images, "--masks", masks)
+            (row,) = table_of(out / "counts.csv")
+            scores.append(float(row["dice"]) + float(row["aji"]))
+        assert scores[-1] == pytest.approx(2 - lack, abs=0.05)
+        assert scores[-1] >= scores[-2] - 0.01
+
+
 # --- flags
 
 
