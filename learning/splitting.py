@@ -32,8 +32,8 @@ class Counted(NamedTuple):
     path: Path
     pixel_size_um: float | None
     scale: float  # how many of its pixels make one of the network's
-    count: int  # nuclei
-    label_map: Path
+    count: int  # nuclei; 0 where they are annotated in regions alone
+    label_map: Path  # or annotation
 
 
 def counted_images(roots: list[str], manifests: list[dict], splits=("train",)) -> list[Counted]:
@@ -55,8 +55,7 @@ def counted_images(roots: list[str], manifests: list[dict], splits=("train",)) -
 
 def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted | None:
     """A training image as the manifest has it, with its nuclei counted, for a set of that pixel
-    size; None where it is big, not there, or annotated in regions alone. Raises InputError for a
-    label map that does not fit.
+    size; None where it is big or not there. Raises InputError for a label map that does not fit.
     """
     path, label_map = root / entry["image"], root / entry["labels"]
     if not (path.is_file() and label_map.is_file()):  # patches alone were brought here
@@ -65,23 +64,31 @@ def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted
     if image.is_big:
         return None
     scale = scale_of(entry["pixel_size_um"], pixel_size_um, path)
+    labels, known = read_reference(label_map, (image.height, image.width), path)
+    count = int(labels.max()) if known is None else 0
+    return Counted(path, entry["pixel_size_um"], scale, count, label_map)
+
+
+def read_reference(
+    label_map: Path, shape: tuple[int, int], image: Path
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The nuclei of a label map or annotation of an image of (height, width) pixels, int32 (H, W),
+    1 to n, and where they are annotated, bool (H, W), or None for everywhere.
+    """
     if label_map.parent.name == ANNOTATION_FOLDER:
-        annotation = open_annotation(label_map, (image.height, image.width))
-        if annotation.regions is not None:
-            return None
-        count = np.count_nonzero(np.unique(annotation.numbers(0, 0, image.height, image.width)))
-        return Counted(path, entry["pixel_size_um"], scale, count)
+        annotation = open_annotation(label_map, shape)
+        known = annotation.known(0, 0, *shape)
+        return nuclei.reference_labels(annotation.numbers(0, 0, *shape)), known
     mask = read_labels(label_map)
-    if mask.foreground.shape != (image.height, image.width):
+    if mask.foreground.shape != shape:
         found = " x ".join(map(str, mask.foreground.shape))
         raise InputError(
             f"{label_map}: found labels of {found} pixels (height x width), expected "
-            f"{image.height} x {image.width} as in {path}; replace or remove it"
+            f"{shape[0]} x {shape[1]} as in {image}; replace or remove it"
         )
     if mask.labels is None:  # it was when the set was cut
         raise InputError(f"{label_map}: found a mask, expected a label map, as before")
-    labels = nuclei.reference_labels(mask.labels)
-    return Counted(path, entry["pixel_size_um"], scale, int(labels.max()), label_map)
+    return nuclei.reference_labels(mask.labels), None
 
 
 def choose_split(best: Path, counted: list[Counted], device, fine_tuned: bool = False) -> str:
@@ -96,7 +103,7 @@ def choose_split(best: Path, counted: list[Counted], device, fine_tuned: bool = 
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
     near = fine_tuned and checkpoint["config"].get("instances", False)
     if not counted:
-        return f"{default} (no training image has a whole label map to choose on)"
+        return f"{default} (no training image has a label map to choose on)"
     try:
         if near:
             split, error = near_split(checkpoint, counted, device)
@@ -132,15 +139,17 @@ def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
     network, depths, sizes = predict(checkpoint, counted, device)
     split, scores = network.split, {}
     for one, depth, um in zip(counted, depths, sizes, strict=True):
-        if not one.count:
+        truth, known = read_reference(one.label_map, depth.shape, one.path)
+        known = np.ones(depth.shape, bool) if known is None else known
+        truth = truth * known
+        if not truth.any():
             continue
-        truth = nuclei.reference_labels(read_labels(one.label_map).labels)
         for h in dict.fromkeys(min(max(split.h + step, 0.0), 1.0) for step in NEAR_H):
             found = nuclei.find_nuclei(depth > 0, um, split._replace(h=h), depth)
             for step in NEAR_CONFIDENCE:
                 least = min(max(split.confidence + step, 0.0), 1.0)
                 kept = np.append(False, found.confidence >= least)
-                labels = found.labels * kept[found.labels]
+                labels = found.labels * (kept[found.labels] & known)
                 counts = agreement.pixel_counts(labels > 0, truth > 0)
                 score = agreement.dice(counts) + agreement.aji(agreement.overlap(labels, truth))
                 scores.setdefault(split._replace(h=h, confidence=least), []).append(score)
