@@ -296,7 +296,7 @@ def load_training(run: Path, patch_set: str, args: Namespace, model: nn.Module, 
                 f"in args.json; {ANEW}"
             )
     best = run / "best.pt"
-    if training["progress"]["best_epoch"]:
+    if training["progress"]["best_epoch"] or training["progress"].get("before"):
         load_checkpoint(best)  # later epochs may not be better
     # An earlier version said so before it had chosen the split.
     if training["progress"]["finished"] and "split" in load_tensors(best):

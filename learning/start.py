@@ -115,6 +115,12 @@ def said_of_origin(args, origin: dict | None, checkpoint: dict) -> list[str]:
     if origin and origin["stain"] != checkpoint["stain"]:
         others = "none" if args.stain == "reinhard" else "reinhard"
         lines.append(f"{args.init} learned with --stain {others}, this run does not")
+    if origin and origin["config"] != checkpoint["config"]:
+        maps = "label maps" if "instances" in checkpoint["config"] else "no label maps"
+        lines.append(
+            f"these patches have {maps}, and {args.init} has another number of outputs: nothing of "
+            f"it is kept, and nothing compared with it"
+        )
     old, new = ((one or {}).get("pixel_size_um") for one in (origin, checkpoint))
     if old and new and old != new:
         lines.append(f"{args.init} learned at {old:g} um a pixel, these patches have {new:g}")

@@ -96,16 +96,27 @@ def test_one_image_of_two_does_not_make_a_network_better(after, better):
     assert State(*[None] * 5, Progress(), [], [], 0.0, None).is_better(torch.tensor(after))
 
 
-def test_what_is_kept_lies_half_way_from_the_start_to_what_was_learned(root, tmp_path, start):
-    last = torch.load(tune(root, tmp_path / "log", start) / "last.pt", weights_only=True)
+@pytest.mark.parametrize(("flags", "keep"), [((), 0.5), (("--keep", 0.8), 0.8), (("--keep", 0), 0)])
+def test_what_is_kept_lies_between_the_start_and_what_was_learned(
+    root, tmp_path, start, flags, keep
+):
+    run = tune(root, tmp_path / "log", start, *flags)
+    last = torch.load(run / "last.pt", weights_only=True)
     before = torch.load(start, weights_only=True)["model"]
     for key, learned in last["training"]["ema"].items():
         name = key.removeprefix("module.")
         if learned.is_floating_point():
-            half = (before[name] + learned) / 2
-            torch.testing.assert_close(last["model"][name], half, rtol=1e-6, atol=1e-7)
-            moved = not torch.equal(learned, before[name])
-            assert moved != ("running" in name or name.endswith("conv.0.bias")) or "bias" in name
+            between = keep * before[name] + (1 - keep) * learned
+            torch.testing.assert_close(last["model"][name], between, rtol=1e-5, atol=1e-6)
+            if "running" in name:
+                assert torch.equal(learned, before[name]) == (keep > 0)
+            elif name.endswith("0.weight"):
+                assert not torch.equal(learned, before[name])
+
+
+def test_a_share_to_keep_is_a_share(root, tmp_path, start):
+    with pytest.raises(InputError, match=r"--keep: found 2\.0, expected 0 or more and at most 1"):
+        tune(root, tmp_path / "log", start, "--keep", 2)
 
 
 def test_where_nothing_tells_nuclei_apart_the_split_stays(root, tmp_path, start):

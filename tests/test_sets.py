@@ -185,6 +185,8 @@ def test_a_network_learns_from_several_roots_and_goes_on(tmp_path):
         train.main(train.parse_args(["--resume", str(run_folder)]))
     masks_alone = learn(roots[0], log, "--epoch", 1, "--init", run_folder / "best.pt")
     assert "instances" not in torch.load(masks_alone / "best.pt", weights_only=True)["config"]
+    assert "have no label maps" in (masks_alone / "train.log").read_text()
+    assert not (masks_alone / "before_after.csv").exists()
     both = learn(tmp_path, log, "--epoch", 1, "--init", masks_alone / "best.pt")
     assert torch.load(both / "best.pt", weights_only=True)["config"]["instances"] is True
 
