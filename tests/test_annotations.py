@@ -241,6 +241,12 @@ def test_corrections_are_counted_by_id(tmp_path):
     after = write(tmp_path / "b.geojson", collection(new, one[0], same, moved, region))
     assert compare(before, after) == Changes(added=1, deleted=1, changed=1)
     assert compare(before, before) == Changes(0, 0, 0)
+    features = json.loads(before.read_text())
+    for item in features["features"]:  # as if detections had been turned into annotations
+        item["id"] += " anew"
+    others = write(tmp_path / "c.geojson", features)
+    assert compare(before, others) == Changes(0, 0, 0)
+    assert compare(others, after) == Changes(added=2, deleted=2, changed=0)
     for content in (before, after):  # as old versions of QuPath wrote them: the kind in place of it
         features = json.loads(content.read_text())
         for item in features["features"]:

@@ -221,12 +221,17 @@ class _Numbered:
 def compare(before: str | Path, after: str | Path) -> Changes:
     """How many nuclei of one GeoJSON file were added, deleted and changed in another.
 
-    A nucleus is the same by its id; where a file has an id twice or not at all, by its outline.
-    Outlines are equal whatever corner they begin at, to a hundredth of a pixel. Raises InputError.
+    A nucleus is the same by its id, or else by its outline: programs give new ids to objects that
+    they turn into others. Outlines are equal whatever corner they begin at, to a hundredth of a
+    pixel. Raises InputError.
     """
     one, other = _identities(Path(before)), _identities(Path(after))
     changed = sum(one[key] != other[key] for key in one.keys() & other.keys())
-    return Changes(len(other.keys() - one.keys()), len(one.keys() - other.keys()), changed)
+    deleted, added = (
+        Counter(these[key] for key in these.keys() - those.keys())
+        for these, those in ((one, other), (other, one))
+    )
+    return Changes((added - deleted).total(), (deleted - added).total(), changed)
 
 
 def _identities(path):
