@@ -134,8 +134,8 @@ def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndar
         # Pictures are written beside what else there is to do.
         beside = held.enter_context(ThreadPoolExecutor(1))
         longest = windows.VIEW if task.image.is_big else max(task.shape)
-        view = task.image.view(longest)
-        written = [beside.submit(pictures.write_image, task.file("image"), view)]
+        read = beside.submit(task.image.view, longest)
+        written = [beside.submit(lambda: pictures.write_image(task.file("image"), read.result()))]
         if segmented.dtype != bool:
             written.append(beside.submit(segmented.save, task.file("distance"), task.pixel_size_um))
         row = _measured(task, shares) | write_nuclei(task, network.split, segmented, keep)
@@ -145,6 +145,7 @@ def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndar
             written.append(beside.submit(made.save, task.file(kind), task.pixel_size_um))
         row["contours"] = stitching.count_contours(mask)
         shown = labels.every(-(-max(task.shape) // longest))
+        view = read.result()
         pictures.write_image(task.file("overlay"), pictures.overlay(view, shown))
         if task.pair.mask:
             truth = held.enter_context(Store(task.results, task.shape, np.uint32))
