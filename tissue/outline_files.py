@@ -313,12 +313,16 @@ def _shape(where, value, seen):
             first, other = first - radius, first + radius
             points = _oval(*first, *other)
         else:
-            points = polygons_of(shapely.box(*first, *other))[0][0]
+            points = _box(*first, *other)
     elif kind != "polygon":
         raise Fault(
             f"found a shape of type {kind!r:.60}, expected polygon, rectangle or circle, draw it so"
         )
     yield group, Outline(where, label, [[points]])
+
+
+def _box(left, top, right, bottom):
+    return polygons_of(shapely.box(left, top, right, bottom))[0][0]
 
 
 def _oval(left, top, right, bottom):
@@ -383,8 +387,7 @@ def _roi(where, data, seen):
             box = (roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd)
         if kind == "RECT" and roi.rounded_rect_arc_size:
             raise Fault("found a rectangle with round corners, expected an outline, draw it so")
-        ring = _oval(*box) if kind == "OVAL" else polygons_of(shapely.box(*box))[0][0]
-        polygons = [[ring_of(ring)]]
+        polygons = [[ring_of(_oval(*box) if kind == "OVAL" else _box(*box))]]
     elif kind == "UNKNOWN":
         raise Fault(
             "found a ROI of a kind that ImageJ does not document, expected an area, draw it"

@@ -21,6 +21,7 @@ from tissue.manifest import TABLE_COLUMNS
 from tissue.nuclei import reference_labels
 from tissue.pairs import Pair, PairFacts, picture_hash, size_fault
 from tissue.pixel_size import pixel_size_um
+from tissue.tiling import Tile, tiles_of
 from tissue.windows import Scaled, Windows
 
 BLOCK = 2048  # pixels a side that are cut at once
@@ -93,14 +94,12 @@ def check(pair: Pair, patch_dim: int, scale: float) -> PairFacts:
         )  # fmt: skip
 
 
-def blocks(annotation: Annotation) -> Iterator[tuple[int, int, int, int]]:
-    """(y, x, height, width) of squares of an image, BLOCK pixels a side, that touch its regions."""
-    for y in range(0, annotation.height, BLOCK):
-        for x in range(0, annotation.width, BLOCK):
-            height, width = min(BLOCK, annotation.height - y), min(BLOCK, annotation.width - x)
-            box = shapely.box(x, y, x + width, y + height)
-            if annotation.regions is None or annotation.regions.intersects(box):
-                yield y, x, height, width
+def blocks(annotation: Annotation) -> Iterator[Tile]:
+    """The squares of an image, BLOCK pixels a side, that touch its regions."""
+    for tile in tiles_of(annotation.height, annotation.width, BLOCK):
+        box = shapely.box(tile.x, tile.y, tile.x + tile.width, tile.y + tile.height)
+        if annotation.regions is None or annotation.regions.intersects(box):
+            yield tile
 
 
 def cut(new: Path, split: str, name: str, found: Annotated, grid: patches.Grid) -> list[dict]:
