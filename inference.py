@@ -227,7 +227,6 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
         planned.append(
             task._replace(
                 pixel_size_um=size, split_at_um=size or network.pixel_size_um, scale=scale,
-                part=network.at_scale(scale).tile_size if task.image.is_big else max(task.shape),
                 formats=formats, made_with=made_with | own,
                 density=bool(size) and (args.density or min(task.shape) * size >= density.SIDE_UM),
             )

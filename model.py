@@ -29,7 +29,10 @@ LADDERS = ([1, 2, 4, 8, 16, 32], [2, 4, 8, 16, 32], [4, 8, 16, 32])  # how an en
 
 
 class DoubleConv(nn.Module):
-    """Twice a 3x3 convolution, batch norm and ReLU: (N, C, H, W) -> (N, out_channels, H, W)."""
+    """Twice a 3x3 convolution, batch norm and ReLU: (N, C, H, W) -> (N, out_channels, H, W).
+
+    The channels of a `skip` (N, S, H, W) are put in front of the others.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -46,8 +49,8 @@ class DoubleConv(nn.Module):
         for convolution in (self.conv[0], self.conv[3]):
             convolution.bias.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        return self.conv(x if skip is None else torch.cat([skip, x], dim=1))
 
 
 class Down(nn.Module):
@@ -63,10 +66,7 @@ class Down(nn.Module):
 
 
 class UpScale(nn.Module):
-    """Double height and width, pad to the skip's size, and put the skip in front of the channels.
-
-    (N, C, h, w) with a skip (N, C/2, H, W) -> (N, C, H, W).
-    """
+    """Double height and width, and pad to the skip's: (N, C, h, w) -> (N, C/2, H, W)."""
 
     def __init__(self, in_channels: int):
         super().__init__()
@@ -79,7 +79,7 @@ class UpScale(nn.Module):
         columns = skip.shape[3] - x.shape[3]
         if rows or columns:  # padding by nothing would copy
             x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return torch.cat([skip, x], dim=1)
+        return x
 
 
 class Up(nn.Module):
@@ -91,7 +91,7 @@ class Up(nn.Module):
         self.conv = DoubleConv(in_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv(self.up(x, skip))
+        return self.conv(self.up(x, skip), skip)
 
 
 class UNet(nn.Module):
@@ -171,8 +171,7 @@ class EncoderUNet(nn.Module):
         *skips, y = usable(self.encoder, x)
         skips = [self.stem(x), *[None] * (4 - len(skips)), *skips]  # of 1, 1/2, ... 1/16
         for scale, conv in zip(self.scales, self.convs, strict=True):
-            y, skip = scale(y), skips.pop()
-            y = conv(y if skip is None else torch.cat([skip, y], dim=1))
+            y = conv(scale(y), skips.pop())
         logits = self.last_conv(y)
         return logits if is_even else logits[:, :, :height, :width]
 

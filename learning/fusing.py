@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from learning.devices import choose_precision
-from model import EvenConv
+from model import DoubleConv, EvenConv
 
 
 class FusedConvReLU(nn.Module):
@@ -40,9 +40,27 @@ class FusedConvReLU(nn.Module):
         plain &= convolution.groups == 1 and not isinstance(convolution.padding, str)
         return cls.operator is not None and plain and type(activation) in cls.kinds
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.weight.dtype)
-        return self.operator(x, self.weight, self.bias, *self.geometry, 1, *self.kind, "")
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        x, weight, bias = x.to(self.weight.dtype), self.weight, self.bias
+        if skip is None:
+            return self.operator(x, weight, bias, *self.geometry, 1, *self.kind, "")
+        # Two convolutions whose sum is that of both side by side, which are never put there.
+        first, second = weight.tensor_split([skip.shape[1]], dim=1)
+        found = self.operator(skip.to(x.dtype), first, bias, *self.geometry, 1, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            found, x, second, None, *self.geometry, 1, "add", 1.0, *self.kind, None
+        )
+
+
+class FusedDoubleConv(DoubleConv):
+    """A DoubleConv whose first convolution is a FusedConvReLU."""
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        first, *others = self.conv
+        x = first(x, skip)
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 def fuse(model: nn.Module, device: torch.device) -> nn.Module:
@@ -60,6 +78,9 @@ def fuse(model: nn.Module, device: torch.device) -> nn.Module:
             convolution = FusedConvReLU(convolution, relu, precision)
             model.set_submodule(relu_name, nn.Identity())
         model.set_submodule(convolution_name, convolution)
+    for module in model.modules():
+        if isinstance(module, DoubleConv) and isinstance(module.conv[0], FusedConvReLU):
+            module.__class__ = FusedDoubleConv
     return model
 
 

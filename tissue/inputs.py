@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tissue import exports, pairs, results, tiling, windows
+from tissue import exports, pairs, results, windows
 from tissue.annotations import (
     ENDINGS,
     LABEL_SUFFIXES,
@@ -36,7 +36,6 @@ class Task(NamedTuple):
     pixel_size_um: float | None = None
     split_at_um: float | None = None  # the same, or where that is not known the network's
     scale: float = 1.0  # pixels of the image that make one of the network's
-    part: int = tiling.TILE  # pixels; side of the parts in which nuclei are looked for
     formats: tuple[str, ...] = ()  # of exports.FORMATS
     made_with: dict | None = None  # record.MadeWith
     regions: Path | None = None  # the file of its regions

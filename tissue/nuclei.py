@@ -6,7 +6,6 @@ what lies within a few micrometres of it.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
@@ -18,12 +17,10 @@ from skimage.segmentation import watershed
 
 from tissue.depth import CROSS, confidence, fill_holes
 from tissue.files import InputError
-from tissue.tiling import ahead
 
 USUAL_PIXEL_SIZE = 0.25  # micrometres; 40x, what an image of unknown pixel size is split as
 DEEPEST = 1000  # pixels; an image without background would have no distance to it
 WINDOW = 1024  # pixels; the side of what is split at once, which bounds the memory
-THREADS = min(4, os.cpu_count() or 1)  # that split windows; the watershed lets others work
 
 
 class Split(NamedTuple):
@@ -117,15 +114,11 @@ def find_nuclei(
     count = 0
     sigma, smallest = split.sigma / um, split.smallest / um**2
 
-    def split_window(item):
-        window, ids = item
+    for window, ids in _windows(stats, large, reach=math.ceil(8 * sigma) + 8):
         own = np.isin(objects[window], ids, kind="table")
         depths = None if deep is None else deep[window]
         basins, pairs, saddles, peak, area = _flood(mask[window], own, sigma, depths)
-        return window, own, basins, _join(pairs, saddles, peak, area, split.h, smallest)
-
-    windows = _windows(stats, large, reach=math.ceil(8 * sigma) + 8)
-    for window, own, basins, nucleus in ahead(split_window, windows, THREADS, THREADS):
+        nucleus = _join(pairs, saddles, peak, area, split.h, smallest)
         np.add(nucleus[basins], count, out=labels[window], where=own)
         count += int(nucleus.max())
     count = _without_holes(labels, count)

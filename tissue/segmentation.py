@@ -175,7 +175,7 @@ def _measured(task, shares):
 
 def _tiles(task: Task) -> list[tiling.Tile]:
     """The parts of an image in which nuclei are looked for, one after the other."""
-    return tiling.tiles_of(*task.shape, task.part)
+    return tiling.tiles_of(*task.shape, tiling.TILE)
 
 
 def write_nuclei(

@@ -5,6 +5,7 @@ one piece (Rosenfeld & Pfaltz 1966, J. ACM 13:471). What is kept is one row of n
 nodes are one.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from tissue.tiling import TILE, Tile, tiles_of
+from tissue.tiling import TILE, Tile, ahead, tiles_of
 from tissue.windows import Windows
 
 MARGIN = 64  # pixels around a tile in which nuclei are looked for, at first
+THREADS = min(4, os.cpu_count() or 1)  # that look for nuclei; the watershed lets others work
 WIDEST = 512  # pixels; the margin that clumps too large for a smaller one get at most
 
 
@@ -165,11 +167,11 @@ def nuclei_by_tiles(
     """
     known = {}  # first pixel's place -> id, of nuclei that reach beyond a tile seen so far; 0: none
     count = 0
-    for tile in tiles:
+    looked = ahead(lambda tile: (tile, _labels_around(mask, tile, find)), tiles, THREADS, THREADS)
+    for tile, (window, (labels, confidence)) in looked:
         if tile.x == 0:
             above = (tile.y - 2 * WIDEST) * mask.width
             known = {place: number for place, number in known.items() if place >= above}
-        window, (labels, confidence) = _labels_around(mask, tile, find)
         top, left = tile.y - window.y, tile.x - window.x
         core = labels[top : top + tile.height, left : left + tile.width]
         present = np.flatnonzero(np.bincount(core.ravel(), minlength=1))
