@@ -106,9 +106,9 @@ class NucleiFiles:
         columns = tuple(table)
         if self._columns not in (None, columns):
             raise ValueError(f"found the columns {columns}, expected {self._columns} as before")
+        self._columns = columns
         if len(table["id"]) != len(rings):
             raise ValueError(f"found {len(rings)} rings for {len(table['id'])} nuclei")
-        self._columns = columns
         self._held.append((table, rings))
         self.count += len(rings)
         if sum(len(rings) for _, rings in self._held) >= BATCH:
@@ -140,6 +140,13 @@ class Exported(NamedTuple):
 
     def __str__(self):
         return f"{self.nuclei} nuclei, {self.area_px} pixels, the same in {', '.join(self.files)}"
+
+
+def formats_of(is_big: bool, more: Sequence[str] | None) -> tuple[str, ...]:
+    """The formats of an image's nuclei, with `more` by --export: None without the flag, and without
+    a name ROIs and COCO JSON."""
+    wanted = (*(BIG if is_big else SMALL), *(("rois", "coco") if more == [] else more or ()))
+    return tuple(key for key in FORMATS if key in wanted)
 
 
 def check_exports(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> Exported:
@@ -368,9 +375,9 @@ def _reading(path, read):
     """Call `read(path)`, and turn what it raises on bytes that are not ours into InputError."""
     try:
         return read(path)
-    except (OSError, InputError):
-        raise
     except Exception as error:  # readers raise nearly anything on other bytes
+        if isinstance(error, InputError) or getattr(error, "errno", None):  # the system's own
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path}: found a file that cannot be read back ({said:.200}), expected what "

@@ -210,7 +210,8 @@ def write_anndata(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]
 def read_columns(path: Path, columns: Sequence[str]) -> list[np.ndarray]:
     """Columns of a table of nuclei, float64 (n,) each, NaN where they are not known."""
     if path.suffix == ".parquet":
-        table = parquet.read_table(path, columns=list(columns))
+        with parquet.ParquetFile(path) as file:
+            table = file.read(list(columns))
     else:
         with path.open(encoding="utf-8") as file:
             if file.readline().rstrip() == "id":
