@@ -220,7 +220,7 @@ def test_a_big_image_has_the_nuclei_of_a_small_one(checkpoint, slide, tmp_path, 
     (tmp_path / "masks").mkdir()
     write_image(tmp_path / "masks" / "a.png", draw_tissue(*SHAPE, seed=1).labels > 0)
     flags = ["--ckpt", checkpoint, "--images", slide, "--masks", tmp_path / "masks"]
-    flags += ["--confidence", 0.9, "--check_exports", *TILES]
+    flags += ["--confidence", 0.9, "--check_exports", "--export", "csv", *TILES]
     infer(tmp_path / "small", *flags)
     monkeypatch.setattr(windows, "BIG", 1)
     infer(tmp_path / "big", *flags)
