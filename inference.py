@@ -33,6 +33,7 @@ from tissue import (
     exports,
     inputs,
     nuclei,
+    nuclei_tables,
     pairs,
     results,
     segmentation,
@@ -90,8 +91,9 @@ def parse_args(argv=None):
         help="drop nuclei less deep than this share; without it the checkpoint's; needs instances",
     )  # fmt: skip
     segmentation.add_argument(
-        "--export", action="store_true", help="write ImageJ's ROI zip and COCO JSON too"
-    )
+        "--export", nargs="*", choices=exports.MORE, metavar="NAME",
+        help=f"write more files: of {', '.join(exports.MORE)}; without a name rois and coco",
+    )  # fmt: skip
     segmentation.add_argument(
         "--check_exports", action="store_true", help="read all exports back and compare them"
     )
@@ -167,6 +169,7 @@ def check_flags(args) -> None:
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
     changed(nuclei.PREDICTION_SPLIT, args.split)
+    nuclei_tables.check_packages(args.export or ())
     if args.only_regions and not args.regions:
         raise InputError("--only_regions: found it without --regions, expected both; add --regions")
 
@@ -213,7 +216,6 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
         tasks, more = inputs.with_regions(tasks, args.regions, args.only_regions, is_mine)
         notes, faults = notes + more.notes, faults + more.faults
     faults = everyones(faults) + inputs.faults_of_place(folder, found.pairs)
-    formats = ("csv", "geojson", "rois", "coco") if args.export else ("csv", "geojson")
     made_with, planned = network.made_with(), []
     for task in tasks:
         size = args.pixel_size or task.told_um
@@ -227,7 +229,8 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
         planned.append(
             task._replace(
                 pixel_size_um=size, split_at_um=size or network.pixel_size_um, scale=scale,
-                formats=formats, made_with=made_with | own,
+                formats=exports.formats_of(task.image.is_big, args.export),
+                made_with=made_with | own,
                 density=bool(size) and (args.density or min(task.shape) * size >= density.SIDE_UM),
             )
         )  # fmt: skip

@@ -19,6 +19,7 @@ from benchmarks import data, results
 from tissue import (
     agreement,
     exports,
+    measures,
     nuclei,
     pairs,
     pictures,
@@ -33,6 +34,7 @@ from tissue.store import Store
 from tissue.synthetic import ORGANS, PIXEL_SIZE, draw_tissue
 
 CELL = 32  # pixels between two nuclei
+TILE = 400  # nuclei that come at once, as those of a tile do
 LAYERS = ("image", "overlay", "gt", "errors")
 
 
@@ -64,6 +66,7 @@ def main(args):
             path = task.file(key)
             rows.append([path.name.removeprefix("a"), "", f"{path.stat().st_size / 1e6:.1f}"])
         measure("all files read back and compared", lambda: exports.check_exports(folder, "a"))
+    written = files_of(args.nuclei)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         counts = draw_results(folder, args.images)
@@ -77,7 +80,11 @@ def main(args):
 windows of image and mask, as inference.py finds and writes them above 64 megapixels (the process
 held at most {memory:.2f} GiB, libraries included); and the report.
 
-{results.table(["", "seconds", "MB"], rows)}"""
+{results.table(["", "seconds", "MB"], rows)}
+
+The files alone, of nuclei that are found and measured: processor seconds, the median of 3.
+
+{results.table(["files", "seconds", "MB"], written)}"""
     results.write_section("Writing results", text, args.results, since)
 
 
@@ -87,11 +94,7 @@ def slide(folder: Path, count: int) -> tuple[Task, Store]:
     """
     side = int(np.ceil(count**0.5))
     mask = np.zeros((side * CELL, side * CELL), np.uint8)
-    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
-    shapes = []
-    for angle, long, short in np.random.default_rng(0).uniform((0, 9, 7), (np.pi, 15, 12), (64, 3)):
-        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-        shapes.append((u / long) ** 2 + (v / short) ** 2 <= 1)
+    shapes = ellipses()
     for number in range(count):
         top, left = np.array(divmod(number, side)) * CELL
         mask[top : top + CELL, left : left + CELL][shapes[number % len(shapes)]] = 255
@@ -104,6 +107,52 @@ def slide(folder: Path, count: int) -> tuple[Task, Store]:
     for tile in tiling.tiles_of(*mask.shape, tiling.TILE):
         store.write(tile, mask[tile.y :, tile.x :][: tile.height, : tile.width] > 0)
     return task, store
+
+
+def files_of(count: int) -> list[list[str]]:
+    """For the files of small and of big images and those of --export: processor seconds that
+    NucleiFiles takes for `count` nuclei, median of 3, and megabytes.
+    """
+    image, shapes = np.full((CELL, CELL, 3), 200, np.uint8), []
+    for ellipse in ellipses():
+        labels = ellipse.astype(np.int32)
+        shapes.append((measures.measure(labels, image, PIXEL_SIZE), measures.outlines(labels)[0]))
+    side, batches = int(np.ceil(count**0.5)), []
+    for start in range(0, count, TILE):
+        ids = np.arange(start, min(start + TILE, count))
+        own = [shapes[number % len(shapes)] for number in ids]
+        corner = CELL * np.stack(np.divmod(ids, side), 1)
+        table = {key: np.concatenate([shape[key] for shape, _ in own]) for key in own[0][0]}
+        table |= {"id": ids + 1, "y": table["y"] + corner[:, 0], "x": table["x"] + corner[:, 1]}
+        batches.append(
+            (table, [ring + at[::-1] for (_, ring), at in zip(own, corner, strict=True)])
+        )
+
+    rows = []
+    for formats in (exports.SMALL, exports.BIG, *((key,) for key in exports.MORE)):
+        seconds = []
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(3):
+                started = time.process_time()
+                with exports.NucleiFiles(folder, "a", (side * CELL,) * 2, formats) as files:
+                    for batch in batches:
+                        files.add(*batch)
+                seconds.append(time.process_time() - started)
+            sizes = [path.stat().st_size / 1e6 for path in files.paths.values()]
+        names = " and ".join(path.name.removeprefix("a") for path in files.paths.values())
+        rows.append([names, f"{np.median(seconds):.2f}", " + ".join(f"{mb:.1f}" for mb in sizes)])
+        print(*rows[-1], flush=True)
+    return rows
+
+
+def ellipses() -> list[np.ndarray]:
+    """64 tilted ellipses, bool (CELL, CELL)."""
+    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
+    shapes = []
+    for angle, long, short in np.random.default_rng(0).uniform((0, 9, 7), (np.pi, 15, 12), (64, 3)):
+        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        shapes.append((u / long) ** 2 + (v / short) ** 2 <= 1)
+    return shapes
 
 
 def write_nuclei(task: Task, mask: Store) -> None:

@@ -1,5 +1,6 @@
 """Annotations as training data: what is cut of them, what a network learns from, what is scored."""
 
+import gzip
 import json
 
 import cv2
@@ -348,7 +349,13 @@ def test_a_corrected_annotation_is_cut_anew_and_what_was_corrected_is_said(mine,
     assert "Drawn_01: 3 nuclei added, 1 deleted, 1 changed since" in lines
     assert "Drawn_02: " not in lines.split("since")[0]
     assert "up to date" not in lines
-    (results / "Drawn_01_nuclei.geojson").unlink()
+    plain = results / "Drawn_01_nuclei.geojson"
+    packed = plain.with_name(f"{plain.name}.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    lines = said(capsys, root, "--corrected_from", str(results))
+    assert f"Drawn_01: 3 nuclei added, 1 deleted, 1 changed since {packed}" in lines
+    packed.unlink()
     assert "nothing was compared" in said(capsys, root, "--corrected_from", str(results))
     with pytest.raises(FileNotFoundError, match="missing: no such folder"):
         cut(root, "--corrected_from", str(tmp_path / "missing"))

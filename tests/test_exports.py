@@ -1,6 +1,8 @@
 """The files for other programs, read back by other libraries than the ones that wrote them."""
 
 import csv
+import gzip
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,16 +15,20 @@ import pytest
 import roifile
 import shapely
 import tifffile
+from pyarrow import parquet
 from pycocotools.coco import COCO
 
-from tissue import exports, masks, pixel_size
+from tissue import exports, masks, nuclei_tables, pixel_size
+from tissue.annotations import open_annotation
 from tissue.files import InputError
 from tissue.results import path_of
 from tissue.store import Store
 from tissue.tiling import Tile
 
-ALL = tuple(exports.FORMATS)
+HAS_ANNDATA = importlib.util.find_spec("anndata") is not None
+ALL = tuple(key for key in exports.FORMATS if key != "anndata" or HAS_ANNDATA)
 SHAPE = 120, 150  # pixels
+MADE_WITH = {"checkpoint": "0f" * 32, "threshold": 0.5, "files": [[12, 34], None]}
 NAMES = [
     "plain",
     "with spaces and 'quotes' and \"more\"",
@@ -78,7 +84,8 @@ def write_labels(path, labels, pixel_size_um):
 def export(folder, name="a", count=17, formats=ALL, pixel_size_um=0.25):
     labels, rings = draw(count)
     table = measures(labels, pixel_size_um)
-    with exports.NucleiFiles(folder, name, SHAPE, formats) as files:
+    made_with = MADE_WITH | {"pixel_size": pixel_size_um}
+    with exports.NucleiFiles(folder, name, SHAPE, formats, made_with) as files:
         files.add(table, rings)
     write_labels(path_of(folder, name, "labels"), labels, pixel_size_um)
     return labels, table
@@ -112,6 +119,8 @@ def test_without_a_pixel_size_the_micrometres_stay_empty(tmp_path):
     for feature in features_of(tmp_path / "a_nuclei.geojson"):
         assert "area_um2" not in feature["properties"]["measurements"]
     assert pixel_size.pixel_size_um(tmp_path / "a_labels.tif") is None
+    assert parquet.read_table(tmp_path / "a_nuclei.parquet")["area_um2"].null_count == 17
+    assert b"pixel_size_um" not in parquet.read_schema(tmp_path / "a_nuclei.parquet").metadata
 
 
 def test_geojson_polygons_are_valid_and_have_the_nuclei_s_areas(tmp_path):
@@ -148,6 +157,143 @@ def test_a_nucleus_keeps_its_uuid_when_it_is_exported_again(tmp_path):
         export(tmp_path / folder, "b")
     texts = [(tmp_path / folder / "a_nuclei.geojson").read_text() for folder in ("first", "second")]
     assert texts[0] == texts[1] != (tmp_path / "first" / "b_nuclei.geojson").read_text()
+
+
+def test_the_parquet_has_the_csv_s_numbers_and_says_units_and_pixel_size(tmp_path):
+    labels, rings = draw(17)
+    columns = measures(labels)
+    columns["orientation"][3] = np.nan
+    made_with = MADE_WITH | {"pixel_size": 0.25}
+    with exports.NucleiFiles(tmp_path, "Größe", SHAPE, ALL, made_with) as files:
+        files.add(columns, rings)
+    table = parquet.read_table(tmp_path / "Größe_nuclei.parquet")
+    with (tmp_path / "Größe_nuclei.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for key in table.column_names:
+        assert table[key].to_pylist() == [float(row[key]) if row[key] else None for row in rows]
+    assert table["orientation"][3].as_py() is None and table["id"].to_pylist() == list(range(1, 18))
+    units = {field.name: (field.metadata or {}).get(b"unit") for field in table.schema}
+    assert (units["x"], units["area_um2"], units["orientation"]) == (b"px", b"um^2", b"rad")
+    facts = table.schema.metadata
+    assert facts[b"image"].decode() == "Größe" and float(facts[b"pixel_size_um"]) == 0.25
+    assert (facts[b"height"], facts[b"width"]) == (b"120", b"150")
+    assert json.loads(facts[b"made_with"]) == made_with
+
+
+def test_a_parquet_comes_in_groups_of_rows_as_the_nuclei_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "BATCH", 2)
+    monkeypatch.setattr(nuclei_tables, "ROW_GROUP", 6)
+    export(tmp_path, formats=("parquet",))
+    with parquet.ParquetFile(tmp_path / "a_nuclei.parquet") as file:
+        groups = range(file.num_row_groups)
+        assert [file.metadata.row_group(group).num_rows for group in groups] == [6, 6, 5]
+        assert file.read(["id"])["id"].to_pylist() == list(range(1, 18))
+
+
+@pytest.mark.parametrize("count", [0, 17])
+@pytest.mark.parametrize("table", ["csv", "parquet"])
+def test_measures_are_read_from_either_table(tmp_path, table, count):
+    _, columns = export(tmp_path, count=count, formats=(table,))
+    assert [path.name for path in sorted(tmp_path.iterdir())][1:] == [f"a_nuclei.{table}"]
+    found = exports.read_measures(tmp_path, "a", ("x", "area_px", "y"))
+    assert list(found) == ["x", "area_px", "y"]
+    for key, values in found.items():
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, columns[key], atol=5e-5)
+    exports.check_exports(tmp_path, "a", (table,))
+
+
+@pytest.mark.parametrize("table", ["csv", "parquet"])
+def test_a_table_without_the_column_is_refused(tmp_path, table):
+    export(tmp_path, formats=(table,))
+    with pytest.raises(InputError, match=f"a_nuclei.{table}: .*depth"):
+        exports.read_measures(tmp_path, "a", ("x", "depth"))
+
+
+def test_without_any_table_both_are_named(tmp_path):
+    for read in (exports.check_exports, lambda *image: exports.read_measures(*image, ("x",))):
+        with pytest.raises(InputError, match=r"a_nuclei.csv: not found, nor a_nuclei.parquet"):
+            read(tmp_path, "a")
+
+
+def test_the_gzipped_geojson_is_the_geojson(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "BATCH", 3)  # several members
+    for count in (0, 17):
+        export(tmp_path, count=count)
+        plain = (tmp_path / "a_nuclei.geojson").read_bytes()
+        packed = (tmp_path / "a_nuclei.geojson.gz").read_bytes()
+        assert gzip.decompress(packed) == plain
+    again = tmp_path / "again"
+    again.mkdir()
+    export(again)
+    assert (again / "a_nuclei.geojson.gz").read_bytes() == packed
+    annotation = open_annotation(tmp_path / "a_nuclei.geojson.gz", SHAPE)
+    found = annotation.numbers(0, 0, *SHAPE)
+    np.testing.assert_array_equal(found > 0, draw(17)[0] > 0)
+
+
+JAVA = """
+import java.io.*; import java.nio.file.*; import java.util.zip.*;
+class Unpack { public static void main(String[] files) throws IOException {
+    try (var packed = new BufferedInputStream(Files.newInputStream(Path.of(files[0])));
+         var text = new GZIPInputStream(packed)) { text.transferTo(System.out); } } }
+"""
+
+
+@pytest.mark.skipif(not shutil.which("javac"), reason="no Java compiler")
+def test_java_unpacks_the_gzipped_geojson_as_qupath_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "BATCH", 3)
+    export(tmp_path)
+    (tmp_path / "Unpack.java").write_text(JAVA)
+    command = ["java", tmp_path / "Unpack.java", tmp_path / "a_nuclei.geojson.gz"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout == (tmp_path / "a_nuclei.geojson").read_bytes()
+
+
+@pytest.mark.skipif(not HAS_ANNDATA, reason="anndata is not installed")
+@pytest.mark.parametrize("um", [0.25, None])
+def test_anndata_has_measures_places_and_units(tmp_path, um):
+    import anndata
+
+    _, columns = export(tmp_path, pixel_size_um=um)
+    found = anndata.read_h5ad(tmp_path / "a_nuclei.h5ad")
+    known = ["area_px", "area_um2", "orientation"] if um else ["area_px", "orientation"]
+    assert list(found.var_names) == known and found.X.dtype == np.float32
+    assert list(found.var["unit"]) == (["px^2", "um^2", "rad"] if um else ["px^2", "rad"])
+    for key in known:
+        np.testing.assert_allclose(found[:, key].X.ravel(), columns[key], rtol=1e-6, atol=5e-5)
+    assert list(found.obs_names) == [str(number) for number in columns["id"]]
+    assert list(found.obs["touches_border"]) == list(columns["touches_border"])
+    for key in ("y", "x"):
+        np.testing.assert_allclose(found.obs[key], columns[key], atol=5e-5)
+    corner = np.stack([columns["x"] + 0.5, columns["y"] + 0.5], axis=1)
+    np.testing.assert_allclose(found.obsm["spatial"], corner * (um or 1), atol=1e-4)
+    assert found.uns["spatial_unit"] == ("um" if um else "px")
+    assert (found.uns["image"], found.uns["height"], found.uns["width"]) == ("a", *SHAPE)
+    assert found.uns.get("pixel_size_um") == um
+    assert json.loads(found.uns["made_with"]) == MADE_WITH | {"pixel_size": um}
+
+
+def test_without_anndata_a_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(nuclei_tables, "find_spec", lambda name: None)
+    nuclei_tables.check_packages(["rois", "csv"])
+    with pytest.raises(InputError, match=r"requirements-anndata.txt"):
+        export(tmp_path, formats=("csv", "anndata"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("is_big", "more", "expected"),
+    [
+        (False, None, {"csv", "geojson"}),
+        (True, None, {"parquet", "geojson_gz"}),
+        (False, [], {"csv", "geojson", "rois", "coco"}),
+        (True, ["csv", "rois"], {"parquet", "geojson_gz", "csv", "rois"}),
+        (False, ["anndata", "csv"], {"csv", "geojson", "anndata"}),
+    ],
+)
+def test_the_formats_of_an_image_go_by_its_size_and_by_the_flag(is_big, more, expected):
+    assert set(exports.formats_of(is_big, more)) == expected
 
 
 @pytest.mark.skipif(not shutil.which("ogrinfo"), reason="GDAL's ogrinfo is not installed")
@@ -242,7 +388,7 @@ def test_any_name_is_right_in_every_file(tmp_path, name):
     checked = exports.check_exports(tmp_path, name)
     assert checked.nuclei == 17
     assert checked.area_px == table["area_px"].sum()
-    assert len(checked.files) == 5
+    assert len(checked.files) == len(ALL) + 1
     assert {path.name for path in tmp_path.iterdir()} == set(checked.files)
     coco = json.loads((tmp_path / f"{name}_coco.json").read_text(encoding="utf-8"))
     assert coco["images"][0]["file_name"] == f"{name}_image.png"
@@ -309,12 +455,24 @@ def other_pixel(path):
     write_labels(path, labels, None)
 
 
+def of_others(path):
+    """Put a table of fewer nuclei in the place of a file."""
+    export(path.parent, "b", 16)
+    (path.parent / path.name.replace("a_", "b_", 1)).replace(path)
+
+
 DIFFERENCES = [
     ("geojson", without_second_line, "found 16 nuclei, expected 17"),
     ("geojson", lambda path: change(path, '{"id":3,', '{"id":33,'), "id 33 at nucleus 3"),
     ("geojson", lambda path: change(path, "]}\n", ""), "cannot be read back"),
     ("coco", lambda path: change(path, '"id":5,', '"id":4,'), "id 4 at nucleus 5, expected id 5"),
     ("rois", lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read back"),
+    ("geojson_gz", lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read back"),
+    ("geojson_gz", lambda path: path.write_bytes(b"{}"), "cannot be read back"),
+    ("parquet", lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read back"),
+    ("parquet", of_others, "found 16 nuclei, expected 17"),
+    ("anndata", of_others, "found 16 nuclei, expected 17"),
+    ("anndata", lambda path: path.write_bytes(path.read_bytes()[:900]), "cannot be read back"),
     ("labels", other_pixel, "for nucleus 1, expected"),
     ("labels", lambda path: path.write_bytes(path.read_bytes()[:40]), "cannot be read back"),
     ("csv", lambda path: change(path, "\n3,", "\n2,"), "twice"),

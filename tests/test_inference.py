@@ -1,5 +1,6 @@
 """inference.py on images that are read by windows, on several processes, and its other uses."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, tabl
 from tests.test_agreement import naive_aji, naive_pq
 from tests.test_scanners import needs_openslide
 from tests.test_windows import write_ome_pyramid
-from tissue import files, images, masks, nuclei, windows
+from tissue import files, images, masks, nuclei, nuclei_tables, windows
 from tissue.files import InputError
 from tissue.pictures import write_image
 from tissue.stain import TARGET, stain_of, to_stain
@@ -355,7 +356,7 @@ def test_nuclei_of_a_big_image_are_those_of_a_small_one(slide, checkpoint, tmp_p
     flags = ["--ckpt", checkpoint, "--images", slide, "--check_exports", *TILES]
     infer(tmp_path / "small", *flags)
     monkeypatch.setattr(windows, "BIG", 1)
-    infer(tmp_path / "big", *flags)
+    infer(tmp_path / "big", *flags, "--export", "csv")
     tables = [table_of(tmp_path / name / "big_nuclei.csv") for name in ("small", "big")]
     for table in tables:
         for nucleus in table:
@@ -499,11 +500,13 @@ def test_exports_stay_and_come_later_without_predicting_again(
     predicted = times(results, "_prediction.png", "_prediction.tif", "_overlay.png", "_image.png")
     assert len(predicted) == 3 and not (results / "big_rois.zip").exists()
     infer(results, *flags, "--export", "--check_exports")
-    files = "big_nuclei.csv, big_nuclei.geojson, big_rois.zip, big_coco.json, big_labels.tif"
+    own = ["nuclei.parquet", "nuclei.geojson.gz"] if big else ["nuclei.csv", "nuclei.geojson"]
+    endings = [*own, "rois.zip", "coco.json", "labels.tif"]
+    files = ", ".join(f"big_{ending}" for ending in endings)
     out = capsys.readouterr().out
     assert f"the same in {files}" in out and "exported from the masks" in out
     exported = fingerprint(results)
-    for ending in ("rois.zip", "coco.json", "nuclei.csv", "nuclei.geojson", "labels.tif"):
+    for ending in endings:
         assert (results / f"big_{ending}").read_bytes() == (
             tmp_path / "at once" / f"big_{ending}"
         ).read_bytes()
@@ -513,6 +516,26 @@ def test_exports_stay_and_come_later_without_predicting_again(
     assert {path for path in exported if exported[path] != again[path]} <= {
         results / name for name in ("counts.csv", "errors.csv", "review.csv", "report.html")
     }
+    if importlib.util.find_spec("anndata"):
+        capsys.readouterr()
+        infer(results, *flags, "--export", "csv", "anndata", "--check_exports")
+        both = [f"big_{ending}" for ending in dict.fromkeys(["nuclei.csv", *own, "rois.zip"])]
+        both += ["big_coco.json", "big_nuclei.h5ad", "big_labels.tif"]
+        assert f"the same in {', '.join(both)}" in capsys.readouterr().out
+        assert times(results, *predicted) == predicted  # and what was exported before stays
+
+
+def test_an_export_that_is_none_or_lacks_its_package_is_refused(
+    pictures, checkpoint, tmp_path, monkeypatch, capsys
+):
+    flags = ["--ckpt", checkpoint, "--images", pictures / "a.png", "--export"]
+    with pytest.raises(SystemExit) as exit_:
+        infer(tmp_path / "out", *flags, "excel")
+    assert exit_.value.code == 2 and "invalid choice: 'excel'" in capsys.readouterr().err
+    monkeypatch.setattr(nuclei_tables, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="found no package anndata, expected it"):
+        infer(tmp_path / "out", *flags, "anndata")
+    assert not (tmp_path / "out").exists()
 
 
 def test_overwrite_redoes_and_exports_what_was_exported(pictures, checkpoint, tmp_path):

@@ -1,5 +1,6 @@
 """inference.py with networks that have instances: depths, confidence, and what is dropped."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -154,7 +155,7 @@ def test_nuclei_that_are_drawn_are_found_and_unsure_ones_dropped(
         monkeypatch.setattr(windows, "BIG", 1)
     folder = tmp_path / "out"
     flags = ["--ckpt", checkpoint, "--images", path, "--masks", tmp_path / "masks"]
-    infer_drawn(folder, *flags, "--export", "--confidence", 0.5)
+    infer_drawn(folder, *flags, "--export", "csv", "coco", "--confidence", 0.5)
     (row,) = table_of(folder / "counts.csv")
     assert (row["nuclei"], row["dropped"], row["contours"]) == ("3", "2", "2")
     assert float(row["dice"]) > 0.97
@@ -175,7 +176,9 @@ def test_nuclei_that_are_drawn_are_found_and_unsure_ones_dropped(
 
     confidence = {int(row["id"]): float(row["confidence"]) for row in table_of(
         folder / "a_nuclei.csv")}  # fmt: skip
-    features = json.loads((folder / "a_nuclei.geojson").read_text())["features"]
+    path = folder / ("a_nuclei.geojson.gz" if big else "a_nuclei.geojson")
+    text = gzip.decompress(path.read_bytes()) if big else path.read_bytes()
+    features = json.loads(text)["features"]
     measures = [feature["properties"]["measurements"] for feature in features]
     assert {each["id"]: each["confidence"] for each in measures} == confidence
     coco = COCO(folder / "a_coco.json")
@@ -217,7 +220,7 @@ def test_a_big_image_has_the_nuclei_of_a_small_one(checkpoint, slide, tmp_path, 
     (tmp_path / "masks").mkdir()
     write_image(tmp_path / "masks" / "a.png", draw_tissue(*SHAPE, seed=1).labels > 0)
     flags = ["--ckpt", checkpoint, "--images", slide, "--masks", tmp_path / "masks"]
-    flags += ["--confidence", 0.9, "--check_exports", *TILES]
+    flags += ["--confidence", 0.9, "--check_exports", "--export", "csv", *TILES]
     infer(tmp_path / "small", *flags)
     monkeypatch.setattr(windows, "BIG", 1)
     infer(tmp_path / "big", *flags)

@@ -74,12 +74,12 @@ def test_a_name_that_is_no_file_s_is_refused_wherever_a_path_is_made(tmp_path, n
 
 
 def test_a_name_may_be_as_long_as_the_longest_ending_leaves_room(tmp_path):
-    room = os.pathconf(tmp_path, "PC_NAME_MAX") - len("_nuclei.geojson")
+    room = os.pathconf(tmp_path, "PC_NAME_MAX") - len("_nuclei.geojson.gz")
     assert results.check_names(tmp_path / "not" / "there", ["n" * room]) == []
     for name in ("n" * (room + 1), "ü" * (room // 2 + 1)):
         (fault,) = results.check_names(tmp_path / "not" / "there", [name])
         assert f"expected at most {room}" in fault
-    (tmp_path / ("n" * room + "_nuclei.geojson")).touch()  # it does fit
+    (tmp_path / ("n" * room + "_nuclei.geojson.gz")).touch()  # it does fit
 
 
 ALIKE = [("Slide", "slide"), ("B\u00e4r", "Ba\u0308r"), ("STRASSE", "straße"), ("x", "x")]

@@ -262,8 +262,9 @@ def corrections(plan: Plan, results: Path) -> list[str]:
         raise FileNotFoundError(f"{results}: no such folder, expected results of inference.py")
     lines = []
     for pair in plan.pairs:
-        found = path_of(results, pair.name, "geojson")
-        if pair.is_annotated and ".geojson" in pair.mask.name.lower() and found.is_file():
+        both = [path_of(results, pair.name, key) for key in ("geojson", "geojson_gz")]
+        found = next((path for path in both if path.is_file()), None)
+        if pair.is_annotated and ".geojson" in pair.mask.name.lower() and found:
             added, deleted, changed = compare(found, pair.mask)
             lines.append(
                 f"{pair.name}: {added} nuclei added, {deleted} deleted, {changed} changed since "

@@ -1,31 +1,39 @@
-"""Nuclei for other programs: CSV, GeoJSON (QuPath), label TIFF, ROI zip (ImageJ), COCO JSON.
+"""Nuclei for other programs: tables (nuclei_tables.py), GeoJSON (QuPath), label TIFF, ROI zip
+(ImageJ), COCO JSON.
 
 A nucleus has the same id in all of them. Polygons are in pixels of the full resolution, x to the
 right and y down from the top left corner of the image's first pixel, so that the outer edges of a
 nucleus' pixels enclose exactly its area. Texts of JSON are ASCII, so any name survives any reader.
 """
 
-import csv
+import gzip
+import hashlib
 import json
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
-from math import isfinite
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import roifile
 import tifffile
 
+from tissue import nuclei_tables
 from tissue.files import InputError, replacing
+from tissue.nuclei_tables import Batch, joined, lines
 from tissue.pictures import OUTLINE
 from tissue.results import path_of
 
 CLASS = "Nucleus"
-DIGITS = 4  # decimals kept of a measure
+SMALL, BIG = ("csv", "geojson"), ("parquet", "geojson_gz")  # formats of all images, by `is_big`
+MORE = "rois", "coco", "anndata", "csv", "parquet"  # those of --export
 BATCH = 5000  # nuclei that are turned into text at once
 TILE = 256  # pixels; side of a tile of the label image
 
@@ -48,8 +56,9 @@ class NucleiFiles:
             for table, rings in batches:
                 files.add(table, rings)
 
-    `formats` are keys of FORMATS. Files move into their place together when the block ends well;
-    those of other formats that an earlier run left are then removed, for their ids hold no more.
+    `formats` are keys of FORMATS, `made_with` is what the tables say of the nuclei. Files move into
+    their place together when the block ends well; those of other formats that an earlier run left
+    are then removed, for their ids hold no more.
     """
 
     def __init__(
@@ -57,13 +66,14 @@ class NucleiFiles:
         folder: Path | str,
         name: str,
         shape: tuple[int, int],
-        formats: Sequence[str] = ("csv", "geojson"),
+        formats: Sequence[str] = SMALL,
+        made_with: dict | None = None,
     ):
         self.paths = {key: path_of(folder, name, key) for key in formats}
         self.count = 0  # nuclei
         self._outdated = [path_of(folder, name, key) for key in FORMATS if key not in formats]
-        self._image = _Image(name, *shape)
-        self._columns = None
+        self._image = nuclei_tables.Image(name, *shape, made_with or {})
+        self._columns, self._held = None, []
 
     def __enter__(self):
         with ExitStack() as stack:
@@ -78,30 +88,47 @@ class NucleiFiles:
         return self
 
     def __exit__(self, *raised):
-        self._stack.__exit__(*raised)
-        if raised == (None, None, None):
-            for path in self._outdated:
-                path.unlink(missing_ok=True)
+        if raised != (None, None, None):
+            self._stack.__exit__(*raised)
+            return
+        with self._stack:
+            self._write()
+        for path in self._outdated:
+            path.unlink(missing_ok=True)
 
     def add(self, table: dict[str, np.ndarray], rings: Sequence[np.ndarray]) -> None:
-        """Append nuclei: arrays (n,) of one measure each, with `id` among them, and n outlines.
+        """Append nuclei: arrays (n,) of one measure each, with `id` and `area_px` among them, and n
+        outlines.
 
-        A ring is (k, 2) of x, y pixels, closed or not. NaN is an unknown measure: empty in the CSV,
+        A ring is (k, 2) of whole x, y pixels, closed. NaN is an unknown measure: empty in tables,
         left out elsewhere. Every call must have the same columns. Ids are unique over all calls.
         """
         columns = tuple(table)
         if self._columns not in (None, columns):
             raise ValueError(f"found the columns {columns}, expected {self._columns} as before")
         self._columns = columns
-        for start in range(0, max(1, len(rings)), BATCH):  # once without nuclei: the CSV's header
-            values = [_plain(column[start : start + BATCH]) for column in table.values()]
-            rows = list(zip(*values, strict=True))
-            closed = [_closed(ring) for ring in rings[start : start + BATCH]]
-            if len(rows) != len(closed):
-                raise ValueError(f"found {len(closed)} rings for {len(rows)} nuclei")
-            for write in self._writers:
-                write(columns, rows, closed)
+        if len(table["id"]) != len(rings):
+            raise ValueError(f"found {len(rings)} rings for {len(table['id'])} nuclei")
+        self._held.append((table, rings))
         self.count += len(rings)
+        if sum(len(rings) for _, rings in self._held) >= BATCH:
+            self._write()
+
+    def _write(self):
+        """Write the nuclei that were added since."""
+        if not self._held:
+            return
+        table = {
+            key: np.concatenate([np.asarray(table[key]) for table, _ in self._held])
+            for key in self._columns
+        }
+        rings = [ring for _, rings in self._held for ring in rings]
+        self._held.clear()
+        for start in range(0, max(1, len(rings)), BATCH):  # once without nuclei: their columns
+            part = slice(start, start + BATCH)
+            batch = Batch({key: values[part] for key, values in table.items()}, rings[part])
+            for write in self._writers:
+                write(batch)
 
 
 class Exported(NamedTuple):
@@ -115,25 +142,32 @@ class Exported(NamedTuple):
         return f"{self.nuclei} nuclei, {self.area_px} pixels, the same in {', '.join(self.files)}"
 
 
+def formats_of(is_big: bool, more: Sequence[str] | None) -> tuple[str, ...]:
+    """The formats of an image's nuclei, with `more` by --export: None without the flag, and without
+    a name ROIs and COCO JSON."""
+    wanted = (*(BIG if is_big else SMALL), *(("rois", "coco") if more == [] else more or ()))
+    return tuple(key for key in FORMATS if key in wanted)
+
+
 def check_exports(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> Exported:
-    """Read back what there is of an image's exports, and compare ids and areas with the CSV's.
+    """Read back what there is of an image's exports, and compare ids and areas with its table's.
 
     `kinds` are keys of FORMATS, and "labels", that must be there. The area of a polygon is that of
     its outline (the shoelace formula), of a label its number of pixels. Raises InputError that
     names the file and the first difference.
     """
+    path = _table_of(folder, name)
     readers = {key: export.read for key, export in FORMATS.items()} | {"labels": _read_labels}
     paths = {key: path_of(folder, name, key) for key in readers}
-    for key, path in paths.items():
-        if key in ("csv", *kinds) and not path.is_file():
-            raise InputError(f"{path}: not found, expected it beside the others, {_AGAIN}")
-    path = paths.pop("csv")
-    ids, areas = _reading(path, readers["csv"])
+    for key in kinds:
+        if not paths[key].is_file():
+            raise InputError(f"{paths[key]}: not found, expected it beside the others, {_AGAIN}")
+    ids, areas = _reading(path, nuclei_tables.read_ids)
     if len(np.unique(ids)) != len(ids):
         raise InputError(f"{path}: found an id twice, expected one row per nucleus, {_AGAIN}")
     files = [path.name]
     for key, other in paths.items():
-        if other.is_file():
+        if other != path and other.is_file():
             order = np.argsort(ids) if key == "labels" else slice(None)
             _compare(path, ids[order], areas[order], other, *_reading(other, readers[key]))
             files.append(other.name)
@@ -142,73 +176,60 @@ def check_exports(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> E
 
 def read_measures(folder: Path | str, name: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of an image's table of nuclei, float64 (n,) each; InputError if it cannot be read."""
+    found = _reading(
+        _table_of(folder, name), lambda path: nuclei_tables.read_columns(path, columns)
+    )
+    return dict(zip(columns, found, strict=True))
 
-    def read(path):
-        with path.open(encoding="utf-8") as file:
-            head = file.readline().rstrip().split(",")
-            if head == ["id"] or not (line := file.readline()):
-                return np.empty((len(columns), 0))
-            at = [head.index(column) for column in columns]
-            lines = chain([line], file)
-            return np.loadtxt(lines, delimiter=",", usecols=at, ndmin=2, unpack=True)
 
-    return dict(zip(columns, _reading(path_of(folder, name, "csv"), read), strict=True))
+def _table_of(folder, name):
+    """The table of an image's nuclei: the CSV, or that of a big image."""
+    paths = [path_of(folder, name, key) for key in ("csv", "parquet")]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{paths[0]}: not found, nor {paths[1].name}, expected one of them, {_AGAIN}"
+        )
+    return found
 
 
 # --- one format each: a context that gives what writes a batch, and what reads ids and areas back
 
 
-class _Image(NamedTuple):
-    name: str
-    height: int  # pixels
-    width: int
-
-
 class _Format(NamedTuple):
-    write: Callable  # (path, _Image) -> context of (columns, rows, rings) -> None
+    write: Callable  # (path, nuclei_tables.Image) -> context of Batch -> None
     read: Callable  # path -> ids, areas
-
-
-@contextmanager
-def _write_csv(path, image):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-
-        def write(columns, rows, rings):
-            if file.tell() == 0:
-                table.writerow(columns)
-            table.writerows(rows)
-
-        yield write
-        if file.tell() == 0:
-            table.writerow(["id"])
-
-
-def _read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if "id" not in (rows.fieldnames or ()):
-            raise ValueError("its header is missing")
-        return _arrays((int(row["id"]), float(row["area_px"])) for row in rows)
 
 
 def _write_geojson(path, image):
     """Features as QuPath 0.4 and later reads them (QuPathTypeAdapters.java): it keeps an id only
-    if that is a UUID, so the shared id is the name and a measurement."""
-    uuids = uuid.uuid5(uuid.NAMESPACE_URL, ascii(image.name))
-    common = {"objectType": "detection", "classification": {"name": CLASS, "color": OUTLINE}}
+    if that is a UUID, so the shared id is the name and a measurement. It reads them gzipped too,
+    by the ending .gz (PathIO.java)."""
+    space = hashlib.sha1(uuid.uuid5(uuid.NAMESPACE_URL, ascii(image.name)).bytes)
+    kind = {"objectType": "detection", "classification": {"name": CLASS, "color": OUTLINE}}
+    common = json.dumps(kind, separators=(",", ":"))[:-1]
 
-    def feature(measures, ring):
-        number = str(measures["id"])
-        known = {key: value for key, value in measures.items() if value is not None}
-        return {
-            "type": "Feature",
-            "id": str(uuid.uuid5(uuids, number)),
-            "geometry": {"type": "Polygon", "coordinates": [ring.tolist()]},
-            "properties": {**common, "name": number, "measurements": known},
-        }
+    def features(batch):
+        numbers = batch.texts["id"]
+        uuids = pa.array([_uuid5(space, number) for number in numbers.to_pylist()], pa.string())
+        rings = pc.binary_join(pa.ListArray.from_arrays(batch.first, batch.corners), "],[")
+        known = [joined([f"{json.dumps(key)}:", text]) for key, text in batch.texts.items()]
+        return joined([
+            '{"type":"Feature","id":"', uuids, '","geometry":{"type":"Polygon","coordinates":[[[',
+            rings, f']]]}},"properties":{common},"name":"', numbers, '","measurements":{',
+            joined(known, ",", null_handling="skip"), "}}}",
+        ])  # fmt: skip
 
-    return _json_lines(path, {"type": "FeatureCollection"}, "features", feature)
+    return _json_lines(path, {"type": "FeatureCollection"}, "features", features)
+
+
+def _uuid5(space, text):
+    """`str(uuid.uuid5(...))`, by RFC 9562, of a SHA-1 that has the name space already."""
+    digest = space.copy()
+    digest.update(text.encode())
+    found = digest.hexdigest()
+    variant = "89ab"[int(found[16], 16) & 3]
+    return f"{found[:8]}-{found[8:12]}-5{found[13:16]}-{variant}{found[17:20]}-{found[20:32]}"
 
 
 def _read_geojson(path):
@@ -227,20 +248,24 @@ def _write_coco(path, image):
     picture |= {"width": image.width, "height": image.height}
     head = {"images": [picture], "categories": [{"id": 1, "name": CLASS.lower()}]}
 
-    def annotation(measures, ring):
-        corner = ring.min(axis=0)
-        score = {"score": measures["confidence"]} if "confidence" in measures else {}
-        return score | {
-            "id": measures["id"],
-            "image_id": 1,
-            "category_id": 1,
-            "segmentation": [ring[:-1].ravel().tolist()],
-            "bbox": [*corner.tolist(), *(ring.max(axis=0) - corner).tolist()],
-            "area": measures.get("area_px", _shoelace(ring)),
-            "iscrowd": 0,
-        }
+    def annotations(batch):
+        texts, first = batch.texts, batch.first
+        low, high = (f.reduceat(batch.points, first[:-1]) for f in (np.minimum, np.maximum))
+        box = [pa.array(side).cast(pa.string()) for side in (*low.T, *(high - low).T)]
+        is_last = np.zeros(len(batch.points), bool)
+        is_last[first[1:] - 1] = True
+        open_rings = first - np.arange(len(first), dtype=np.int32)
+        corners = pa.ListArray.from_arrays(open_rings, batch.corners.filter(pa.array(~is_last)))
+        score = []
+        if "confidence" in texts:
+            score = ['"score":', pc.fill_null(texts["confidence"], "null"), ","]
+        return joined([
+            "{", *score, '"id":', texts["id"], ',"image_id":1,"category_id":1,"segmentation":[[',
+            pc.binary_join(corners, ","), ']],"bbox":[', joined(box, ","), '],"area":',
+            texts["area_px"], ',"iscrowd":0}',
+        ])  # fmt: skip
 
-    return _json_lines(path, head, "annotations", annotation)
+    return _json_lines(path, head, "annotations", annotations)
 
 
 def _read_coco(path):
@@ -254,15 +279,16 @@ def _read_coco(path):
 def _write_rois(path, image):
     with zipfile.ZipFile(path, "w") as archive:
 
-        def write(columns, rows, rings):
-            at = columns.index("id")
-            for row, ring in zip(rows, rings, strict=True):
-                far = ring.dtype.kind == "f" or ring.max() > LARGEST_ROI_INTEGER
-                points = ring[:-1].astype(np.float32 if far else np.int32)
-                roi = roifile.ImagejRoi.frompoints(points, name=str(row[at]))
+        def write(batch):
+            numbers = batch.texts["id"].to_pylist()
+            for number, (start, stop) in zip(numbers, pairwise(batch.first), strict=True):
+                points = batch.points[start : stop - 1]
+                far = points.max() > LARGEST_ROI_INTEGER
+                points = points.astype(np.float32 if far else np.int32)
+                roi = roifile.ImagejRoi.frompoints(points, name=number)
                 roi.roitype = roifile.ROI_TYPE.POLYGON
                 roi.version = ROI_VERSION
-                entry = zipfile.ZipInfo(f"{row[at]}.roi", ROI_TIME)
+                entry = zipfile.ZipInfo(f"{number}.roi", ROI_TIME)
                 entry.external_attr, entry.create_system = ROI_MODE, ROI_SYSTEM
                 archive.writestr(entry, roi.tobytes(), zipfile.ZIP_DEFLATED, compresslevel=1)
 
@@ -276,10 +302,13 @@ def _read_rois(path):
 
 
 FORMATS = {
-    "csv": _Format(_write_csv, _read_csv),
+    "csv": _Format(nuclei_tables.write_csv, nuclei_tables.read_ids),
+    "parquet": _Format(nuclei_tables.write_parquet, nuclei_tables.read_ids),
     "geojson": _Format(_write_geojson, _read_geojson),
+    "geojson_gz": _Format(_write_geojson, _read_geojson),
     "rois": _Format(_write_rois, _read_rois),
     "coco": _Format(_write_coco, _read_coco),
+    "anndata": _Format(nuclei_tables.write_anndata, nuclei_tables.read_ids),
 }
 
 
@@ -299,51 +328,35 @@ def _read_labels(path):
 
 
 @contextmanager
-def _json_lines(path, head, key, item):
-    """A JSON object: `head` and a list under `key`, one item a line so that none need be held."""
-    with path.open("w", encoding="ascii") as file:
-        file.write(f'{json.dumps(head)[:-1]}, "{key}": [')
-        separator = "\n"
+def _json_lines(path, head, key, items):
+    """A JSON object: `head` and a list under `key`, one item a line so that none need be held.
 
-        def write(columns, rows, rings):
+    A gzip has a member for each batch (RFC 1952, 2.2), made by libdeflate: half the time of zlib.
+    """
+    pack = partial(imagecodecs.gzip_encode, level=1) if path.suffix == ".gz" else bytes
+    with path.open("wb") as file:
+        separator = f'{json.dumps(head)[:-1]}, "{key}": [\n'.encode()
+
+        def write(batch):
             nonlocal separator
-            for row, ring in zip(rows, rings, strict=True):
-                file.write(separator)
-                measures = dict(zip(columns, row, strict=True))
-                file.write(json.dumps(item(measures, ring), separators=(",", ":")))
-                separator = ",\n"
+            if len(batch):
+                file.write(pack(separator + bytes(lines(items(batch), ",\n"))))
+                separator = b",\n"
 
         yield write
-        file.write("\n]}\n")
+        file.write(pack((b"" if separator == b",\n" else separator[:-1]) + b"\n]}\n"))
 
 
 def _lines(path) -> Iterator[dict]:
     """The items that `_json_lines` wrote."""
-    with path.open(encoding="ascii") as file:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="ascii") as file:
         file.readline()
         for line in file:
             if line == "]}\n":
                 return
             yield json.loads(line.rstrip(",\n"))
     raise ValueError("its end is missing")
-
-
-def _plain(column):
-    """A measure as Python's numbers, floats rounded; None where it is not known."""
-    column = np.asarray(column)
-    if column.dtype.kind in "bui":
-        return column.astype(int).tolist()
-    rounded = np.round(column.astype(float), DIGITS) + 0.0  # turns -0.0 into 0.0
-    return [value if isfinite(value) else None for value in rounded.tolist()]
-
-
-def _closed(ring):
-    """A ring with its first point repeated at its end, int64 where all coordinates are whole."""
-    ring = np.asarray(ring)
-    whole = ring.astype(np.int64)
-    if (whole == ring).all():
-        ring = whole
-    return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
 
 
 def _shoelace(ring):
@@ -362,9 +375,9 @@ def _reading(path, read):
     """Call `read(path)`, and turn what it raises on bytes that are not ours into InputError."""
     try:
         return read(path)
-    except OSError:
-        raise
     except Exception as error:  # readers raise nearly anything on other bytes
+        if isinstance(error, InputError) or getattr(error, "errno", None):  # the system's own
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path}: found a file that cannot be read back ({said:.200}), expected what "

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tissue import exports, pairs, results, windows
+from tissue import exports, nuclei_tables, pairs, results, windows
 from tissue.annotations import (
     ENDINGS,
     LABEL_SUFFIXES,
@@ -296,7 +296,8 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
 
     An image of which only files of nuclei are missing has its `row`: its mask is there. One that
     was exported is exported again. It has no `formats` if only what is made of the nuclei
-    (`OF_NUCLEI`, and what is counted in regions) is missing or outdated.
+    (`OF_NUCLEI`, and what is counted in regions) is missing or outdated. Raises InputError if a
+    package is missing that files need.
     """
     todo, notes = [], []
     for task in tasks:
@@ -307,7 +308,8 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
             record = None
             notes.append(f"{error}; made anew")
         kept = record["files"] if record else ()
-        both = tuple(key for key in exports.FORMATS if key in (*task.formats, *kept))
+        both = {*task.formats, *(key for key in exports.MORE if key in kept)}
+        both = tuple(key for key in exports.FORMATS if key in both)
         task = task._replace(formats=both)
         if overwrite or record is None or record["made_with"] != task.made_with:
             todo.append(task)
@@ -322,6 +324,7 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
             todo.append(task._replace(row=record["row"]))
         elif missing or _outdated(task, record):
             todo.append(task._replace(row=record["row"], formats=()))
+    nuclei_tables.check_packages({key for task in todo for key in task.formats})
     notes = at_most(notes)
     with_row = [task for task in todo if task.row]
     exported = len([task for task in with_row if task.formats])

@@ -20,10 +20,13 @@ LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors"
 LAYERS["density_picture"] = "density"
 FILES = {
     "csv": "CSV",
+    "parquet": "Parquet",
     "geojson": "GeoJSON",
+    "geojson_gz": "GeoJSON",
     "labels": "labels",
     "rois": "ROIs",
     "coco": "COCO",
+    "anndata": "AnnData",
     "prediction": "mask",
     "big_prediction": "mask",
     "distance": "depth",
