@@ -101,9 +101,7 @@ def parse_args(argv=None):
         "--check_exports", action="store_true", help="read all exports back and compare them"
     )
     regions = parser.add_argument_group("regions and density")
-    regions.add_argument(
-        "--regions", metavar="FOLDER", help="outlines or class maps of regions, named as the images"
-    )
+    regions.add_argument("--regions", metavar="FOLDER", help="outlines or class maps of the images")
     regions.add_argument("--only_regions", action="store_true", help="find nuclei in these alone")
     regions.add_argument("--density", action="store_true", help="map it in small images too")
     tiles = parser.add_argument_group("tiles, for large images")
