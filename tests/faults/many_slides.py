@@ -120,20 +120,23 @@ def faults_of(folder, written):
     states = [(row["image"], row["state"]) for row in table_of(results / "status.csv")]
     if states != [(name, "done") for name in names]:
         faults.append("status.csv: not each slide once, and done")
-    files = [
-        {p.relative_to(f) for f in [place] for p in f.rglob("*")} for place in (results, alone)
-    ]
-    faults += [f"{path}: in one of the folders alone" for path in files[0] ^ files[1]]
+    return faults + faults_of_files(results, alone)
+
+
+def faults_of_files(results, alone):
+    """Which files of two folders differ, but for what was measured of time."""
+    files = [{path.relative_to(f) for path in f.rglob("*")} for f in (results, alone)]
+    faults = [f"{path}: in one of the folders alone" for path in files[0] ^ files[1]]
     for path in sorted(files[0] & files[1]):
-        if path.name.startswith("slide_") and path.parent == Path():
-            if (results / path).read_bytes() != (alone / path).read_bytes():
-                faults.append(f"{path}: other bytes")
-        elif path.suffix == ".json":
-            both = [json.loads((place / path).read_text()) for place in (results, alone)]
-            for record in both:
+        both = [place / path for place in (results, alone)]
+        if path.suffix == ".json":
+            records = [json.loads(file.read_text()) for file in both]
+            for record in records:
                 del record["row"]["seconds"], record["sha256"]
-            if both[0] != both[1]:
+            if records[0] != records[1]:
                 faults.append(f"{path}: another record")
+        elif path.name.startswith("slide_") and both[0].read_bytes() != both[1].read_bytes():
+            faults.append(f"{path}: other bytes")
     return faults
 
 
