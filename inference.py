@@ -5,30 +5,34 @@
     python3 inference.py --ckpt ./log/<run> --images my_folder/ --masks my_masks/
     python3 inference.py --images slides/ --regions qupath_export/ --only_regions
     torchrun --nproc_per_node 4 -- inference.py --ckpt ./log/<run> --images slides/
+    python3 inference.py --images slides/ --shard 3/10
+    python3 inference.py --image_folder ./results/ --report_only
     python3 inference.py --ckpt ./log/<run> --export_model nuclei.onnx
 
 Without --images it takes the validation images of <root>, with their masks as reference. Writes
 <name>_prediction.png, _image.png, _overlay.png and, with a reference, _gt.png for each image, and
 counts.csv, review.csv and report.html for all images of the folder, those of earlier calls too;
-with a network that has instances also its depth map. Of an image of more than 64 megapixels
+with a network that has instances also its depth map. status.csv says how far all images are; calls
+with equal settings may work in one folder at once. Of an image of more than 64 megapixels
 prediction and depth map are tiled TIFFs and others small views; it is never held in memory. With
 --regions, regions.csv counts in each region. Images of 500 um or more have a density map.
 """
 
 import math
 import time
-from contextlib import ExitStack
+import traceback
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from learning.export import export_model
 from learning.fusing import give_memory_back
 from learning.predictor import Predictor
 from learning.processes import Team, everyone, start_processes
+from learning.sharing import shared_out
 from learning.signals import end_processes
 from tissue import (
+    claims,
     density,
     exports,
     inputs,
@@ -40,10 +44,11 @@ from tissue import (
     synthetic,
     tiling,
 )
-from tissue.files import InputError, Parser, check_numbers, run_script
+from tissue.files import InputError, Parser, SomeFailed, check_numbers, run_script
 from tissue.inputs import Task, how_many
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
-from tissue.summary import write_summary
+from tissue.status import Status
+from tissue.summary import write_summary, write_tables
 from tissue.windows import open_image
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei.pt"
@@ -98,9 +103,7 @@ def parse_args(argv=None):
         "--check_exports", action="store_true", help="read all exports back and compare them"
     )
     regions = parser.add_argument_group("regions and density")
-    regions.add_argument(
-        "--regions", metavar="FOLDER", help="outlines or class maps of regions, named as the images"
-    )
+    regions.add_argument("--regions", metavar="FOLDER", help="outlines or class maps of the images")
     regions.add_argument("--only_regions", action="store_true", help="find nuclei in these alone")
     regions.add_argument("--density", action="store_true", help="map it in small images too")
     tiles = parser.add_argument_group("tiles, for large images")
@@ -114,13 +117,21 @@ def parse_args(argv=None):
     machine.add_argument(
         "--batch_size", type=int, help="tiles predicted at once; without it 4 on a GPU, else 1"
     )
+    machine.add_argument("--shard", metavar="I/N", help="do the I'th of N shares, for job arrays")
     instead = parser.add_argument_group("instead of results")
+    instead.add_argument(
+        "--report_only", action="store_true", help="tables and page of all records"
+    )
     instead.add_argument("--export_model", metavar="FILE", help="write model.pt2 or model.onnx")
     return parser.parse_args(argv)
 
 
 def main(args):
     check_flags(args)
+    folder = Path(args.image_folder)
+    if args.report_only:
+        print(*write_summary(folder), sep="\n")
+        return
     device, rank, processes = start_processes(args.gpu_id, waiting=True)
     say = print if rank == 0 else (lambda *_: None)
     network = load_network(args, device)
@@ -132,25 +143,32 @@ def main(args):
     if stop(faults, rank):
         return
     where = f"{device} x {processes}" if processes > 1 else f"{device}"
-    say(f"{network} | {where} | {how_many(len(tasks), 'image')}")
+    shard = f" | shard {args.shard}" if args.shard else ""
+    say(f"{network} | {where} | {how_many(len(tasks), 'image')}{shard}")
     for note in [*network.notes(), *said_of_sizes(tasks, network), *notes]:
         say(note)
     with ExitStack() as held:
-        if stop(keep_others_out(Path(args.image_folder), held, rank), rank):
+        settings = network.made_with() | {"only regions": args.only_regions}
+        faults = []
+        try:
+            job = held.enter_context(claims.working(folder, settings, args.overwrite))
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+        if stop(everyones(faults), rank):
             return
-        todo, notes = inputs.unfinished(tasks, args.overwrite)
-        everyone(None)  # nobody writes before all have looked
+        mine = inputs.of_shard(tasks, args.shard)
+        todo, notes = inputs.unfinished(mine, args.overwrite)
         for note in notes:
             say(note)
         shown = network.settings() | {"only regions": args.only_regions, "device": str(device)}
-        failures = infer_all(todo, network, shown)
-        if args.check_exports:
-            failures += check_all_exports(tasks)
+        infer_all(mine, todo, network, shown, job)
+        checked = check_all_exports(mine) if args.check_exports else []
+        failures = everyones(job.faults + checked)
         if rank == 0:
-            for line in write_summary(Path(args.image_folder), {task.pair.name for task in tasks}):
-                print(line)
+            print(*write_tables(folder, tasks, mine), sep="\n")
     end_processes()
-    stop(everyones(failures), rank)
+    if failures and rank == 0:
+        raise SomeFailed("\n".join([*failures, f"{how_many(len(failures), 'image')} failed"]))
 
 
 def stop(faults: list[str], rank: int) -> bool:
@@ -170,6 +188,7 @@ def check_flags(args) -> None:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
     changed(nuclei.PREDICTION_SPLIT, args.split)
     nuclei_tables.check_packages(args.export or ())
+    inputs.of_shard([], args.shard)
     if args.only_regions and not args.regions:
         raise InputError("--only_regions: found it without --regions, expected both; add --regions")
 
@@ -248,54 +267,44 @@ def said_of_sizes(tasks: list[Task], network: Predictor) -> list[str]:
 # --- predict
 
 
-def keep_others_out(folder: Path, held: ExitStack, rank: int) -> list[str]:
-    """Lock the folder of results for all processes of this call; why not, if that cannot be."""
-    faults = []
-    if rank == 0:
-        try:
-            held.enter_context(results.writing(folder))
-        except (InputError, OSError) as error:
-            faults.append(str(error))
-    return everyone(faults)[0]
-
-
 def everyones(texts: list[str]) -> list[str]:
     """The texts of all processes, each once."""
     return list(dict.fromkeys(text for given in everyone(texts) for text in given))
 
 
-def infer_all(tasks: list[Task], network: Predictor, shown: dict) -> list[str]:
-    """Infer this process's share of the images, write their files and records; return faults."""
-    team = Team()
-    rank, processes = team.place
-    shared = [task for task in tasks if task.is_shared]
-    mine = [task for task in tasks if not task.is_shared][rank::processes]
-    failures = []
-    bar = tqdm(
-        total=round(sum(task.megapixels for task in mine + shared), 1), desc="infer",
-        unit="Mpx", leave=False, disable=None if rank == 0 else True,
-    )  # fmt: skip
-    for task in mine + shared:
-        own = team if task.is_shared else Team(alone=True)
-        started = time.monotonic()
-        try:
-            row = infer(task, network, own, bar)
-            if own.place[0] == 0:
-                row |= segmentation.from_nuclei(task)
-                row.setdefault("seconds", time.monotonic() - started)
+def infer_all(tasks: list[Task], todo: list[Task], network: Predictor, shown: dict, job) -> None:
+    """Infer those `todo` of a call's images, with all who work in the folder; `job` has faults."""
+    is_first = Team().place[0] == 0
+    with Status(job, tasks, todo) if is_first else nullcontext():
+        for task, team in shared_out(job, tasks, todo):
+            infer_one(task, network, team, shown, job)
+
+
+def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: claims.Job) -> None:
+    """Write all files of an image and its record, or why there is none."""
+    started = time.monotonic()
+    try:
+        row = infer(task, network, team, job.advance)
+        if team.place[0] == 0:
+            row |= segmentation.from_nuclei(task)
+            row.setdefault("seconds", time.monotonic() - started)
+            with job.finishing():
                 results.write(task.results, row, task.made_with, shown)
-        except (InputError, OSError) as error:
-            failures.append(str(error))
-        finally:
-            task.image.close()
-    bar.close()
-    return failures
+    except (InputError, OSError) as error:
+        job.failed(task.pair.name, str(error))
+    except Exception as error:  # a defect, in one image of many
+        if team.place[1] > 1:  # the others wait for this process
+            raise
+        traceback.print_exc()
+        job.failed(task.pair.name, f"{task.pair.image}: {type(error).__name__}: {error}")
+    finally:
+        task.image.close()
 
 
-def infer(task: Task, network: Predictor, team: Team, bar) -> dict:
+def infer(task: Task, network: Predictor, team: Team, advance) -> dict:
     """Write all files of an image but its record, and return its row."""
     if task.row:
-        bar.update(task.megapixels)
+        advance(task.megapixels)
         if not task.formats:  # its regions or its density are made of the nuclei that are there
             return task.row
         results.forget(task.results, task.pair.name)
@@ -310,9 +319,7 @@ def infer(task: Task, network: Predictor, team: Team, bar) -> dict:
 
     with ExitStack() as held:
         found = team.first(begin)
-        shares = team.each(
-            lambda: segmentation.predict(task, network, found, team.place, bar.update)
-        )
+        shares = team.each(lambda: segmentation.predict(task, network, found, team.place, advance))
         seen = [sum(of_all) for of_all in zip(*shares, strict=True)]
         give_memory_back()
         return team.first(lambda: segmentation.finish(task, network, found, seen))

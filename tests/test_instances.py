@@ -15,7 +15,7 @@ import inference
 from learning import checkpoints, splitting
 from model import UNet
 from tests.scripts import cut, infer, table_of
-from tissue import masks, nuclei, results, windows
+from tissue import claims, masks, nuclei, results, windows
 from tissue.files import InputError
 from tissue.patches import read_manifest
 from tissue.pictures import write_image
@@ -136,9 +136,9 @@ def infer_drawn(folder, *flags):
     network = inference.load_network(args, torch.device("cpu"))
     network = replace(network, predict=as_drawn)
     tasks, _, faults = inference.plan(args, network)
-    with results.writing(folder):
-        faults += inference.infer_all(tasks, network, {})
-        faults += inference.check_all_exports(tasks)
+    with claims.working(folder) as job:
+        inference.infer_all(tasks, tasks, network, {}, job)
+        faults += job.faults + inference.check_all_exports(tasks)
         write_summary(folder, {"a"})
     assert not faults
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_report import NAMES
 from tests.test_report import row as counted
-from tissue import results
+from tissue import claims, results
 from tissue.files import InputError
 
 MADE_WITH = {
@@ -41,7 +41,7 @@ ROW = {
 
 def finish(folder, name="a", made_with=MADE_WITH, **more):
     """Write files of an image, and the record that it is finished; return the record's path."""
-    with results.writing(folder):
+    with claims.working(folder):
         for kind in ("prediction", "csv", "geojson"):
             results.path_of(folder, name, kind).write_text(f"{kind} of an image")
         shown = {"threshold": made_with["threshold"]}
@@ -113,7 +113,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
         before = sorted(tmp_path.rglob("*"))
         with (
             pytest.raises(InputError, match=r"expected a (file|folder)"),
-            results.writing(tmp_path / name),
+            claims.working(tmp_path / name),
         ):
             raise AssertionError("it was taken")
         assert sorted(tmp_path.rglob("*")) == before
@@ -123,7 +123,7 @@ def test_the_parts_of_a_killed_run_are_removed_from_both_folders(tmp_path):
     finish(tmp_path)
     for name in (".0123456789ab.part", ".0123456789ab.part.png", "rows/.0123456789ab.part.json"):
         (tmp_path / name).touch()
-    with results.writing(tmp_path):
+    with claims.working(tmp_path):
         assert not list(tmp_path.rglob("*.part*"))
     assert names_of(results.finished(tmp_path)[0]) == ["a"]
 

@@ -27,6 +27,10 @@ class InputError(ValueError):
     """
 
 
+class SomeFailed(InputError):
+    """Some of many images failed, and all others are finished: a line each, and exit code 3."""
+
+
 class WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Help with the defaults that say something."""
 
@@ -100,6 +104,13 @@ def unfinished(folder: Path) -> list[Path]:
     return list(folder.glob(f".{DIGITS}{PART}*"))
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs left in a folder in which nobody writes."""
+    for left in unfinished(folder):
+        if left.is_file() or left.is_symlink():
+            left.unlink()
+
+
 def write_table(path: Path | str, columns: Iterable[str], rows: Iterable[Mapping]) -> None:
     """Write a CSV in one move: UTF-8, a line of column names, and a line of each row's values.
 
@@ -116,20 +127,17 @@ def write_table(path: Path | str, columns: Iterable[str], rows: Iterable[Mapping
 
 
 @contextmanager
-def locked(folder: Path | str, purpose: str) -> Iterator[None]:
-    """Make `folder` if need be, and keep other programs that write into it out meanwhile.
+def holding(folder: Path, seconds: float = 0) -> Iterator[None]:
+    """Hold a folder's lock; InputError that says who else does, after so many seconds.
 
-    Raises InputError that says who is in it: `purpose` (as "cuts patches"), process and machine.
-    The system frees the lock of a process that was killed; the files it had begun are removed.
+    The system frees the lock of a process that was killed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / LOCK, timeout=0, mode=0o666), folder / HOLDER
+    lock = FileLock(folder / LOCK, timeout=seconds, mode=0o666)
     try:
         lock.acquire()
     except Timeout as error:
         try:
-            who = holder.read_text(encoding="utf-8")
+            who = (folder / HOLDER).read_text(encoding="utf-8")
         except (OSError, ValueError):
             who = "another process"
         raise InputError(
@@ -137,16 +145,30 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
             f"another folder"
         ) from error
     try:
-        for left in unfinished(folder):
-            if left.is_file() or left.is_symlink():
-                left.unlink()
-        with replacing(holder) as beside:
-            text = f"process {os.getpid()} on {socket.gethostname()}, which {purpose},"
-            beside.write_text(text, encoding="utf-8")
         yield
     finally:
-        holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def locked(folder: Path | str, purpose: str) -> Iterator[None]:
+    """Make `folder` if need be, and keep other programs that write into it out meanwhile.
+
+    Raises InputError that says who is in it: `purpose` (as "cuts patches"), process and machine.
+    What a process that was killed had begun is removed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / HOLDER
+    with holding(folder):
+        try:
+            remove_unfinished(folder)
+            with replacing(holder) as beside:
+                text = f"process {os.getpid()} on {socket.gethostname()}, which {purpose},"
+                beside.write_text(text, encoding="utf-8")
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def longest_name(folder: Path) -> int:
@@ -177,12 +199,16 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     """Call `main(parse_args())`, the last line of every script.
 
     Bad input, files that cannot be read or written, and a full memory end the script with one line
-    and exit code 2, Ctrl-C with 130. Any other exception is a defect and keeps its traceback.
+    and exit code 2, Ctrl-C with 130; SomeFailed with its lines and 3. Any other exception is a
+    defect and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal cannot show
         stream.reconfigure(errors="backslashreplace")
     try:
         main(parse_args())
+    except SomeFailed as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
     except (InputError, OSError) as error:
         line = " ".join(str(error).splitlines())  # the names of files may have more
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)

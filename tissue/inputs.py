@@ -162,7 +162,7 @@ def open_reference(path: Path, shape: tuple[int, int]) -> windows.MaskWindows:
 def open_tasks(
     found: Found, folder: Path, learned_bits: int | None, is_mine: Callable[[int], bool]
 ) -> tuple[list[Task], list[str], list[str]]:
-    """A Task for each image, what is assumed of the files, and all faults.
+    """A Task for each image, the biggest first, what is assumed of the files, and all faults.
 
     The small images for whose place in the list `is_mine` holds are decoded once, and so are their
     references. Big ones show their faults where they are read. 16-bit images are as bright as they
@@ -180,16 +180,21 @@ def open_tasks(
         most = max(*bits.values(), learned_bits or 0)
         bits = dict.fromkeys(bits, most)
         notes.append(f"16-bit images: {most} bits are in use, of which the upper 8 are kept")
-    for index, pair in enumerate(found.pairs):
+    for pair in found.pairs:
         used, label_map = bits.get(pair.name), found.label_maps.get(pair.name)
         try:
             image = windows.open_image(pair.image, bits=used)
             told = found.told_um.get(pair.name, image.pixel_size_um)
             tasks.append(Task(pair, image, label_map, used, folder, told))
-            if is_mine(index):
-                notes += _assumed(tasks[-1])
         except (InputError, OSError) as error:
             faults.append(str(error))
+    tasks.sort(key=lambda task: (-task.megapixels, task.pair.name))
+    for index, task in enumerate(tasks):
+        if is_mine(index):
+            try:
+                notes += _assumed(task)
+            except (InputError, OSError) as error:
+                faults.append(str(error))
     return tasks, notes, faults
 
 
@@ -272,6 +277,16 @@ def with_regions(
 def _first_of(texts):
     """The first text, and how many more there are."""
     return texts[0] + f" and {len(texts) - 1} more" * (len(texts) > 1)
+
+
+def of_shard(tasks: list[Task], shard: str | None) -> list[Task]:
+    """The tasks of shard "i/n", every n'th from the i'th on, which have about the same sizes."""
+    if not shard:
+        return tasks
+    place, _, shards = shard.partition("/")
+    if not (place.isdecimal() and shards.isdecimal() and 1 <= int(place) <= int(shards)):
+        raise InputError(f"--shard: found {shard}, expected I/N, such as 1/10 to 10/10")
+    return tasks[int(place) - 1 :: int(shards)]
 
 
 def faults_of_place(folder: Path, found: Sequence[pairs.Pair]) -> list[str]:

@@ -10,23 +10,25 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from tissue.files import InputError, locked, longest_name, replacing, unfinished, write_table
+from tissue.files import InputError, longest_name, replacing, unfinished, write_table
 from tissue.pairs import same_name
 from tissue.record import ENDINGS, Record
 from tissue.schema import check_content, seal
 
 ROWS = "rows"
+ROW_ENDINGS = {"record": ".json", "fault": ".failed"}  # of what lies there for each image
 COUNTS, ERRORS, REGIONS = "counts.csv", "errors.csv", "regions.csv"
 REVIEW, REPORT = "review.csv", "report.html"
 TABLES = COUNTS, ERRORS, REGIONS, REVIEW, REPORT
+STATUS = "status.csv"
+STATUS_COLUMNS = "image", "state", "fault", "seconds", "mm2"
 
 COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
 COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
@@ -55,14 +57,14 @@ _RECORD = TypeAdapter(Record)
 
 
 def path_of(folder: Path | str, name: str, kind: str) -> Path:
-    """Where a file of an image lies; `kind` is one of ENDINGS, or "record".
+    """Where a file of an image lies; `kind` is one of ENDINGS, "record", or "fault".
 
     Raises InputError for a name that is not the name of a file, and so might lead elsewhere.
     """
     if fault := _name_fault(name):
         raise InputError(fault)
-    if kind == "record":
-        return Path(folder) / ROWS / f"{name}.json"
+    if kind in ROW_ENDINGS:
+        return Path(folder) / ROWS / f"{name}{ROW_ENDINGS[kind]}"
     return Path(folder) / f"{name}{ENDINGS[kind]}"
 
 
@@ -122,26 +124,14 @@ def check_folder(folder: Path | str) -> None:
     rows = folder / ROWS
     if os.path.lexists(rows) and (rows.is_symlink() or not rows.is_dir()):
         raise InputError(f"{rows}: found a link or a file, expected a folder; remove it")
-    for place, ours in ((folder, (*ENDINGS.values(), *TABLES)), (rows, (".json",))):
+    for place, ours in (
+        (folder, (*ENDINGS.values(), *TABLES)),
+        (rows, tuple(ROW_ENDINGS.values())),
+    ):
         entries = list(os.scandir(place)) if place.is_dir() else []
         for entry in entries:
             if entry.name.endswith(ours) and entry.is_dir(follow_symlinks=False):
                 raise InputError(f"{entry.path}: found a folder, expected a file; remove it")
-
-
-@contextmanager
-def writing(folder: Path | str) -> Iterator[None]:
-    """Make the folder of results if need be, and keep other writers out meanwhile.
-
-    Raises InputError if another process writes there, or for what `check_folder` does.
-    """
-    check_folder(folder)
-    with locked(folder, "writes results"):
-        rows = Path(folder) / ROWS
-        rows.mkdir(exist_ok=True)
-        for left in unfinished(rows):
-            left.unlink()
-        yield
 
 
 def read(folder: Path | str, name: str) -> Record | None:
@@ -174,6 +164,11 @@ def _record_files(folder):
     return sorted(set(rows.glob("*.json")) - set(unfinished(rows)), key=lambda path: path.stem)
 
 
+def has_records(folder: Path | str) -> bool:
+    """Whether any image has, or had, results there."""
+    return bool(_record_files(Path(folder)))
+
+
 def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, Any]) -> None:
     """Write the record of an image whose files are all written: it is finished with that.
 
@@ -191,6 +186,13 @@ def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, An
     _RECORD.validate_python(record)
     with replacing(path_of(folder, name, "record")) as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path_of(folder, name, "fault").unlink(missing_ok=True)
+
+
+def write_fault(folder: Path | str, name: str, line: str) -> None:
+    """Write why an image is not finished, until it is."""
+    with replacing(path_of(folder, name, "fault")) as beside:
+        beside.write_text(line, encoding="utf-8", errors="backslashreplace")
 
 
 def lost(folder: Path | str, record: Record) -> list[str]:
@@ -290,11 +292,9 @@ def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
     write_table(path, ERROR_COLUMNS, table)
 
 
-def write_regions(path: Path | str, records: Sequence[Record]) -> int:
+def write_regions(path: Path | str, records: Sequence[Record]) -> None:
     """Write regions.csv, as above: REGION_COLUMNS of each region of the images that have any, in
     which a class as a whole has no `region`; nothing is written where there are none.
-
-    Returns the number of its rows.
     """
     table = []
     for record in records:
@@ -314,7 +314,6 @@ def write_regions(path: Path | str, records: Sequence[Record]) -> int:
         write_table(path, REGION_COLUMNS, table)
     else:
         Path(path).unlink(missing_ok=True)
-    return len(table)
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:

@@ -1,52 +1,88 @@
 """What all finished images of a folder come to: tables, the page, and lines for the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tissue import report, results, review
-from tissue.inputs import at_most, how_many
+from tissue import inputs, report, results, review
+from tissue.claims import making_tables
+from tissue.files import InputError
+from tissue.inputs import Task, at_most, how_many
+from tissue.record import Record
 
 
-def write_summary(folder: Path, names: set[str]) -> list[str]:
-    """Write the tables and the page of all finished images of a folder, and return lines that say
-    what those of this call, by their names, come to.
+def write_tables(folder: Path, tasks: Sequence[Task], mine: Sequence[Task]) -> list[str]:
+    """As `write_summary` for the images of this call, `mine`, once those of all shards, `tasks`,
+    are finished; else a line that says how many are not.
     """
-    records, faults = results.finished(folder)
-    lines = [f"{fault}; left out of the tables" for fault in at_most(faults)]
+    if len(mine) < len(tasks) and (left := inputs.unfinished(tasks, overwrite=False)[0]):
+        return [
+            f"{len(left)} of {how_many(len(tasks), 'image')} are not finished: the last shard "
+            f"makes tables and page, or: inference.py --image_folder {folder} --report_only"
+        ]
+    return write_summary(folder, {task.pair.name for task in mine})
+
+
+def write_summary(folder: Path, names: set[str] | None = None) -> list[str]:
+    """Write the tables and the page of all finished images of a folder, and return lines that say
+    what those of this call, by their names, come to; all, without names.
+
+    Raises InputError for a folder without records, if no names are given.
+    """
+    if names is None and not results.has_records(folder):
+        raise InputError(
+            f"{folder}: found no record of any image, expected results of inference.py; give their "
+            f"folder as --image_folder"
+        )
+    with making_tables(folder) as is_due:
+        records, faults = results.finished(folder)
+        lines = [f"{fault}; left out of the tables" for fault in at_most(faults)]
+        if not records:
+            for outdated in results.TABLES:
+                (folder / outdated).unlink(missing_ok=True)
+            return lines
+        lines += _write(folder, records) if is_due else []
     rows = [record["row"] for record in records]
-    if not rows:
-        for outdated in results.TABLES:
-            (folder / outdated).unlink(missing_ok=True)
-        return lines
-    shown, differing = results.settings_of(records)
-    skipped = {
+    own = [row for row in rows if names is None or row["image"] in names]
+    if own:
+        lines.append(report.text_table(own))
+    lines += [
+        f"{name}: {share} of it is {why}glass and was skipped"
+        for name, (share, why) in _skipped(own).items()
+    ]
+    if len(rows) > len(own):
+        others = how_many(len(rows) - len(own), "image")
+        lines.append(f"{others} of earlier calls in {folder} too: in its tables, not in this one")
+    if differing := results.settings_of(records)[1]:
+        lines.append(f"{report.said_of_differing(differing)}")
+    lines.append(f"masks and overlays: {folder} | counts: {folder / results.COUNTS}")
+    if regions := sum(len(row.get("regions", ())) for row in rows):
+        lines.append(f"regions: {folder / results.REGIONS}, {how_many(regions, 'row')}")
+    lines.append(f"look at {folder / results.REPORT}")
+    return lines
+
+
+def _skipped(rows):
+    """Of which images a part was skipped: {name: (share, why)}."""
+    return {
         row["image"]: (f"{row['skipped']:.0%}", "outside regions or " * ("outside" in row))
         for row in rows
         if row.get("skipped")
     }
-    shown |= {f"skipped as {why}glass in {name}": share for name, (share, why) in skipped.items()}
+
+
+def _write(folder: Path, records: Sequence[Record]) -> list[str]:
+    """Write the tables and the page; lines of what is not in them."""
+    rows = [record["row"] for record in records]
+    shown, differing = results.settings_of(records)
+    shown |= {f"skipped as {why}glass in {n}": share for n, (share, why) in _skipped(rows).items()}
     results.write_counts(folder / results.COUNTS, rows)
     results.write_errors(folder / results.ERRORS, rows)
-    regions = results.write_regions(folder / results.REGIONS, records)
+    results.write_regions(folder / results.REGIONS, records)
     reviewed = [record["row"]["image"] for record in records if "review" in record["files"]]
     doubtful, faults = review.write_review(folder, reviewed)
-    lines += [f"{fault}; left out of {results.REVIEW}" for fault in at_most(faults)]
+    lines = [f"{fault}; left out of {results.REVIEW}" for fault in at_most(faults)]
     if len(reviewed) < len(rows):
         others = how_many(len(rows) - len(reviewed), "image")
         lines.append(f"{others} of an earlier version are not in {results.REVIEW}; --overwrite")
     report.write_report(folder / results.REPORT, folder, rows, shown, differing, doubtful)
-    own = [row for row in rows if row["image"] in names]
-    if own:
-        lines.append(report.text_table(own))
-    for name in names & set(skipped):
-        share, why = skipped[name]
-        lines.append(f"{name}: {share} of it is {why}glass and was skipped")
-    if len(rows) > len(own):
-        others = how_many(len(rows) - len(own), "image")
-        lines.append(f"{others} of earlier calls in {folder} too: in its tables, not in this one")
-    if differing:
-        lines.append(f"{report.said_of_differing(differing)}")
-    lines.append(f"masks and overlays: {folder} | counts: {folder / results.COUNTS}")
-    if regions:
-        lines.append(f"regions: {folder / results.REGIONS}, {how_many(regions, 'row')}")
-    lines.append(f"look at {folder / results.REPORT}")
     return lines
