@@ -43,10 +43,8 @@ def main(args):
             lost[root] += np.bincount(at(classes, image, y, x), minlength=len(lost[root]))
             drawn, truth = with_artefacts(image, um)
             classes = artefacts.find(from_array(drawn), um)
-            place = np.arange(0, len(image), 16)
-            seen = at(
-                classes, image, *(v.ravel() for v in np.meshgrid(place, place, indexing="ij"))
-            )
+            y, x = np.mgrid[0 : len(image) : 16, 0 : len(image) : 16].reshape(2, -1)
+            seen = at(classes, image, y, x)
             for name, mask in truth.items():
                 own = seen[mask[::16, ::16].ravel()]
                 kind = artefacts.CLASSES.index(name.split()[0])

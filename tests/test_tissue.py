@@ -43,7 +43,7 @@ def classes_at(found, shape):
 def test_clean_tissue_is_tissue_and_glass_is_glass(slide):
     found = classes_at(find(from_array(slide), UM), slide.shape[:2])
     assert set(np.unique(found)) == {0, 1}
-    assert (found[256:-256, 256:-256] == 1).all()
+    assert (found[256:-256, 256:-256] == 1).mean() > 0.99  # but for a corner that is drawn as glass
     assert (found[:200] == 0).all() and (found[:, -200:] == 0).all()
 
 
@@ -56,7 +56,8 @@ def test_drawn_artefacts_are_found_by_their_names_and_the_rest_is_kept(slide):
             assert (found[mask] == CLASSES.index(kind)).mean() > 0.9, name
     anything = np.any([*truth.values()], axis=0).astype(np.uint8)
     near = cv2.dilate(anything, np.ones((121, 121), np.uint8)) > 0  # 30 um
-    assert (found[256:-256, 256:-256][~near[256:-256, 256:-256]] == 1).all()
+    clean = classes_at(find(from_array(slide), UM), slide.shape[:2])
+    np.testing.assert_array_equal(found[~near], clean[~near])
 
 
 def test_a_fold_is_two_layers_of_tissue(slide):
@@ -86,12 +87,11 @@ def test_dust_and_small_artefacts_are_left(slide):
 
 
 @pytest.mark.parametrize(
-    ("colour", "kinds"),
-    [((244, 243, 245), {"glass"}), ((0, 0, 0), {"black"}), ((5, 4, 9), {"black"})],
+    ("colour", "kind"), [((244, 243, 245), "glass"), ((0, 0, 0), "black"), ((5, 4, 9), "black")]
 )
-def test_slides_of_one_colour(colour, kinds):
+def test_slides_of_one_colour(colour, kind):
     found = find(from_array(np.full((2100, 2500, 3), colour, np.uint8)), UM)
-    assert {CLASSES[value] for value in np.unique(found)} == kinds
+    assert {CLASSES[value] for value in np.unique(found)} == {kind}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,8 @@ def test_maps_are_read_back_and_by_other_programs(tmp_path, shape):
 
 def test_what_is_marked_is_tissue_but_for_artefacts(tmp_path):
     path = write_regions(
-        tmp_path / "a.geojson", feature(box(0, 0, 100, 100), "Tumor"), feature(box(200, 0, 300, 50)),
+        tmp_path / "a.geojson",
+        feature(box(0, 0, 100, 100), "Tumor"), feature(box(200, 0, 300, 50)),
         feature(box(90, 90, 150, 150), "pen"), feature(box(0, 0, 10, 10), "Pen"),
         feature(box(5, 0, 15, 10), "Pen"),
     )  # fmt: skip
@@ -178,10 +179,10 @@ def test_pictures_mark_tissue_by_one_number_or_by_those_of_a_map(tmp_path, step)
     ("write", "words"),
     [
         (lambda p: write_regions(p / "a.geojson", feature(box(0, 0, 9, 9), "Pen")), "pen alone"),
-        (lambda p: painted(p / "a.png", np.eye(200, 300, dtype=np.uint8) * 3), "expected tissue"),
+        (lambda p: painted(p / "a.png", np.tri(200, 300, dtype=np.uint8) + 2), "expected tissue"),
         (
             lambda p: painted(p / "a.png", np.tri(200, 300, dtype=np.uint8) + 6),
-            "6, 7, expected one",
+            "6, 7, expected",
         ),
         (lambda p: painted(p / "a.png", np.zeros(SHAPE, np.uint8)), "nothing but 0"),
     ],

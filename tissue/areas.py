@@ -212,7 +212,7 @@ def _painted(path, shape):
 def nearest(
     part: tuple[int, int, int, int], sides: tuple[int, int], shape: tuple[int, int]
 ) -> list[np.ndarray]:
-    """The rows and the columns of a picture of `sides`, enlarged to `shape`, that a window shows."""
+    """Rows and columns of a picture of `sides` pixels, enlarged to `shape`, that a window shows."""
     return [
         (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
         for start, count, side, whole in zip(part[:2], part[2:], sides, shape, strict=True)
