@@ -32,6 +32,7 @@ from learning.processes import Team, everyone, start_processes
 from learning.sharing import shared_out
 from learning.signals import end_processes
 from tissue import (
+    artefacts,
     claims,
     density,
     exports,
@@ -105,6 +106,7 @@ def parse_args(argv=None):
     regions = parser.add_argument_group("regions and density")
     regions.add_argument("--regions", metavar="FOLDER", help="outlines or class maps of the images")
     regions.add_argument("--only_regions", action="store_true", help="find nuclei in these alone")
+    regions.add_argument("--tissue", metavar="FOLDER", help="what is tissue; all: no artefacts")
     regions.add_argument("--density", action="store_true", help="map it in small images too")
     tiles = parser.add_argument_group("tiles, for large images")
     tiles.add_argument("--tile_size", type=int, default=tiling.TILE, help="side of a tile, pixels")
@@ -234,6 +236,9 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     if args.regions:
         tasks, more = inputs.with_regions(tasks, args.regions, args.only_regions, is_mine)
         notes, faults = notes + more.notes, faults + more.faults
+    if args.tissue and args.tissue != "all":
+        tasks, more = inputs.with_tissue(tasks, args.tissue, is_mine)
+        notes, faults = notes + more.notes, faults + more.faults
     faults = everyones(faults) + inputs.faults_of_place(folder, found.pairs)
     made_with, planned = network.made_with(), []
     for task in tasks:
@@ -245,11 +250,13 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
             faults.append(str(error))
             continue
         own = {"pixel_size": size, "bits": task.bits, "files": task.file_marks()}
+        finds = args.tissue != "all" and not task.tissue and artefacts.are_likely(task.shape, size)
+        own |= {"tissue": "found"} if finds else {}
         planned.append(
             task._replace(
                 pixel_size_um=size, split_at_um=size or network.pixel_size_um, scale=scale,
                 formats=exports.formats_of(task.image.is_big, args.export),
-                made_with=made_with | own,
+                made_with=made_with | own, finds_tissue=finds,
                 density=bool(size) and (args.density or min(task.shape) * size >= density.SIDE_UM),
             )
         )  # fmt: skip
@@ -310,11 +317,12 @@ def infer(task: Task, network: Predictor, team: Team, advance) -> dict:
         results.forget(task.results, task.pair.name)
         return segmentation.export_again(task, network)
     outdated = "gt", "errors", "distance", "big_distance", "review_pictures"
-    outdated += "density", "density_picture"
+    outdated += "density", "density_picture", "tissue", "tissue_geojson"
     outdated += ("prediction" if task.image.is_big else "big_prediction",)
 
     def begin():
         results.forget(task.results, task.pair.name, outdated)
+        segmentation.map_tissue(task)
         return held.enter_context(segmentation.new_map(task, network))
 
     with ExitStack() as held:

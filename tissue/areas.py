@@ -33,15 +33,23 @@ class Areas:
 
     def __init__(self, drawn, regions: list[tuple[str, str]], shape: tuple[int, int], notes=()):
         self.regions, self.shape, self.notes = regions, shape, notes
+        self.is_painted = isinstance(drawn, _Painted)
         self._drawn = drawn  # has runs(...), as Shapes
 
-    def meets(self, y: int, x: int, height: int, width: int) -> bool:
-        """Whether any pixel of a window is in a region."""
-        return self._drawn.runs(y, x, height, width)[0].size > 0
+    def meets(self, y: int, x: int, height: int, width: int, of: np.ndarray | None = None) -> bool:
+        """Whether any pixel of a window is in a region, in one of those of which `of`, bool (n,),
+        holds.
+        """
+        item = self._drawn.runs(y, x, height, width)[0]
+        return bool(item.size if of is None else of[item].any())
 
-    def within(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """Whether each pixel of a window is in any region, bool (h, w)."""
-        _, row, first, last = self._drawn.runs(y, x, height, width)
+    def within(
+        self, y: int, x: int, height: int, width: int, of: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Whether each pixel of a window is in any region, bool (h, w); `of` as `meets` has it."""
+        item, row, first, last = self._drawn.runs(y, x, height, width)
+        if of is not None:
+            row, first, last = (values[of[item]] for values in (row, first, last))
         edges = np.zeros((height, width + 1), np.int32)
         np.add.at(edges, (row, first), 1)
         np.add.at(edges, (row, last), -1)
@@ -70,22 +78,32 @@ class Areas:
             np.add.at(totals, item, sums[high] - sums[low])
         return pixels, nuclei, totals
 
+    def pixels(self, y: int, x: int, mask: np.ndarray) -> np.ndarray:
+        """How many pixels of a mask, bool (h, w), whose corner lies at y, x, each region has."""
+        sums = np.zeros((mask.shape[0], mask.shape[1] + 1), np.int64)
+        np.cumsum(mask, axis=1, out=sums[:, 1:])
+        item, row, first, last = self._drawn.runs(y, x, *mask.shape)
+        found = np.zeros(len(self.regions), np.int64)
+        np.add.at(found, item, sums[row, last] - sums[row, first])
+        return found
+
     def close(self) -> None:
         if hasattr(self._drawn, "close"):
             self._drawn.close()
 
 
-def rows_of(areas: Areas, table: dict[str, np.ndarray]) -> list[dict]:
+def rows_of(areas: Areas, table: dict[str, np.ndarray], tissue: np.ndarray) -> list[dict]:
     """What is counted in each region, record.Region, by the table of an image's nuclei, which has
-    `y`, `x`, `area_px` and `haematoxylin_od`, each (m,).
+    `y`, `x`, `area_px` and `haematoxylin_od`, each (m,), and the pixels (n,) of its `tissue`.
     """
     means = {"nuclear_area_px": "area_px", "haematoxylin_od": "haematoxylin_od"}
     values = np.stack([table[column] for column in means.values()], axis=1)
     rows = []
-    for (name, label), pixels, nuclei, total in zip(
-        areas.regions, *areas.count(table["y"], table["x"], values), strict=True
+    for (name, label), pixels, nuclei, total, own in zip(
+        areas.regions, *areas.count(table["y"], table["x"], values), tissue, strict=True
     ):
         row = {"region": name, "label": label, "area_px": int(pixels), "nuclei": int(nuclei)}
+        row["tissue_px"] = int(own)
         if nuclei:
             row |= dict(zip(means, (total / nuclei).tolist(), strict=True))
         rows.append(row)
@@ -191,6 +209,16 @@ def _painted(path, shape):
     return Areas(_Painted(source, values, shape), regions, shape, tuple(notes))
 
 
+def nearest(
+    part: tuple[int, int, int, int], sides: tuple[int, int], shape: tuple[int, int]
+) -> list[np.ndarray]:
+    """Rows and columns of a picture of `sides` pixels, enlarged to `shape`, that a window shows."""
+    return [
+        (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
+        for start, count, side, whole in zip(part[:2], part[2:], sides, shape, strict=True)
+    ]
+
+
 class _Painted:
     """Windows of an image of numbers as runs of regions, enlarged by the nearest pixel."""
 
@@ -199,12 +227,7 @@ class _Painted:
 
     def runs(self, y, x, height, width):
         sides = self.source.height, self.source.width
-        rows, columns = (
-            (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
-            for start, count, side, whole in zip(
-                (y, x), (height, width), sides, self.shape, strict=True
-            )
-        )
+        rows, columns = nearest((y, x, height, width), sides, self.shape)
         top, left = int(rows[0]), int(columns[0])
         part = self.source.read(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
         number = np.searchsorted(self.values, part) + 1

@@ -36,7 +36,7 @@ def background_and_padding(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Both are bool (H, W).
     """
-    glass, black = _glass_and_black(image)
+    glass, black = glass_and_black(image)
     constant = _with_wedges(_constant, image)
     dark = _with_wedges(_opened, black) if black.any() else black
     padding = _grown(dark, image) | (constant & ~glass)
@@ -93,9 +93,9 @@ def _margin(read, length):
     return done + (len(near) if near.all() else int(near.argmin()))
 
 
-def _glass_and_black(image):
-    """Candidates for glass and for black, uint8 (H, W) of 0 and 1."""
-    channels = cv2.split(cv2.blur(image, (SMOOTH, SMOOTH)))
+def glass_and_black(image: np.ndarray, smooth: int = SMOOTH) -> tuple[np.ndarray, np.ndarray]:
+    """What has, slightly smoothed, the colours of glass and of black, uint8 (H, W) of 0 and 1."""
+    channels = cv2.split(cv2.blur(image, (smooth, smooth)))
     high, low = (most(most(*channels[:2]), channels[2]) for most in (cv2.max, cv2.min))
     colourless = high - low <= cv2.LUT(high, _LEAST_SPREAD)
     glass = cv2.threshold(high, GLASS - 1, 1, cv2.THRESH_BINARY)[1] & colourless.view(np.uint8)

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tissue import exports, nuclei_tables, pairs, results, windows
+from tissue import artefacts, exports, nuclei_tables, pairs, results, windows
 from tissue.annotations import (
     ENDINGS,
     LABEL_SUFFIXES,
@@ -41,6 +41,8 @@ class Task(NamedTuple):
     regions: Path | None = None  # the file of its regions
     only_regions: bool = False  # whether nuclei are looked for in them alone
     density: bool = False  # whether its density map is written
+    tissue: Path | None = None  # the file that marks its tissue
+    finds_tissue: bool = False  # whether artefacts are looked for instead
     row: dict | None = None  # of an earlier run, of which only files of nuclei are missing
 
     @property
@@ -61,6 +63,8 @@ class Task(NamedTuple):
         time of each file.
         """
         paths = [*self.pair[1:], self.label_map] + [self.regions] * self.only_regions
+        if self.tissue:  # one more, which is not taken for regions
+            paths[3:] = [self.regions if self.only_regions else None, self.tissue]
         return [path and file_mark(path) for path in paths]
 
     def file(self, kind: str) -> Path:
@@ -159,6 +163,13 @@ def open_reference(path: Path, shape: tuple[int, int]) -> windows.MaskWindows:
     return open_annotation(path, shape) if is_outlines(path) else windows.open_mask(path)
 
 
+def open_tissue(task: Task) -> artefacts.Map | artefacts.Marked | None:
+    """Where the tissue of an image is, marked or found; None where no artefacts are looked for."""
+    if task.tissue:
+        return artefacts.Marked(task.tissue, task.shape)
+    return artefacts.open_map(task.file("tissue"), task.shape) if task.finds_tissue else None
+
+
 def open_tasks(
     found: Found, folder: Path, learned_bits: int | None, is_mine: Callable[[int], bool]
 ) -> tuple[list[Task], list[str], list[str]]:
@@ -243,35 +254,61 @@ def with_regions(
             f"--only_regions: found references ({_first_of(scored)}), expected none, for nuclei "
             f"outside of regions would count as missed; leave the flag out, or give --images alone"
         )
-    place, said, given = Path(folder), Said([], []), []
+    paths, said = _files_of(tasks, "regions", folder, open_areas, is_mine)
+    given = [t._replace(regions=p, only_regions=only) for t, p in zip(tasks, paths, strict=True)]
+    without = [task.pair.name for task in given if not task.regions]
+    if without and only:
+        said.faults.append(
+            f"--only_regions: found no regions of {_first_of(without)} in {folder}, expected a "
+            f"file of each image; add it, or leave the image out"
+        )
+    elif without:
+        said.notes.append(f"{_first_of(without)}: without regions in {folder}")
+    return given, said
+
+
+def with_tissue(
+    tasks: list[Task], folder: str, is_mine: Callable[[int], bool]
+) -> tuple[list[Task], Said]:
+    """The tasks with the files in which their tissue is marked, as `with_regions`; no image with
+    such a file must have a reference.
+    """
+    paths, said = _files_of(tasks, "tissue", folder, artefacts.Marked, is_mine)
+    given = [task._replace(tissue=path) for task, path in zip(tasks, paths, strict=True)]
+    scored = [str(task.pair.mask) for task in given if task.tissue and task.pair.mask]
+    if scored:
+        raise InputError(
+            f"--tissue: found references ({_first_of(scored)}), expected none, for nuclei outside "
+            f"of what is marked would count as missed; leave the flag out, or give --images alone"
+        )
+    without = [task.pair.name for task in given if not task.tissue]
+    if without:
+        said.notes.append(f"{_first_of(without)}: nothing is marked in {folder}, as without it")
+    return given, said
+
+
+def _files_of(tasks, kind, folder, opened, is_mine):
+    """The file of each task in the folder of a flag, or None, each opened once; what is Said."""
+    place, said, paths = Path(folder), Said([], []), []
     found = find_annotations(place)
     names = pairs.Files({task.pair.name: task.pair.image for task in tasks})
     for index, task in enumerate(tasks):
-        path = found.get(task.pair.name)
-        given.append(task._replace(regions=path, only_regions=only))
+        paths.append(path := found.get(task.pair.name))
         if path and is_mine(index):
             try:
-                with closing(open_areas(path, task.shape)) as areas:
+                with closing(opened(path, task.shape)) as areas:
                     said.notes.extend(areas.notes)
             except (InputError, OSError) as error:
                 said.faults.append(str(error))
-    without = [task.pair.name for task in given if not task.regions]
-    if tasks and len(without) == len(tasks):
+    if tasks and not any(paths):
         raise InputError(
-            f"--regions: found no regions of any image in {place}, expected files named as the "
+            f"--{kind}: found no {kind} of any image in {place}, expected files named as the "
             f"images, such as {tasks[0].pair.name}.geojson"
         )
     left = [str(path) for name, path in found.items() if name not in names]
     if left:
         said.notes.append(f"{_first_of(left)}: without an image of that name, passed over")
-    if without and only:
-        said.faults.append(
-            f"--only_regions: found no regions of {_first_of(without)} in {place}, expected a file "
-            f"of each image; add it, or leave the image out"
-        )
-    elif without:
-        said.notes.append(f"{_first_of(without)}: without regions in {place}")
-    return given, said
+    return paths, said
 
 
 def _first_of(texts):

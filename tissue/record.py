@@ -28,6 +28,8 @@ ENDINGS = {
     "big_distance": "_distance.tif",
     "density": "_density.tif",
     "density_picture": "_density.png",
+    "tissue": "_tissue.png",
+    "tissue_geojson": "_tissue.geojson",
     "review": "_review.csv",
     "review_geojson": "_review.geojson",
     "review_pictures": "_review.jpg",
@@ -59,6 +61,7 @@ class Region(TypedDict):
     label: InstanceOf[str]  # its class, "" without
     area_px: Annotated[int, Field(ge=0, le=10**15)]
     nuclei: Count
+    tissue_px: NotRequired[Annotated[int, Field(ge=0, le=10**15)]]  # of later versions
     nuclear_area_px: NotRequired[Amount]  # means, where there are nuclei
     haematoxylin_od: NotRequired[Annotated[float, Field(ge=-100, le=100)]]
 
@@ -89,6 +92,7 @@ class Row(TypedDict):
     dq: NotRequired[Share]
     sq: NotRequired[Share]
     errors: NotRequired[ErrorCounts]
+    excluded: NotRequired[dict[str, Amount]]  # area, by artefact and unit, such as pen_mm2
     outside: NotRequired[Share]  # of all regions, which are not looked at
     regions: NotRequired[list[Region]]
     regions_file: NotRequired[list[int]]  # its size and time
@@ -108,7 +112,8 @@ class MadeWith(TypedDict):
     # The image's own:
     pixel_size: Annotated[float, Field(gt=0)] | None  # micrometres
     bits: Annotated[int, Field(ge=8, le=16)] | None  # in use, of an image of 16
-    files: list[list[int] | None]  # size and time of image, mask, label map, regions
+    files: list[list[int] | None]  # size and time of image, mask, label map, regions, tissue
+    tissue: NotRequired[Literal["found"]]  # where artefacts are looked for
 
 
 @with_config(CLOSED)

@@ -17,7 +17,7 @@ from tissue import agreement, pictures, results, review
 from tissue.files import replacing
 
 LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
-LAYERS["density_picture"] = "density"
+LAYERS |= {"density_picture": "density", "tissue": "tissue"}
 FILES = {
     "csv": "CSV",
     "parquet": "Parquet",
@@ -32,6 +32,7 @@ FILES = {
     "distance": "depth",
     "big_distance": "depth",
     "density": "density",
+    "tissue_geojson": "tissue",
     "review_geojson": "fields",
 }
 

@@ -33,8 +33,8 @@ STATUS_COLUMNS = "image", "state", "fault", "seconds", "mm2"
 COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
 COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
 COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
-REGION_COLUMNS = ("image", "region", "class", "area_px", "area_mm2", "nuclei", "nuclei_per_mm2")
-REGION_COLUMNS += ("nuclear_area_px", "nuclear_area_um2", "haematoxylin_od")
+REGION_COLUMNS = ("image", "region", "class", "area_px", "area_mm2", "tissue_mm2", "nuclei")
+REGION_COLUMNS += ("nuclei_per_mm2", "nuclear_area_px", "nuclear_area_um2", "haematoxylin_od")
 ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
 
 # A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; East Asia: wide forms).
@@ -266,13 +266,15 @@ def settings_of(records: Sequence[Record]) -> tuple[dict[str, str], list[str]]:
 
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown, and
-    `dropped` if nuclei of any image were.
+    `dropped` if nuclei of any image were, and the area of each artefact if any was looked for.
 
     A name that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an
     apostrophe before it, which `read_table` takes away again.
     """
     more = ("dropped",) if any("dropped" in row for row in rows) else ()
+    rows = [row | row.get("excluded", {}) for row in rows]
     columns = COUNT_COLUMNS + more
+    columns += tuple(dict.fromkeys(key for row in rows for key in row.get("excluded", ())))
     write_table(path, columns, [{key: cell(row.get(key)) for key in columns} for row in rows])
 
 
@@ -302,7 +304,9 @@ def write_regions(path: Path | str, records: Sequence[Record]) -> None:
         for found in record["row"].get("regions", ()):
             row = {"image": record["row"]["image"], "class": found["label"]} | found
             del row["label"]
+            tissue = row.pop("tissue_px", None)
             if um:
+                row["tissue_mm2"] = "" if tissue is None else f"{tissue * um**2 / 1e6:.6f}"
                 area = found["area_px"] * um**2 / 1e6
                 row["area_mm2"] = f"{area:.6f}"
                 if area:

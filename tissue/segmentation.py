@@ -16,6 +16,7 @@ import numpy as np
 from tissue import (
     agreement,
     areas,
+    artefacts,
     density,
     exports,
     measures,
@@ -28,7 +29,7 @@ from tissue import (
 )
 from tissue.depth import segment
 from tissue.files import InputError
-from tissue.inputs import Task, file_mark, open_reference
+from tissue.inputs import Task, file_mark, open_reference, open_tissue
 from tissue.store import Store
 
 
@@ -57,8 +58,29 @@ def from_nuclei(task: Task) -> dict:
     if task.regions:
         row["regions_file"] = file_mark(task.regions)
         with closing(areas.open_areas(task.regions, task.shape)) as opened:
-            row["regions"] = areas.rows_of(opened, table)
+            row["regions"] = areas.rows_of(opened, table, _tissue_in(task, opened))
     return row
+
+
+def _tissue_in(task, regions):
+    """Pixels of tissue in each region, int64 (n,), as `predict` has it."""
+    found = np.zeros(len(regions.regions), np.int64)
+    limit = open_tissue(task)
+    met = (t for t in _tiles(task) if regions.meets(*t) and (limit is None or limit.meets(*t)))
+    for tile, tissue in tiling.tissue_of(task.image, met, task.scale):
+        inside = tissue if limit is None else tissue & limit.within(*tile)
+        found += regions.pixels(tile.y, tile.x, inside)
+    if limit is not None:
+        limit.close()
+    return found
+
+
+def map_tissue(task: Task) -> None:
+    """Write where the tissue of an image is, if it is to be found."""
+    if task.finds_tissue:
+        found = artefacts.find(task.image, task.pixel_size_um)
+        files = task.file("tissue"), task.file("tissue_geojson")
+        artefacts.Map(found, task.shape).write(*files)
 
 
 def new_map(task: Task, network: Finder) -> Store:
@@ -74,7 +96,7 @@ def predict(
     advance: Callable[[float], None] = lambda megapixels: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write the map of an image; return the shares of it that are tissue, were skipped, and lie
-    outside of its regions, (3,), and the doubt in each of its fields (review.Fields).
+    outside of what is looked at, (3,), and the doubt in each of its fields (review.Fields).
 
     `place` is this process's rank and the number of processes: it does every so many'th row of
     tiles. `advance` is told how many megapixels of all processes came to an end.
@@ -85,13 +107,14 @@ def predict(
     tiles = tiling.tiles_of(*task.shape, network.tile_size)
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
     regions = areas.open_areas(task.regions, task.shape) if task.only_regions else None
-    met = [part for part in mine if regions is None or regions.meets(*part)]
+    limits = [limit for limit in (regions, open_tissue(task)) if limit is not None]
+    met = [part for part in mine if all(limit.meets(*part) for limit in limits)]
 
     def keep(predicted):
         part, outputs, tissue = predicted
         size, outside = tissue.size, 0
-        if regions is not None:
-            inside = regions.within(*part)
+        if limits:
+            inside = np.logical_and.reduce([limit.within(*part) for limit in limits])
             outside = size - np.count_nonzero(inside)
             tissue = tissue & inside
         if outputs is not None:
@@ -107,8 +130,8 @@ def predict(
     for size, seen in tiling.ahead(keep, predicted, 4):
         pixels += seen
         advance(size * processes / 1e6)
-    if regions is not None:
-        regions.close()
+    for limit in limits:
+        limit.close()
     return pixels / (task.megapixels * 1e6), fields.doubt
 
 
@@ -170,6 +193,10 @@ def _measured(task, shares):
         row["outside"] = outside
     if size := task.pixel_size_um:
         row["tissue_mm2"] = tissue * task.megapixels * size**2
+    if limit := open_tissue(task):
+        unit, each = ("mm2", size**2 / 1e6) if size else ("px", 1)
+        row["excluded"] = {f"{k}_{unit}": n * each for k, n in limit.pixels().items()}
+        limit.close()
     return row
 
 

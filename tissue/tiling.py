@@ -80,11 +80,7 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
     (`background.frame_of`) are cut off before anything else, so that an image's prediction is with
     them what it is without.
     """
-    whole = Tile(0, 0, image.height, image.width)
-    # The levels of a pyramid end at different places, and no scanner adds such margins.
-    frame = whole if len(image.levels) > 1 else Tile(*frame_of(image))
-    inner = image if frame == whole else Part(image, frame)
-    source = Scaled(inner, network.scale) if frame.height and network.scale != 1 else inner
+    frame, inner, source = framed = _framed(image, network.scale)
     own = stain_of(source) if frame.height else None
     shown = partial(for_network, source=own, target=network.stain)
     tiles = list(tiles)
@@ -97,12 +93,9 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
 
     def finish(item):
         tile, part, outcome = item
-        tissue = np.zeros((tile.height, tile.width), bool)
+        tissue, inside = _tissue_in(framed, tile, part)
         if not part:
             return Predicted(tile, None, tissue)
-        y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
-        inside = np.s_[..., y : y + part.height, x : x + part.width]
-        tissue[inside] = _tissue_of(inner, source, part)
         seen = [values for values in outcome if values is not None]
         if not seen:
             return Predicted(tile, None, tissue)
@@ -111,6 +104,38 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
         return Predicted(tile, outputs, tissue)
 
     yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 2)
+
+
+def tissue_of(image: Windows, tiles: Iterable[Tile], scale: float) -> Iterator[tuple]:
+    """(Tile, where it is tissue, bool (h, w)) of each tile, as `predict_tiles` has it for a network
+    of `scale`, without one.
+    """
+    framed = _framed(image, scale)
+
+    def look(tile):
+        return tile, _tissue_in(framed, tile, _within(tile, framed[0]))[0]
+
+    yield from ahead(look, tiles, 4, threads=2)
+
+
+def _framed(image, scale):
+    """(What is left of an image without its margins, that as an image, the same at a scale)"""
+    whole = Tile(0, 0, image.height, image.width)
+    # The levels of a pyramid end at different places, and no scanner adds such margins.
+    frame = whole if len(image.levels) > 1 else Tile(*frame_of(image))
+    inner = image if frame == whole else Part(image, frame)
+    return frame, inner, Scaled(inner, scale) if frame.height and scale != 1 else inner
+
+
+def _tissue_in(framed, tile, part):
+    """(Where a tile is tissue, bool (h, w); where in it `part` lies, that is within the frame)"""
+    (frame, inner, source), tissue = framed, np.zeros((tile.height, tile.width), bool)
+    if not part:
+        return tissue, None
+    y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
+    inside = np.s_[..., y : y + part.height, x : x + part.width]
+    tissue[inside] = _tissue_of(inner, source, part)
+    return tissue, inside
 
 
 def _within(tile, frame):
