@@ -30,7 +30,8 @@ def command_of(script: str, folder: Path, minutes: float) -> list[str]:
     """Draw what the script needs for more than so many minutes; its command line."""
     write_demo(folder / "data", images=12, size=512)
     if script == "train":
-        subprocess.run([sys.executable, "preprocess.py", "--root", folder / "data"], check=True)
+        cut = ["preprocess.py", "--root", folder / "data", "--patch_stride", "64"]
+        subprocess.run([sys.executable, *cut], check=True, cwd=ROOT)
         flags = ["--root", folder / "data", "--log", folder / "log", "--dimensions", 8]
         return ["train.py", *flags, "--epoch", 1_000_000, "--workers", 1]
     drawn = sorted((folder / "data/tissue_images").iterdir())
@@ -106,7 +107,7 @@ def main(argv=None) -> None:
                 code = process.wait()
                 print(*(Path(folder) / "output.txt").read_text().splitlines()[-3:], sep="\n")
         done = len(list(Path(folder).glob("results/rows/*.json")))
-        done = done or (next(Path(folder).glob("log/*/metrics.csv")).read_text().count("\n") - 1)
+        done += sum(len(p.read_text().splitlines()) - 1 for p in Path(folder).glob("log/*/*.csv"))
     line, is_well = verdict(samples)
     print(f"{args.script}, {args.minutes:g} minutes, {done} images or epochs: {line}")
     sys.exit(0 if is_well and code == 130 else 1)
