@@ -26,9 +26,9 @@ import tempfile
 import time
 import traceback
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import tifffile
 import torch
 from PIL import Image
@@ -288,7 +288,8 @@ def main(argv=None) -> list[str]:
     parser.add_argument("--only", choices=COMMANDS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # forked processes do not share a pool; and results are equal
+    torch.set_num_threads(1)  # a forked process has none of the threads that wait here for work
+    cv2.setNumThreads(0)
     for script in COMMANDS:
         importlib.import_module(script)
     faults, numbers = [], range(args.first, args.first + args.kills)
