@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from tissue import ending
 
 # The hidden name of a file that is being written: `.<12 digits>.part<suffix>`.
 PART, DIGITS = ".part", "[0-9a-f]" * 12
@@ -179,10 +182,13 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     Bad input, files that cannot be read or written, and a full memory end the script with one line
     and exit code 2, Ctrl-C with 130. Any other exception is a defect and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal cannot show
-        stream.reconfigure(errors="backslashreplace")
     try:
-        main(parse_args())
+        try:
+            ending.raise_again()
+            ending.keep_output_open()
+            main(parse_args())
+        finally:  # what is left is to say how it went
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except (InputError, OSError) as error:
         line = " ".join(str(error).splitlines())  # the names of files may have more
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
@@ -191,5 +197,5 @@ def run_script(main: Callable, parse_args: Callable) -> None:
         print(f"{Path(sys.argv[0]).name}: the memory is full ({error})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
+        ending.stopped()
         sys.exit(130)
