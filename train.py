@@ -138,7 +138,7 @@ def add_learning(group) -> None:
     )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="seed of weights, order, augmentation")
     group.add_argument(
-        "--patience", type=int, default=0, help="epochs without a better Dice until the end; 0: all",
+        "--patience", type=int, default=0, help="epochs without a better Dice to the end; 0: all",
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from learning.checkpoints import (
 )
 from model import UNET, check_arch
 from tissue import agreement
-from tissue.files import InputError, check_numbers
+from tissue.files import InputError, check_numbers, named
 from tissue.schema import CLOSED, OPEN, Count, Finite, Positive, check_content
 
 # The least and the most of each number that train.py takes.
@@ -202,7 +202,8 @@ def make_run_folder(log: Path | str, name: str) -> Path:
     while True:
         run = Path(log) / (time.strftime("%Y%m%d%H%M%S") + (f"-{name}" if name else ""))
         try:
-            run.mkdir(parents=True)
+            with named(run):
+                run.mkdir(parents=True)
             return run
         except FileExistsError:
             time.sleep(0.1)

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 
 
 def stopped() -> None:
@@ -60,3 +61,10 @@ def keep_output_open() -> None:
             setattr(sys, name, lasting)
         else:
             stream.reconfigure(errors="backslashreplace")
+    threading.excepthook = _of_thread
+
+
+def _of_thread(args):
+    """An error of a thread; one of the disk is told where its thread is waited for."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)

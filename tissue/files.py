@@ -3,6 +3,7 @@ script, flags and their ranges, writing a file beside its place, and who may wri
 
 import argparse
 import csv
+import errno
 import hashlib
 import math
 import os
@@ -20,6 +21,15 @@ from tissue import ending
 
 # The hidden name of a file that is being written: `.<12 digits>.part<suffix>`.
 PART, DIGITS = ".part", "[0-9a-f]" * 12
+_RIGHT = "ask its owner for the right to write there, or choose another folder"
+ADVICE = {  # what to do where a disk is the reason
+    errno.ENOSPC: "make room, or choose a folder on another disk",
+    errno.EDQUOT: "make room, or choose a folder on another disk",
+    errno.EROFS: "choose a folder on another disk",
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
+    errno.ENOENT: "if somebody removed it meanwhile, give the command again",
+}
 LOCK, HOLDER = ".lock", ".lock.txt"  # a folder's lock, and the text that says who holds it
 
 
@@ -80,6 +90,24 @@ def check_numbers(args: argparse.Namespace, ranges: Mapping[str, tuple[float, fl
 
 
 @contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Let an OSError of the block, that a disk is the reason of, name a file and what to do.
+
+    The file is `path` unless the error names one that is not hidden.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno)
+        if advice is None or advice in error.strerror:
+            raise
+        other = error.filename
+        is_told = isinstance(other, str) and PART not in other and not other.endswith(LOCK)
+        text = f"{error.strerror}; {advice}"
+        raise OSError(error.errno, text, other if is_told else str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Give a path beside `path` to write to, and move it into place when the block ends well.
 
@@ -90,10 +118,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     beside = path.with_name(f".{secrets.token_hex(6)}{PART}{path.suffix}")
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield beside
-        os.replace(beside, path)
+        with named(path):
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield beside
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -126,10 +155,12 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
     The system frees the lock of a process that was killed; the files it had begun are removed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK, timeout=0, mode=0o666), folder / HOLDER
     try:
-        lock.acquire()
+        with named(folder):
+            lock.acquire()
     except Timeout as error:
         try:
             who = holder.read_text(encoding="utf-8")
@@ -140,13 +171,14 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
             f"another folder"
         ) from error
     try:
-        for left in unfinished(folder):
-            if left.is_file() or left.is_symlink():
-                left.unlink()
-        with replacing(holder) as beside:
-            text = f"process {os.getpid()} on {socket.gethostname()}, which {purpose},"
-            beside.write_text(text, encoding="utf-8")
-        yield
+        with named(folder):
+            for left in unfinished(folder):
+                if left.is_file() or left.is_symlink():
+                    left.unlink()
+            with replacing(holder) as beside:
+                text = f"process {os.getpid()} on {socket.gethostname()}, which {purpose},"
+                beside.write_text(text, encoding="utf-8")
+            yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
