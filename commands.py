@@ -5,7 +5,7 @@ Each is its script, with the same flags: `nuclei-train --help` says what `train.
 
 from importlib import import_module
 
-from tissue.files import run_script
+from tissue import ending
 
 
 def preprocess() -> None:
@@ -21,5 +21,8 @@ def infer() -> None:
 
 
 def _run(name):
+    ending.end_at_once()  # Ctrl-C while all else is imported
     script = import_module(name)  # not above: cutting patches does not wait for torch
+    from tissue.files import run_script
+
     run_script(script.main, script.parse_args)

@@ -18,6 +18,12 @@ prediction and depth map are tiled TIFFs and others small views; it is never hel
 --regions, regions.csv counts in each region. Images of 500 um or more have a density map.
 """
 
+if __name__ == "__main__":  # Ctrl-C while all else is imported
+    from tissue import ending
+
+    ending.end_at_once()
+
+
 import math
 import time
 import traceback

@@ -16,6 +16,12 @@ they have regions, patches are cut in these alone. The same input again changes 
 leaves what there is.
 """
 
+if __name__ == "__main__":  # Ctrl-C while all else is imported
+    from tissue import ending
+
+    ending.end_at_once()
+
+
 import argparse
 import math
 import os

@@ -12,6 +12,12 @@ Writes log/<YYYYmmddHHMMSS>[-<name>]/ with args.json, train.log, metrics.csv, te
 best.pt (highest validation Dice) and last.pt, from which --resume goes on.
 """
 
+if __name__ == "__main__":  # Ctrl-C while all else is imported
+    from tissue import ending
+
+    ending.end_at_once()
+
+
 import argparse
 import time
 from contextlib import ExitStack
@@ -121,9 +127,7 @@ def add_learning(group) -> None:
         "--sampler", choices=("uniform", "balanced"), default="uniform",
         help="each patch once an epoch; or sparse and dense ones alike, and small sets more often",
     )  # fmt: skip
-    group.add_argument(
-        "--lr", type=float, help="highest learning rate; without it 1e-3, with --init 1e-4"
-    )
+    group.add_argument("--lr", type=float, help="highest rate; without it 1e-3, with --init 1e-4")
     group.add_argument(
         "--batch_size", type=int, default=8, help="patches a step, over all processes together"
     )
@@ -134,11 +138,8 @@ def add_learning(group) -> None:
     )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="seed of weights, order, augmentation")
     group.add_argument(
-        "--patience",
-        type=int,
-        default=0,
-        help="epochs without a better Dice before the end; 0: all",
-    )
+        "--patience", type=int, default=0, help="epochs without a better Dice to the end; 0: all",
+    )  # fmt: skip
 
 
 def add_machine(group) -> None:

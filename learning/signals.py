@@ -7,6 +7,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from tissue import ending
 from tissue.files import InputError
 
 MEET_EVERY, MOST_CALLS = 1.0, 1000  # seconds from meeting to meeting of processes, and calls
@@ -36,6 +37,7 @@ class StopSignal:
     def _receive(self, number, frame):
         self.received = number
         if not self.held:
+            ending.stopped()
             raise Stopped(number)
 
     def hold(self, processes: int) -> None:
@@ -95,7 +97,7 @@ def end_processes() -> None:
 
 def explain(error: Exception) -> None:
     """Raise InputError for an error in the training loop that is not the program's, else return:
-    a loader process was killed, or found a bad patch, the memory is full, or nothing compiles here.
+    a loader process or another rank was killed, a patch is bad, the memory full, no compiler here.
 
     Torch tells of a killed one, unless a batch was just being handed over: then the connection
     breaks.
@@ -116,4 +118,9 @@ def explain(error: Exception) -> None:
         raise InputError(
             "a process that reads patches was killed from outside (is the memory full?); last.pt "
             "is whole: go on with --resume, with fewer --workers if need be"
+        ) from error
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        raise InputError(
+            "another process of this training has ended, or cannot be reached (is a memory full?); "
+            "last.pt is whole: go on with --resume, under torchrun as before"
         ) from error

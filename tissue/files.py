@@ -3,10 +3,12 @@ script, flags and their ranges, writing a file beside its place, and who may wri
 
 import argparse
 import csv
+import errno
 import hashlib
 import math
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +17,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tissue import ending
+
 # The hidden name of a file that is being written: `.<12 digits>.part<suffix>`.
 PART, DIGITS = ".part", "[0-9a-f]" * 12
+_RIGHT = "ask its owner for the right to write there, or choose another folder"
+ADVICE = {  # what to do where a disk is the reason
+    errno.ENOSPC: "make room, or choose a folder on another disk",
+    errno.EDQUOT: "make room, or choose a folder on another disk",
+    errno.EROFS: "choose a folder on another disk",
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
+    errno.ENOENT: "if somebody removed it meanwhile, give the command again",
+}
 LOCK, HOLDER = ".lock", ".lock.txt"  # a folder's lock, and the text that says who holds it
 
 
@@ -81,6 +94,24 @@ def check_numbers(args: argparse.Namespace, ranges: Mapping[str, tuple[float, fl
 
 
 @contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Let an OSError of the block, that a disk is the reason of, name a file and what to do.
+
+    The file is `path` unless the error names one that is not hidden.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno)
+        if advice is None or advice in error.strerror:
+            raise
+        other = error.filename
+        is_told = isinstance(other, str) and PART not in other and not other.endswith(LOCK)
+        text = f"{error.strerror}; {advice}"
+        raise OSError(error.errno, text, other if is_told else str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Give a path beside `path` to write to, and move it into place when the block ends well.
 
@@ -91,10 +122,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     beside = path.with_name(f".{secrets.token_hex(6)}{PART}{path.suffix}")
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield beside
-        os.replace(beside, path)
+        with named(path):
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield beside
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -134,7 +166,8 @@ def holding(folder: Path, seconds: float = 0) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK, timeout=seconds, mode=0o666)
     try:
-        lock.acquire()
+        with named(folder):
+            lock.acquire()
     except Timeout as error:
         try:
             who = (folder / HOLDER).read_text(encoding="utf-8")
@@ -158,9 +191,10 @@ def locked(folder: Path | str, purpose: str) -> Iterator[None]:
     What a process that was killed had begun is removed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     holder = folder / HOLDER
-    with holding(folder):
+    with holding(folder), named(folder):
         try:
             remove_unfinished(folder)
             with replacing(holder) as beside:
@@ -202,10 +236,13 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     and exit code 2, Ctrl-C with 130; SomeFailed with its lines and 3. Any other exception is a
     defect and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal cannot show
-        stream.reconfigure(errors="backslashreplace")
     try:
-        main(parse_args())
+        try:
+            ending.raise_again()
+            ending.keep_output_open()
+            main(parse_args())
+        finally:  # what is left is to say how it went
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except SomeFailed as error:
         print(error, file=sys.stderr)
         sys.exit(3)
@@ -217,5 +254,5 @@ def run_script(main: Callable, parse_args: Callable) -> None:
         print(f"{Path(sys.argv[0]).name}: the memory is full ({error})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
+        ending.stopped()
         sys.exit(130)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from tissue.files import PART, replacing
+from tissue.files import PART, named, replacing
 from tissue.pictures import write_image
 from tissue.tiling import Tile, tiles_of
 
@@ -33,7 +33,7 @@ class Store:
         self.dtype = np.dtype(dtype)
         self.largest = 0  # value that this process wrote
         self.path = folder / f".{secrets.token_hex(6)}{PART}"
-        with self.path.open("xb") as file:
+        with named(folder), self.path.open("xb") as file:
             file.truncate(self.height * self.width * self.dtype.itemsize)
 
     def __enter__(self):
@@ -48,7 +48,7 @@ class Store:
             return
         rows = np.ascontiguousarray(values, self.dtype)
         self.largest = max(self.largest, int(rows.max()))
-        with self.path.open("r+b", buffering=0) as file:
+        with named(self.path.parent), self.path.open("r+b", buffering=0) as file:
             for y, row in enumerate(rows, place.y):
                 file.seek((y * self.width + place.x) * self.dtype.itemsize)
                 left = memoryview(row).cast("B")
