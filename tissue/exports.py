@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 import roifile
-import tifffile
 
 from tissue.files import InputError, replacing
 from tissue.pictures import OUTLINE
 from tissue.results import path_of
+from tissue.tiff import open_tiff
 
 CLASS = "Nucleus"
 DIGITS = 4  # decimals kept of a measure
@@ -285,7 +285,7 @@ FORMATS = {
 
 def _read_labels(path):
     ids, areas = [np.empty(0, int)], [np.empty(0, int)]
-    with tifffile.TiffFile(path) as tif:
+    with open_tiff(path) as tif:
         for tile, _, (_, height, width, _) in tif.pages.first.segments():
             tile = tile[0, :height, :width]
             found, pixels = np.unique(tile[tile > 0], return_counts=True)
@@ -362,9 +362,9 @@ def _reading(path, read):
     """Call `read(path)`, and turn what it raises on bytes that are not ours into InputError."""
     try:
         return read(path)
-    except OSError:
-        raise
     except Exception as error:  # readers raise nearly anything on other bytes
+        if isinstance(error, OSError) and error.filename:  # the file's, not its content's
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path}: found a file that cannot be read back ({said:.200}), expected what "

@@ -28,6 +28,11 @@ _KEY_FILE = 2**16  # bytes; OpenSlide reads no larger VMS file
 _PATIENCE = 300  # seconds
 _TRY = """
 import sys, openslide
+try:  # what claims more memory than any slide takes, for one of its tiles
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
+except (ImportError, ValueError, OSError):
+    pass
 slide = openslide.OpenSlide(sys.argv[1])
 for level, (width, height) in enumerate(slide.level_dimensions):
     step = slide.level_downsamples[level]
@@ -79,8 +84,8 @@ def companions(paths: Iterable[Path]) -> set[Path]:
         if kind == ".mrxs":
             found.add(path.with_suffix(""))
         elif kind in (".vms", ".vmu") and path.is_file():
-            named = re.findall(r"^[^=\n]+=\s*(\S.*?)\s*$", _key_file(path), re.MULTILINE)
-            found |= {path.parent / name for name in named}
+            named = (line.partition("=")[2].strip() for line in _key_file(path).splitlines())
+            found |= {path.parent / name for name in named if name}
     return found
 
 

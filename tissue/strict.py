@@ -15,6 +15,7 @@ _FAX = (fax.RLE, fax.GROUP_3, fax.GROUP_4)  # numbers of TIFF compression, as be
 _JPEG = (6, 7, 33007, 34892)
 _WITHOUT_CHECKSUM = {5: imagecodecs.lzw_decode, 32773: imagecodecs.packbits_decode}
 _T4_OPTIONS = 292  # TIFF tag
+LARGEST_TILE = 2**28  # bytes
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # First column and row, and steps, of the passes of an interlaced PNG.
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
@@ -80,7 +81,13 @@ def check_pieces(tif, plane) -> None:
 
 
 def make_strict(page) -> None:
-    """Have a page of tifffile check each of its strips and tiles before they are decoded."""
+    """Have a page of tifffile check each of its strips and tiles before they are decoded.
+
+    Raises ValueError for tiles that no writer makes: they may be larger than the image, which says
+    nothing of the memory that they take.
+    """
+    if page.is_tiled and math.prod(page.chunks) * (page.bitspersample + 7) // 8 > LARGEST_TILE:
+        raise ValueError(f"it has tiles of {' x '.join(map(str, page.chunks))} numbers")
     decode = page.decode
     compression = int(page.compression)
     if compression in _FAX:

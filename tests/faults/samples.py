@@ -16,11 +16,30 @@ from PIL import Image
 from learning import checkpoints, runs
 from model import UNet
 from tests import slide_files
-from tests.pictures import BYTES, LABELS, MASK, RGB, RGBA, aperio, opencv, pillow, pyramid, tiff
-from tests.pictures import with_palette
+from tests.pictures import (
+    BYTES,
+    LABELS,
+    MASK,
+    RGB,
+    RGBA,
+    aperio,
+    opencv,
+    pillow,
+    pyramid,
+    tiff,
+    with_palette,
+)
 from tests.scripts import checkpoint_of, cut, infer, learn
-from tests.test_outline_files import annotation_of, coco, collection, feature, polygon, roi_of
-from tests.test_outline_files import roi_zip, square
+from tests.test_outline_files import (
+    annotation_of,
+    coco,
+    collection,
+    feature,
+    polygon,
+    roi_of,
+    roi_zip,
+    square,
+)
 from tissue import exports, manifest, masks, pictures, results, windows
 from tissue.annotations import open_annotation
 from tissue.areas import open_areas
@@ -55,8 +74,9 @@ def read_by_windows(path: Path) -> np.ndarray:
     image = windows.open_image(path, bits=bits_in_use(path))
     height, width = image.height, image.width
     if image.is_big:
-        for y, x in ((0, 0), (height // 2, width // 2), (max(0, height - 512), max(0, width - 512))):
-            image.read(y, x, min(512, height - y), min(512, width - x))
+        for share in (0, 0.5, 1):
+            y, x = int(share * max(0, height - 512)), int(share * max(0, width - 512))
+            image.read(y, x, min(512, height), min(512, width))
         raise InputError("too large to be compared")
     pixels = image.read(0, 0, height, width)
     for level, (rows, columns) in enumerate(image.levels):
@@ -83,6 +103,8 @@ def read_picture(path: Path) -> np.ndarray:
             found[read] = read(path)
         except (InputError, FileNotFoundError) as error:
             refusals.append(error)
+    if read_image not in found and masks.read in found:
+        return found[masks.read].foreground
     if read_image in found:
         pixels = found[read_image]
         assert pixels.dtype == np.uint8 and pixels.shape == (*found[image_shape], 3)
@@ -373,7 +395,7 @@ OTHERS = {
     "run": Sample(run, read_run, ("args.json", "last.pt")),
     "geojson": outlined("a.geojson", collection(*SQUARES)),
     "geojson.gz": outlined("a.geojson.gz", collection(*SQUARES)),
-    "coco": outlined("a_coco.json", coco(annotation_of([sum(square(4, 5, 8), [])]),
+    "coco": outlined("a_coco.json", coco(annotation_of([np.ravel(square(4, 5, 8)).tolist()]),
                                          annotation_of(RUNS))),
     "labelme": outlined("a.json", SHAPES),
     "roi": Sample(roi, read_outlines),
