@@ -1,6 +1,7 @@
 """Makes errors of what image decoders only warn of, or fill up in silence."""
 
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -36,9 +37,10 @@ def check_jpeg(data: bytes, tables: bytes | None = None) -> None:
 
 
 def check_png(path: Path) -> None:
-    """Raise an exception where a PNG's checksums do not fit, or its pixels end too early.
+    """Raise an exception where a PNG's checksums do not fit, its pixels end too early, or its parts
+    are in another order: colours behind the pixels that they are of are lost.
 
-    Pillow looks at neither when it decodes pixels.
+    Pillow looks at none of these when it decodes pixels.
     """
     with Image.open(path, formats=("PNG",)) as picture:
         picture.verify()  # the checksum of each chunk
@@ -49,13 +51,17 @@ def check_png(path: Path) -> None:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
         bits = max(columns, 0) * depth * _PNG_CHANNELS[kind]
         expected += rows * (1 + -(-bits // 8)) if bits and rows > 0 else 0
-    inflate, found, place, name = zlib.decompressobj(), 0, 8, b""
+    inflate, found, place, name, order = zlib.decompressobj(), 0, 8, b"", b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", content, place)
         if name == b"IDAT" and found <= expected:  # a small file may hold no end of zeros
             part = content[place + 8 : place + 8 + length]
             found += len(inflate.decompress(part, expected + 1 - found))
         place += 12 + length
+        order += name if name[:1].isupper() else b""  # what must be understood
+    wanted = rb"IHDR(PLTE)%s(IDAT)+IEND" % (b"" if kind == 3 else b"?")
+    if not re.fullmatch(wanted, order):
+        raise ValueError(f"its parts are in no order of a PNG: {order[:80]!r}")
     if not inflate.eof or found != expected:
         raise ValueError(f"its pixels have {found} bytes, {expected} were expected")
 

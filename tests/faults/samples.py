@@ -47,6 +47,7 @@ from tissue.files import InputError
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_in_use, image_shape, read_image
 from tissue.pixel_size import pixel_size_um
+from tissue.scanners import heads
 from tissue.summary import write_summary
 from tissue.synthetic import draw_tissue
 
@@ -97,6 +98,7 @@ def read_picture(path: Path) -> np.ndarray:
     What is read whole must be what is read by windows.
     """
     refusals, found = [], {}
+    assert heads([path]) == [path]
     readers = (image_shape, bits_in_use, pixel_size_um, masks.read, read_mask_by_windows)
     for read in (*readers, read_by_windows, read_image):
         try:
