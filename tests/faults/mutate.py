@@ -4,9 +4,9 @@
     python -m tests.faults.mutate --images 20 --first 4711       # some of them again
 
 What is read must be right, where that can be known, or refused by one line. A damage is drawn from
-the number of its case alone. Children read: none may die, compute for more than 10 seconds, wait for a
-minute, or take more than 1 GiB over what it had. Prints each that failed, and how many there were; exit code 1
-if any failed.
+the number of its case alone. Children read: none may die, compute for more than 10 seconds, wait
+for a minute, or take more than 1 GiB over what it had. Prints each that failed, and how many there
+were; exit code 1 if any failed.
 """
 
 import argparse
