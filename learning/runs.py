@@ -215,7 +215,7 @@ def find_run(log: Path | str, run: str) -> Path:
         runs = sorted(path.parent for path in Path(log).glob("*/last.pt"))
         if not runs:
             raise FileNotFoundError(f"{log}: found no run with a last.pt, expected one to resume")
-        return runs[-1]
+        run = runs[-1]
     for name in ("args.json", "last.pt"):
         if not (Path(run) / name).is_file():
             raise FileNotFoundError(f"{Path(run) / name}: not found, expected a run to resume")

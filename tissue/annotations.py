@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 
 from tissue import masks, outlines, shapes, windows
-from tissue.files import InputError
+from tissue.files import InputError, check_regular
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.outline_files import read_features, read_outlines
 from tissue.outlines import is_region
@@ -120,6 +120,7 @@ def open_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:
     a folder ANNOTATION_FOLDER. Raises InputError that names the file, and the outline at fault.
     """
     path, shape = Path(path), tuple(shape)
+    check_regular(path)
     if path.name.lower().endswith(LABEL_SUFFIXES):
         return _open_label_map(path, shape)
     seen = Counter()

@@ -14,7 +14,7 @@ import shapely
 
 from tissue import masks, measures, outlines, windows
 from tissue.annotations import LABEL_SUFFIXES, image_name
-from tissue.files import InputError
+from tissue.files import InputError, check_regular
 from tissue.outline_files import read_outlines
 from tissue.shapes import Shapes
 
@@ -118,6 +118,7 @@ def open_areas(path: Path, shape: tuple[int, int]) -> Areas:
     same factor both ways. Raises InputError that names the file, and the outline at fault.
     """
     path, shape = Path(path), tuple(shape)
+    check_regular(path)
     painted = path.name.lower().endswith(LABEL_SUFFIXES)
     return (_painted if painted else _outlined)(path, shape)
 

@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import roifile
-import tifffile
 
 from tissue import nuclei_tables
 from tissue.files import InputError, replacing
 from tissue.nuclei_tables import Batch, joined, lines
 from tissue.pictures import OUTLINE
 from tissue.results import path_of
+from tissue.tiff import open_tiff
 
 CLASS = "Nucleus"
 SMALL, BIG = ("csv", "geojson"), ("parquet", "geojson_gz")  # formats of all images, by `is_big`
@@ -314,7 +314,7 @@ FORMATS = {
 
 def _read_labels(path):
     ids, areas = [np.empty(0, int)], [np.empty(0, int)]
-    with tifffile.TiffFile(path) as tif:
+    with open_tiff(path) as tif:
         for tile, _, (_, height, width, _) in tif.pages.first.segments():
             tile = tile[0, :height, :width]
             found, pixels = np.unique(tile[tile > 0], return_counts=True)
@@ -376,7 +376,8 @@ def _reading(path, read):
     try:
         return read(path)
     except Exception as error:  # readers raise nearly anything on other bytes
-        if isinstance(error, InputError) or getattr(error, "errno", None):  # the system's own
+        # Of the file and not of its content, as pyarrow's and gzip's errors may be too.
+        if isinstance(error, InputError) or getattr(error, "filename", None):
             raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

@@ -215,6 +215,12 @@ def longest_name(folder: Path) -> int:
         return 255
 
 
+def check_regular(path: Path) -> None:
+    """Raise InputError for a pipe or a device, for which one would wait for ever, and a folder."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: found no regular file, expected one, replace it")
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

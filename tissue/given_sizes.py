@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from tissue.files import InputError
+from tissue.files import InputError, check_regular
 from tissue.pairs import name_of, same_name
 from tissue.pixel_size import MICROSCOPE_UM
 
@@ -38,6 +38,7 @@ def read_sizes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, float]
 
 def _rows(path):
     """(place, image, text of its size) of each line of a CSV, in a list."""
+    check_regular(Path(path))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, skipinitialspace=True)

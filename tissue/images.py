@@ -7,6 +7,7 @@ by imagecodecs (Pillow drops the low byte of colours), the formats of scanners b
 metadata name.
 """
 
+import math
 import os
 import re
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from tissue.scanners import Scan, is_scan
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
 LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
+PROMISED = 2**28  # bytes of pixels that a file of any size may promise
+MOST_PACKED = 1400  # times that pixels are as long as their file: deflate has 1032, LZW 1365
 ORIENTATION = 0x0112  # tag of TIFF and EXIF; TIFF 6.0, page 36
 _MAX_SAMPLE_VALUE = 281  # tag of TIFF
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
@@ -89,22 +92,37 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     Raises InputError for a file whose header is damaged or tells of no single image, or of a size
     that no image has.
     """
-    path = Path(path)
+    return _header(Path(path))[0]
+
+
+def _header(path):
+    """((H, W) upright, bytes a pixel as stored, bytes a pixel that are held while it is decoded)"""
     with decoding(path):
+        signature, orientation = signature_of(path), 1
         if is_scan(path):
-            shape, orientation = Scan(path).levels[0], 1
-        elif signature_of(path).startswith(TIFF_SIGNATURES):
+            shape, stored, held = Scan(path).levels[0], 0, 6
+        elif signature.startswith(TIFF_SIGNATURES):
             with open_tiff(path) as tif:
                 plane = tiff_plane(path, tif)
                 shape = plane.shape[plane.axes.index("Y")], plane.shape[plane.axes.index("X")]
-                orientation = plane.keyframe.tags.valueof(ORIENTATION, default=1)
+                page = plane.keyframe
+                orientation = page.tags.valueof(ORIENTATION, default=1)
+                decoded = plane.nbytes / max(1, math.prod(shape))
+                stored, held = decoded / 8 if page.bitspersample == 1 else decoded, 2 * decoded + 5
         else:
             with open_raster(path) as picture:
                 shape = picture.height, picture.width
                 orientation = _raster_orientation(picture)
+                bands, bits = len(picture.getbands()), 8
+                if signature.startswith(b"\x89PNG"):
+                    bits = signature[24]
+                elif picture.mode in ("1", "P"):  # of a BMP
+                    bits = 1
+                stored = bands * bits / 8
+                held = 2 * bands + 10 if bits == 16 else {1: 6, 3: 11}.get(bands, 15)
     shape = shape[::-1] if orientation in _SIDEWAYS else shape
     check_shape(path, *shape)
-    return shape
+    return shape, stored, held
 
 
 def check_shape(path: Path, height: int, width: int) -> None:
@@ -116,13 +134,23 @@ def check_shape(path: Path, height: int, width: int) -> None:
         )
 
 
-def check_memory(path: Path, height: int, width: int) -> None:
-    """Raise InputError for an image that is too large to be read whole."""
-    room = free_memory()
-    if 6 * height * width > room:
+def check_memory(path: Path) -> None:
+    """Raise InputError for an image that is too large to be read whole: for this memory, or for its
+    file, which cannot hold so many pixels.
+    """
+    (height, width), stored, held = _header(path)
+    pixels, room = height * width, free_memory()
+    found = f"{path}: found {height} x {width} pixels in a file"
+    if held * pixels > room:
         raise InputError(
-            f"{path}: found {height} x {width} pixels in a file that can only be read whole, "
-            f"expected at most {room / 6:.1e} pixels for this memory, save it as a tiled TIFF"
+            f"{found} that can only be read whole, expected at most {room / held:.1e} pixels for "
+            f"this memory, save it as a tiled TIFF"
+        )
+    size = path.stat().st_size
+    if stored * pixels > max(PROMISED, MOST_PACKED * size):
+        raise InputError(
+            f"{found} of {size:,} bytes, expected {stored * pixels / MOST_PACKED:,.0f} or more for "
+            f"so many pixels, replace the file"
         )
 
 
@@ -159,7 +187,7 @@ def open_raster(path):
 
 def decode(path):
     """Return the Stored pixels of a file of any format."""
-    check_memory(path, *image_shape(path))
+    check_memory(path)
     if is_scan(path):
         return Stored(Scan(path).whole(), None, lossy=True)
     signature = signature_of(path)

@@ -19,7 +19,7 @@ import pydantic_core
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # typing's is not enough for pydantic before Python 3.12
 
-from tissue.files import InputError, file_hash, replacing, write_table
+from tissue.files import InputError, check_regular, file_hash, replacing, write_table
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import IMAGE_FOLDER, MASK_FOLDERS, name_fault, same_name
 from tissue.pixel_size import MICROSCOPE_UM
@@ -225,11 +225,14 @@ def read_table(root: Path | str, split: str) -> list[Row]:
     root = Path(root)
     manifest = read_manifest(root)
     try:
+        check_regular(root / TABLE)
         content = (root / TABLE).read_bytes()
         lines = csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True)
         header, *rows = list(lines) or [[]]
     except FileNotFoundError as error:
         raise _refusal(root, TABLE, "no such file") from error
+    except InputError:
+        raise
     except (ValueError, csv.Error) as error:
         raise _refusal(root, TABLE, f"no readable table ({error})") from error
     if header != list(TABLE_COLUMNS):

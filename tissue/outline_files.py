@@ -356,8 +356,8 @@ def _rois(path, seen):
         raise
     except _ZIP_ERRORS as error:
         raise InputError(
-            f"{path}: found a zip that cannot be read ({error}), expected one of ImageJ's ROI "
-            f"Manager, save it anew"
+            f"{path}: found a zip that cannot be read ({error!s:.100}), expected one of "
+            f"ImageJ's ROI Manager, save it anew"
         ) from error
 
 

@@ -17,23 +17,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tissue.files import InputError
+from tissue.files import InputError, check_regular
 from tissue.tiff import TIFF_SIGNATURES, is_of_scanner, signature_of
 
 SUFFIXES = ("mrxs", "ndpi", "scn", "bif", "vms", "vmu", "dcm", "svslide", "czi")
 INSTALL = "pip install openslide-python openslide-bin pydicom"
 CELL = 256  # pixels; of a level whose pixels are no whole number of the image's, read at once
 BAND = 2**24  # pixels read at once of a slide that is read whole
-_KEY_FILE = 2**16  # bytes; OpenSlide reads no larger VMS file
+_KEY_FILE = 2**20  # bytes; OpenSlide reads no larger one
 _PATIENCE = 300  # seconds
 _TRY = """
 import sys, openslide
+try:  # what claims more memory than any slide takes, for one of its tiles
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
+except (ImportError, ValueError, OSError):
+    pass
 slide = openslide.OpenSlide(sys.argv[1])
 for level, (width, height) in enumerate(slide.level_dimensions):
     step = slide.level_downsamples[level]
-    for share in (0, 0.5, 1):
-        at = int(step * share * max(0, width - 64)), int(step * share * max(0, height - 64))
-        slide.read_region(at, level, (64, 64))
+    for y in (0, 0.5, 1):
+        for x in (0, 0.5, 1):
+            at = int(step * x * max(0, width - 64)), int(step * y * max(0, height - 64))
+            slide.read_region(at, level, (64, 64))
 """  # an exception, which is told when the slide is read, is exit code 1
 
 
@@ -79,24 +85,24 @@ def companions(paths: Iterable[Path]) -> set[Path]:
         if kind == ".mrxs":
             found.add(path.with_suffix(""))
         elif kind in (".vms", ".vmu") and path.is_file():
-            named = re.findall(r"^[^=\n]+=\s*(\S.*?)\s*$", _key_file(path), re.MULTILINE)
-            found |= {path.parent / name for name in named}
+            named = (line.partition("=")[2].strip() for line in _key_file(path).splitlines())
+            found |= {path.parent / name for name in named if name}
     return found
 
 
 def _series_of(path):
     """The SeriesInstanceUID of a DICOM file, None where it has none."""
     try:
-        from pydicom.errors import InvalidDicomError
         from pydicom.filereader import read_partial
     except ImportError as error:
         raise _missing(path) from error
     series = 0x0020000E
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             head = read_partial(file, stop_when=lambda tag, *_: tag > series)
         return str(head[series].value)
-    except (InvalidDicomError, KeyError, OSError, ValueError, EOFError):
+    except Exception:  # pydicom raises nearly anything on other bytes
         return None  # whoever opens it says why
 
 
@@ -180,11 +186,32 @@ def _check(path):
 
     It does so with some damaged headers, so another process tries it first.
     """
+    _check_parts(path)
     state = path.stat()
     if said := _tried(path, state.st_size, state.st_mtime_ns):
         raise InputError(
             f"{path}: found a slide on which OpenSlide {said}, expected a whole one, replace it"
         )
+
+
+def _check_parts(path):
+    """Raise InputError for a slide that names files elsewhere, or has a pipe among its own."""
+    kind, parts = path.suffix.lower(), companions([path])
+    if kind == ".dcm":  # OpenSlide looks at all there are
+        parts = set(path.parent.iterdir())
+    told = path.with_suffix("") / "Slidedat.ini" if kind == ".mrxs" else path
+    if kind in (".mrxs", ".vms", ".vmu") and told.is_file():
+        parts |= set(told.parent.iterdir()) if kind == ".mrxs" else set()
+        for line in _key_file(told).splitlines():
+            key, _, name = (text.strip() for text in line.partition("="))
+            if "FILE" in key.upper() and (set(name) & set("/\\") or name in (".", "..")):
+                raise InputError(
+                    f"{told}: found {name!r:.60} as {key:.40}, expected the name of a file beside "
+                    f"it; copy the slide anew, with all its files in one folder"
+                )
+    for part in parts:
+        if not part.is_dir():
+            check_regular(part)
 
 
 @lru_cache(4096)

@@ -1,6 +1,7 @@
 """Makes errors of what image decoders only warn of, or fill up in silence."""
 
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ _FAX = (fax.RLE, fax.GROUP_3, fax.GROUP_4)  # numbers of TIFF compression, as be
 _JPEG = (6, 7, 33007, 34892)
 _WITHOUT_CHECKSUM = {5: imagecodecs.lzw_decode, 32773: imagecodecs.packbits_decode}
 _T4_OPTIONS = 292  # TIFF tag
+LARGEST_TILE = 2**28  # bytes
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # First column and row, and steps, of the passes of an interlaced PNG.
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
@@ -35,9 +37,10 @@ def check_jpeg(data: bytes, tables: bytes | None = None) -> None:
 
 
 def check_png(path: Path) -> None:
-    """Raise an exception where a PNG's checksums do not fit, or its pixels end too early.
+    """Raise an exception where a PNG's checksums do not fit, its pixels end too early, or its parts
+    are in another order: colours behind the pixels that they are of are lost.
 
-    Pillow looks at neither when it decodes pixels.
+    Pillow looks at none of these when it decodes pixels.
     """
     with Image.open(path, formats=("PNG",)) as picture:
         picture.verify()  # the checksum of each chunk
@@ -48,13 +51,17 @@ def check_png(path: Path) -> None:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
         bits = max(columns, 0) * depth * _PNG_CHANNELS[kind]
         expected += rows * (1 + -(-bits // 8)) if bits and rows > 0 else 0
-    inflate, found, place, name = zlib.decompressobj(), 0, 8, b""
+    inflate, found, place, name, order = zlib.decompressobj(), 0, 8, b"", b""
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", content, place)
         if name == b"IDAT" and found <= expected:  # a small file may hold no end of zeros
             part = content[place + 8 : place + 8 + length]
             found += len(inflate.decompress(part, expected + 1 - found))
         place += 12 + length
+        order += name if name[:1].isupper() else b""  # what must be understood
+    wanted = rb"IHDR(PLTE)%s(IDAT)+IEND" % (b"" if kind == 3 else b"?")
+    if not re.fullmatch(wanted, order):
+        raise ValueError(f"its parts are in no order of a PNG: {order[:80]!r}")
     if not inflate.eof or found != expected:
         raise ValueError(f"its pixels have {found} bytes, {expected} were expected")
 
@@ -80,7 +87,13 @@ def check_pieces(tif, plane) -> None:
 
 
 def make_strict(page) -> None:
-    """Have a page of tifffile check each of its strips and tiles before they are decoded."""
+    """Have a page of tifffile check each of its strips and tiles before they are decoded.
+
+    Raises ValueError for tiles that no writer makes: they may be larger than the image, which says
+    nothing of the memory that they take.
+    """
+    if page.is_tiled and math.prod(page.chunks) * (page.bitspersample + 7) // 8 > LARGEST_TILE:
+        raise ValueError(f"it has tiles of {' x '.join(map(str, page.chunks))} numbers")
     decode = page.decode
     compression = int(page.compression)
     if compression in _FAX:

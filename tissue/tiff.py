@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from tissue import strict
-from tissue.files import InputError
+from tissue.files import check_regular
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
 _NDPI, _XMP = 65420, 700  # tags
@@ -18,8 +18,7 @@ _NDPI, _XMP = 65420, 700  # tags
 
 def signature_of(path: Path) -> bytes:
     """A file's first bytes; InputError for what is no file."""
-    if path.exists() and not path.is_file():  # from a pipe one would wait for ever
-        raise InputError(f"{path}: found no regular file, expected an image, replace it")
+    check_regular(path)
     with open(path, "rb") as file:
         return file.read(132)  # DICOM's name comes last
 

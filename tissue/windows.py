@@ -182,7 +182,7 @@ def _open(path, big, is_mask):
             if not segments.odd:
                 return segments, (height, width), is_big
     if is_big:
-        check_memory(path, height, width)
+        check_memory(path)
     return None, (height, width), is_big
 
 
