@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_each_console_command_can_be_called():
     pytest.importorskip("torch", reason="two of the scripts need it")
     found = PROJECT["project"]["scripts"]
-    assert sorted(found) == ["nuclei-infer", "nuclei-preprocess", "nuclei-train"]
+    assert sorted(found) == ["nuclei-doctor", "nuclei-infer", "nuclei-preprocess", "nuclei-train"]
     for target in found.values():
         module, function = target.split(":")
         assert module in PROJECT["tool"]["setuptools"]["py-modules"]
