@@ -1,4 +1,5 @@
 # make demo       everything once on synthetic tissue: cut, train, infer, and where to look
+# make doctor     what of this machine the scripts can use, and what lacks
 # make test       the tests, without those that take long
 # make test-all   all tests
 # make lint       ruff
@@ -7,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all demo test test-all lint clean
+.PHONY: all demo doctor test test-all lint clean
 all: .venv/installed
 
 .venv/python: 
@@ -24,8 +25,8 @@ all: .venv/installed
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
-demo: .venv/installed
-	@$(BIN)/python -m tasks demo
+demo doctor: .venv/installed
+	@$(BIN)/python -m tasks $@
 
 test test-all lint: .venv/installed-dev
 	@$(BIN)/python -m tasks $@

@@ -1,4 +1,5 @@
-"""The console commands of an installation: nuclei-preprocess, nuclei-train and nuclei-infer.
+"""The console commands of an installation: nuclei-preprocess, nuclei-train, nuclei-infer
+and nuclei-doctor.
 
 Each is its script, with the same flags: `nuclei-train --help` says what `train.py --help` says.
 """
@@ -18,6 +19,10 @@ def train() -> None:
 
 def infer() -> None:
     _run("inference")
+
+
+def doctor() -> None:
+    _run("doctor")
 
 
 def _run(name):

@@ -1,8 +1,8 @@
 """Segment and count the nuclei of whole images with a trained network.
 
-    python3 inference.py --gpu_id 0 --ckpt ./log/<run>/best.pt --image_folder ./results/
-    python3 inference.py --ckpt ./log/<run> --images my_slide.tif my_folder/
+    python3 inference.py --images my_slide.tif my_folder/ --pixel_size 0.25
     python3 inference.py --ckpt ./log/<run> --images my_folder/ --masks my_masks/
+    python3 inference.py --gpu_id 0 --ckpt ./log/<run>/best.pt --image_folder ./results/
     python3 inference.py --images slides/ --regions qupath_export/ --only_regions
     torchrun --nproc_per_node 4 -- inference.py --ckpt ./log/<run> --images slides/
     python3 inference.py --images slides/ --shard 3/10
@@ -71,7 +71,7 @@ SPLITTING = nuclei.Split._fields[:-1]  # what --split can change; confidence has
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--root", nargs="+", default="./data/", help="folders of preprocess.py")
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
@@ -394,7 +394,7 @@ def find_checkpoint(ckpt: str | None) -> Path:
         path = path / "best.pt"
     if not path.is_file():
         newest = max(Path("log").glob("*/best.pt"), key=lambda p: p.stat().st_mtime, default=None)
-        advice = f"--ckpt {newest}" if newest else "run train.py first, or give --ckpt"
+        advice = f"--ckpt {newest}" if newest else "it without --ckpt, for the weights that ship"
         raise FileNotFoundError(f"{path}: no such checkpoint; try {advice}")
     return path
 

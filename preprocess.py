@@ -1,8 +1,8 @@
 """Cut tissue images and their masks into patches for train.py.
 
     python3 preprocess.py
-    python3 preprocess.py --root ./data/demo/ --val_pattern '*03.tif'
     python3 preprocess.py --val_fraction 0.2 --group_pattern '^[^_]+' --seed 1
+    python3 preprocess.py --root ./data/demo/ --val_pattern '*03.tif'
     python3 preprocess.py --root data/one data/other --pixel_size nuclei 0.25
     python3 preprocess.py --root data/mine --corrected_from results/
 
@@ -51,7 +51,7 @@ BY_NUCLEI = "nuclei"  # a pixel size that the nuclei tell
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument(
         "--root", nargs="+", default="./data/",
         help="folder with images and masks or annotations, or several, or one of such folders",

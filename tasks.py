@@ -1,6 +1,7 @@
 """What `make` does once there is an environment; for Windows, which has no make.
 
 python -m tasks demo        everything once on synthetic tissue, and where to look
+python -m tasks doctor      what of this machine the scripts can use, and what lacks
 python -m tasks test        the tests, without those that take long
 python -m tasks test-all    all tests
 python -m tasks lint        ruff
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> None:
     task = arguments[0] if len(arguments) == 1 else None
     if task == "demo":
         demo()
+    elif task == "doctor":
+        call("doctor.py")
     elif task == "lint":
         for command in LINT:
             call("-m", *command)

@@ -1,8 +1,9 @@
 """Train a network on the patches of preprocess.py.
 
+    python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
+    python3 train.py --init log/ckpt/nuclei.pt
     python3 train.py --gpu_id 0
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64      (as the first version was called)
-    python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
     python3 train.py --root data/one data/other --sampler balanced --augment moderate
     python3 train.py --resume
     torchrun --nproc_per_node 4 -- train.py --batch_size 32
@@ -66,7 +67,7 @@ GRADIENT_NORM = 1.0  # longer gradients are shortened to this
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     add_files(parser.add_argument_group("files"))
     learning = parser.add_argument_group("network and learning")
     add_network(learning)
@@ -96,7 +97,7 @@ def add_files(group) -> None:
 def add_network(group) -> None:
     group.add_argument(
         "--arch", metavar="NAME",
-        help="unet, or timm's name of an encoder for it; without it unet, or that of --init",
+        help="unet, or timm's name of an encoder; without it unet, or that of --init",
     )  # fmt: skip
     group.add_argument(
         "--dimensions", type=int,
@@ -104,7 +105,7 @@ def add_network(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--pretrained", nargs="?", const=pretrained.FETCHED, metavar="FILE",
-        help="start the encoder from ImageNet's weights, fetched by timm or in a file",
+        help="ImageNet's weights for the encoder, fetched by timm or in a file",
     )  # fmt: skip
 
 

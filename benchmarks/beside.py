@@ -29,7 +29,7 @@ WHAT_DEMO_MAKES = ("data/demo/patches.json", "results/demo/report.html")
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--width", type=int, default=16, help="--dimensions of the U-Net")
     parser.add_argument("--epochs", type=int, default=6, help="of each training")
     parser.add_argument("--rounds", type=int, default=3, help="the median of this many is told")

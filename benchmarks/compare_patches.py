@@ -15,7 +15,7 @@ from tissue.pixel_size import scale_of
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", default="./data/", help="folder with the patch set")
     return parser.parse_args(argv)
 

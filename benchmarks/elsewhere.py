@@ -31,7 +31,7 @@ QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 90]
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--images", required=True, help="folder of images")
     parser.add_argument("--masks", required=True, help="folder of their masks")
     parser.add_argument("--um", type=float, default=0.25, help="pixel size of the images")

@@ -50,7 +50,7 @@ NORMALISATION = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--dimensions", type=int, help="width; without it 32")
     parser.add_argument("--gpu_id", type=int, default=-1, help="number of the GPU; -1: the CPU")
     parser.add_argument("--sides", type=int, nargs="+", help="pixels, instead of all sizes")

@@ -29,7 +29,7 @@ DIM, STRIDE = 128, 20  # preprocess.py's defaults
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--images", type=int, default=30, help="number of images to draw")
     parser.add_argument("--size", type=int, default=512, help="their height and width, pixels")

@@ -39,7 +39,7 @@ LAYERS = ("image", "overlay", "gt", "errors")
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--nuclei", type=int, default=100_000, help="nuclei to export")
     parser.add_argument("--images", type=int, default=3000, help="images of the report")
     parser.add_argument("--results", default=results.RESULTS, help="file for the table")

@@ -48,7 +48,7 @@ FULL_TITLE = "The full training"
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of the U-Net")

@@ -33,7 +33,7 @@ IN_FLOAT32 = (
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--before", required=True, help="folder of the other checkout")
     parser.add_argument("--side", type=int, default=4096, help="pixels of the image's side")
     parser.add_argument("--rounds", type=int, default=3, help="the median of this many is told")

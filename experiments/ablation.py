@@ -84,7 +84,7 @@ LEARNED = "## What was learned\n"
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", help="folder with own images and masks; without it drawn ones")
     parser.add_argument("--other", help="folder of another stain, on which all runs are scored too")
     parser.add_argument("--val_pattern", default="*03.tif", help="validation images of --root")

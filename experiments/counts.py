@@ -21,7 +21,7 @@ from tissue.pixel_size import pixel_size_um
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--images", required=True, help="folder with images")
     parser.add_argument("--labels", required=True, help="folder with their label maps")
     parser.add_argument("--ckpt", help="checkpoint or run folder; without it reference masks")

@@ -33,7 +33,7 @@ SCORES = ("dice", "least dice", "aji", "count error")
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", nargs="+", required=True, help="sets, cut for train.py")
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME=IMAGES:MASKS")
     parser.add_argument("--images", type=int, default=32, help="of a set that are scored, at most")

@@ -29,7 +29,7 @@ FLIPS = [(), (1,), (2,), (1, 2)]  # axes of a batch (N, H, W, 3)
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--images", required=True, help="folder with images")
     parser.add_argument("--references", required=True, help="folder with masks or label maps")
     parser.add_argument("--only", default="*", help="pattern of names, as *_01")

@@ -65,7 +65,7 @@ class Trial(NamedTuple):
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", required=True, help="folder with images and their label maps")
     parser.add_argument("--init", default=inference.SHIPPED, help="weights to start from")
     parser.add_argument("--images", type=int, nargs="*", default=[1, 2, 4], help="learned from")

@@ -230,7 +230,10 @@ def load_tensors(path: Path | str, advice: str = ADVICE) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found, expected a checkpoint; choose another")
+        raise FileNotFoundError(
+            f"{path}: not found, expected a checkpoint; choose log/<run>/best.pt, "
+            f"or log/ckpt/nuclei.pt, which ships"
+        )
     is_zip = begins_as_zip(path)  # an OSError is the file's, those below are its content's
     try:
         content = checked_zip(path) if is_zip else path

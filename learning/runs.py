@@ -214,7 +214,9 @@ def find_run(log: Path | str, run: str) -> Path:
     if run == "newest":
         runs = sorted(path.parent for path in Path(log).glob("*/last.pt"))
         if not runs:
-            raise FileNotFoundError(f"{log}: found no run with a last.pt, expected one to resume")
+            raise FileNotFoundError(
+                f"{log}: found no run with a last.pt, expected one; start one without --resume"
+            )
         run = runs[-1]
     for name in ("args.json", "last.pt"):
         if not (Path(run) / name).is_file():

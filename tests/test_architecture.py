@@ -9,6 +9,7 @@ REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = ("preprocess", "train", "inference")
 MAY_IMPORT = {  # by room; a room's files may import each other
     "commands": {"tissue"},
+    "doctor": {"scripts", "learning", "tissue"},
     "tasks": set(),
     "scripts": {"learning", "utils", "model", "tissue"},
     "learning": {"utils", "model", "tissue"},

@@ -1,9 +1,12 @@
 """The benchmarks run, and each replaces its own results alone."""
 
+import numpy as np
 import pytest
+import tifffile
 
 from benchmarks import annotations_speed, data, elsewhere, preprocess_speed, results, results_speed
 from tissue import windows
+from tissue.pairs import find_pairs
 from tissue.synthetic import write_demo
 
 
@@ -47,6 +50,24 @@ def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "BIG", 1)
     big = inference_speed.measure("ours", path, 96, 2, -1)
     assert small["contours"] == big["contours"] > 0
+
+
+def test_peers_are_scored_as_by_hand(tmp_path):
+    """Two nuclei of four pixels each that a mask joins by one pixel: one of two, Dice 16 / 17."""
+    pytest.importorskip("torch")
+    from benchmarks import peers
+
+    labels = np.zeros((5, 5), np.uint8)
+    labels[1:3, :2], labels[1:3, 3:] = 1, 2
+    for name in ("tissue_images", "instance_labels"):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", np.repeat(labels[..., None], 3, 2)
+                         if name == "tissue_images" else labels)  # fmt: skip
+    joined = labels > 0
+    joined[1, 2] = True
+    found = peers.scores(tmp_path, find_pairs(tmp_path), lambda _: (joined, joined.astype(int)))
+    assert found["dice"] == pytest.approx(16 / 17) and found["count_error"] == 0.5
+    assert found["aji"] == pytest.approx(4 / (9 + 4))
 
 
 def test_what_margins_and_pixel_sizes_cost_is_measured(tmp_path):

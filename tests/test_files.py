@@ -177,3 +177,24 @@ def test_help_shows_the_defaults_that_say_something(capsys):
     text = capsys.readouterr().out
     assert text.count("default") == 2
     assert "rate (default: 0.5)" in text and "of all numbers (default: 0)" in text
+
+
+def test_help_ends_with_the_first_two_commands_of_the_docstring(capsys):
+    with pytest.raises(SystemExit):
+        Parser(
+            "Cut.\n\n    python3 a.py --x\n    torchrun a.py\n    python3 a.py\n    python3 b.py\n"
+        ).parse_args(["-h"])
+    text = capsys.readouterr().out
+    assert text.endswith("examples:\n    python3 a.py --x\n    python3 a.py\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [("--image", "did you mean --images?"), ("a.tif", "expected a flag before each value")],
+)
+def test_a_flag_that_is_none_is_told_which_may_be_meant(given, advice, capsys):
+    parser = Parser("Train.")
+    parser.add_argument("--images", nargs="+")
+    with pytest.raises(SystemExit):
+        parser.parse_args([given])
+    assert f"{given}; {advice}" in capsys.readouterr().err

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_each_console_command_can_be_called():
     pytest.importorskip("torch", reason="two of the scripts need it")
     found = PROJECT["project"]["scripts"]
-    assert sorted(found) == ["nuclei-infer", "nuclei-preprocess", "nuclei-train"]
+    assert sorted(found) == ["nuclei-doctor", "nuclei-infer", "nuclei-preprocess", "nuclei-train"]
     for target in found.values():
         module, function = target.split(":")
         assert module in PROJECT["tool"]["setuptools"]["py-modules"]
@@ -71,6 +71,7 @@ def test_version_and_dependencies_are_told_in_one_place_each():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
     )
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert f"\nversion: {version}\n" in (REPOSITORY / "CITATION.cff").read_text()
     for file in (dynamic["dependencies"]["file"], dynamic["optional-dependencies"]["dev"]["file"]):
         lines = (REPOSITORY / file).read_text().splitlines()
         assert not [line for line in lines if line.startswith("-")]  # setuptools follows no -r

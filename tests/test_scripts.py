@@ -384,11 +384,14 @@ def test_a_wrong_path_is_one_line_on_stderr_and_exit_code_2(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", [preprocess, train, inference])
-def test_every_flag_has_help_and_shows_its_default(script, capsys):
+def test_help_fits_a_screen_and_shows_two_examples(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         script.parse_args(["--help"])
     text = capsys.readouterr().out
     assert "--root" in text and "(default: ./data/)" in text
+    assert len(text.splitlines()) <= 50
+    assert text.rpartition("examples:")[2].count(f"python3 {script.__name__}.py") == 2
 
 
 def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):

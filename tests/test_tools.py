@@ -87,3 +87,18 @@ def test_the_demos_picture_has_a_row_an_image_and_a_column_a_layer(tmp_path, mon
     assert picture[np.ix_(middles, middles)][..., 0].tolist() == [
         [0, 10, 20], [50, 60, 70], [100, 110, 120],
     ]  # fmt: skip
+
+
+def test_the_description_for_bioimage_io_is_that_of_the_shipped_network():
+    for package in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    import torch
+
+    from inference import SHIPPED
+    from learning.predictor import Predictor
+    from tools.bioimageio_package import check_template
+
+    network = Predictor.load(SHIPPED, torch.device("cpu"))
+    check_template(network, 18)
+    with pytest.raises(InputError, match="halo: 64"):
+        check_template(replace(network, halo=64), 18)

@@ -3,6 +3,7 @@ script, flags and their ranges, writing a file beside its place, and who may wri
 
 import argparse
 import csv
+import difflib
 import errno
 import hashlib
 import math
@@ -44,26 +45,51 @@ class SomeFailed(InputError):
     """Some of many images failed, and all others are finished: a line each, and exit code 3."""
 
 
-class WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the defaults that say something."""
+class Compact(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that fits a screen: a line for most flags, and the defaults that say something."""
+
+    def __init__(self, prog, **settings):
+        super().__init__(prog, **({"max_help_position": 28} | settings))
 
     def _get_help_string(self, action):
-        is_said = action.default not in (None, []) and action.default is not False
+        is_said = action.default not in (None, [], "") and action.default is not False
         return super()._get_help_string(action) if is_said else action.help
+
+    def _get_default_metavar_for_optional(self, action):
+        return "N" if action.type in (int, float) else action.dest.rpartition("_")[2].upper()
+
+    def _format_args(self, action, default_metavar):
+        if action.nargs != "+":
+            return super()._format_args(action, default_metavar)
+        return f"{action.metavar or default_metavar} ..."
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with defaults in --help, and bad flags told in one line as all bad input is.
+    """argparse's, with a short --help, and bad flags told in one line as all bad input is.
 
+    `doc` is a script's docstring: its first line, and the first two of its commands as examples.
     Text may be empty only where that is the default: else `--init "$FILE"`, where the shell knows
     no FILE, would pass for no --init.
     """
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=WithDefaults, allow_abbrev=False)
+    def __init__(self, doc: str):
+        commands = [line for line in doc.splitlines() if line.startswith("    python3 ")][:2]
+        super().__init__(
+            usage="%(prog)s [FLAG [VALUE ...] ...]", description=doc.split("\n")[0],
+            epilog="\n".join(["examples:", *commands]) if commands else None,
+            formatter_class=Compact, allow_abbrev=False, add_help=False,
+        )  # fmt: skip
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        parsed = super().parse_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            if not flag.startswith("-"):
+                advice = "; expected a flag before each value"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
         for flag, value in vars(parsed).items():
             given = value if isinstance(value, list) else [value]
             if "" in given and self.get_default(flag) != "":

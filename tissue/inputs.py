@@ -113,12 +113,17 @@ def _find_images(images, mask_folder, root):
     if not images:
         if mask_folder:
             raise InputError("--masks: found it without --images, expected both; add --images")
-        return _validation_images(root)
+        try:
+            return _validation_images(root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, or name images of your own: --images") from error
     found = pairs.find_images(*images)
     notes = passed_over(*images)
     if not mask_folder:
         return Found([pairs.Pair(name, path, None) for name, path in found.items()], {}, {}, notes)
     folder = Path(mask_folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"--masks {folder}: no such folder, expected masks or annotations")
     if folder.is_dir() and any(is_outlines(p) and image_name(p) in found for p in folder.iterdir()):
         references = find_annotations(folder)
     else:

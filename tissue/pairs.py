@@ -176,7 +176,10 @@ def find_pairs(root: str | Path, annotated: Files | None = None) -> list[Pair]:
         if not images:
             faults.append(_no_image(image_folder))
     else:
-        faults.append(f"{image_folder}: no such folder, expected the tissue images there")
+        faults.append(
+            f"{image_folder}: no such folder, expected the tissue images there; see README, or "
+            f"draw some: python3 -m tissue.synthetic --root data/demo"
+        )
     if folder:
         masks_of, mask_faults = _by_name(image_files(folder))
         faults += mask_faults

@@ -20,7 +20,7 @@ HEADER += ("limits of agreement",)
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("results", nargs="+", metavar="NAME=FOLDER", help="folders of results")
     parser.add_argument("--by", metavar="REGEX", help="a row for each that it finds in the names")
     return parser.parse_args(argv)

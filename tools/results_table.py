@@ -27,7 +27,7 @@ NAMES |= {"aji": "AJI", "pq": "PQ"}
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("results", help="an --image_folder of inference.py, all with references")
     parser.add_argument("--tissue", action="store_true", help="show images and reference masks too")
     return parser.parse_args(argv)

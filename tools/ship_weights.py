@@ -31,7 +31,7 @@ SETTINGS += ("epoch", "seed", "device", "precision", "compile")
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("ckpt", nargs="+", help="best.pt or last.pt of a run, or a mean of some")
     parser.add_argument("--threshold", type=float, default=0.5, help="as cross-validation found it")
     parser.add_argument(

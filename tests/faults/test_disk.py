@@ -89,7 +89,7 @@ def test_a_full_disk(script, room, place):
     shutil.copytree(kept, output, dirs_exist_ok=True)
     was = fingerprint(output)
     said = refusal(start(script, place))
-    assert "No space left" in said and "make room" in said or "is the disk full?" in said
+    assert ("No space left" in said and "make room" in said) or "is the disk full?" in said
     all_whole(output)
     if script != "inference":
         assert was.items() <= fingerprint(output).items()
