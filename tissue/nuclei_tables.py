@@ -136,10 +136,9 @@ def write_parquet(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]
         if writer is None:
             facts = {key: str(value) for key, value in _facts(image).items()}
             schema = pa.schema([_with_unit(field) for field in table.schema], facts)
-            writer = parquet.ParquetWriter(
-                path, schema, compression="zstd", use_dictionary=["touches_border"],
-                use_byte_stream_split=[f.name for f in schema if pa.types.is_floating(f.type)],
-            )  # fmt: skip
+            # Rounded floats: 38 bytes a nucleus, with dictionaries 42, with byte streams split 69.
+            options = {"compression": "zstd", "use_dictionary": False}
+            writer = parquet.ParquetWriter(path, schema, **options)
         writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
 
     def write(batch):
@@ -201,7 +200,7 @@ def write_anndata(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]
     facts = _facts(image) | {"spatial_unit": "um" if um else "px"}
     place = (obs[["x", "y"]].to_numpy() + 0.5) * (um or 1)
     made = anndata.AnnData(x, obs, units, facts, obsm={"spatial": place})
-    made.write_h5ad(path, compression="lzf")
+    made.write_h5ad(path, compression="gzip", compression_opts=1)  # which R reads too
 
 
 # --- read back
