@@ -19,7 +19,7 @@ from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, tabl
 from tests.test_agreement import naive_aji, naive_pq
 from tests.test_scanners import needs_openslide
 from tests.test_windows import write_ome_pyramid
-from tissue import files, images, masks, nuclei, nuclei_tables, windows
+from tissue import exports, files, images, masks, nuclei, nuclei_tables, windows
 from tissue.files import InputError
 from tissue.pictures import write_image
 from tissue.results import STATUS, TABLES
@@ -525,6 +525,22 @@ def test_exports_stay_and_come_later_without_predicting_again(
         both += ["big_coco.json", "big_nuclei.h5ad", "big_labels.tif"]
         assert f"the same in {', '.join(both)}" in capsys.readouterr().out
         assert times(results, *predicted) == predicted  # and what was exported before stays
+
+
+def test_big_results_of_before_get_the_new_files_without_predicting(
+    slide, checkpoint, tmp_path, monkeypatch, all_are_big, capsys
+):
+    flags, results = ["--ckpt", checkpoint, "--images", slide, *TILES], tmp_path / "out"
+    with monkeypatch.context() as before:
+        before.setattr(exports, "BIG", exports.SMALL)
+        infer(results, *flags)
+    predicted = times(results, "_prediction.tif")
+    assert (results / "big_nuclei.geojson").is_file()
+    infer(results, *flags, "--check_exports")
+    out = capsys.readouterr().out
+    assert "exported from the masks" in out and times(results, *predicted) == predicted
+    assert "the same in big_nuclei.csv, big_nuclei.parquet, big_nuclei.geojson.gz, big_lab" in out
+    assert not (results / "big_nuclei.geojson").exists()  # two annotations of one image
 
 
 def test_an_export_that_is_none_or_lacks_its_package_is_refused(

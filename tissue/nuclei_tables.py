@@ -136,10 +136,9 @@ def write_parquet(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]
         if writer is None:
             facts = {key: str(value) for key, value in _facts(image).items()}
             schema = pa.schema([_with_unit(field) for field in table.schema], facts)
-            writer = parquet.ParquetWriter(
-                path, schema, compression="zstd", use_dictionary=["touches_border"],
-                use_byte_stream_split=[f.name for f in schema if pa.types.is_floating(f.type)],
-            )  # fmt: skip
+            # Rounded floats: 38 bytes a nucleus, with dictionaries 42, with byte streams split 69.
+            options = {"compression": "zstd", "use_dictionary": False}
+            writer = parquet.ParquetWriter(path, schema, **options)
         writer.write_table(table.cast(writer.schema), row_group_size=max(1, len(table)))
 
     def write(batch):
@@ -174,7 +173,7 @@ def _facts(image):
 def write_anndata(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]:
     """A row per nucleus: `X` float32 has the measures that are known of any, `obs_names` the ids,
     `obs` the centroids in pixels and `touches_border`, `obsm["spatial"]` x and y from the top left
-    corner of the image in `uns["spatial_unit"]`. It is held until the end, 120 bytes a nucleus."""
+    corner of the image in `uns["spatial_unit"]`. All is held until the end, 0.7 kB a nucleus."""
     check_packages(["anndata"])
     held = []
     yield lambda batch: held.append(batch.table)
@@ -201,7 +200,7 @@ def write_anndata(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]
     facts = _facts(image) | {"spatial_unit": "um" if um else "px"}
     place = (obs[["x", "y"]].to_numpy() + 0.5) * (um or 1)
     made = anndata.AnnData(x, obs, units, facts, obsm={"spatial": place})
-    made.write_h5ad(path, compression="lzf")
+    made.write_h5ad(path, compression="gzip", compression_opts=1)  # which R reads too
 
 
 # --- read back
