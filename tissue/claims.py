@@ -170,6 +170,7 @@ class Job:
                     f"a sign of life of this one every {STALE:.0f} seconds; start it again"
                 )
             yield
+            self.claim(None)
 
     def failed(self, name: str, line: str) -> None:
         """An image of this process has failed: for its list, and for all who look."""
@@ -177,6 +178,7 @@ class Job:
         self.faults.append(line)
         with suppress(OSError):  # the disk may be full
             results.write_fault(self.folder, name, line)
+            self.claim(None)
 
 
 @contextmanager
