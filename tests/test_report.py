@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tissue import pictures, report
+from tissue.results import REGION_COLUMNS
 from tissue.synthetic import draw_tissue
 
 NAMES = [
@@ -98,6 +99,13 @@ def test_the_terminal_s_table_has_the_columns_that_are_known_and_a_mean():
     assert "AJI" not in lines[0]
     assert lines[3].split(" | ")[:2] == ["mean     ", "  10.0"]
     assert lines[4] == "mean relative count error of nuclei: 20.0%"
+
+
+def test_of_many_images_the_terminal_shows_the_first_and_the_mean_of_all():
+    lines = report.text_table([row(f"image {n:02}", n) for n in range(1, 61)]).splitlines()
+    assert len(lines) == 1 + 50 + 2
+    assert lines[50].startswith("image 50") and "30.5" in lines[51]  # the mean of 1 to 60
+    assert lines[52] == "and 10 more images, which the mean has too"
 
 
 # --- the page
@@ -240,6 +248,16 @@ def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
         linked.append(len(elements.attributes("a", "data-linked")))
     assert sides[-2:] == ["640", "129"]
     assert linked == [0, 1]
+
+
+def test_the_page_shows_the_regions_of_the_table(tmp_path):
+    assert "Regions</h2>" not in page_of(tmp_path, [row("a")])
+    cells = ["a", "<b>tumour", "Tumor", "", "0.25", "12", "48.0000"]
+    lines = [",".join(REGION_COLUMNS[:7]), ",".join(cells)]
+    (tmp_path / "regions.csv").write_text("\n".join(lines))
+    page = page_of(tmp_path, [row("a")])
+    shown = ["a", "&lt;b&gt;tumour", "Tumor", "12", "0.25", "48.0000"]
+    assert "".join(f"<td>{cell}</td>" for cell in shown) in page
 
 
 def test_of_many_images_the_overlays_alone_are_embedded(tmp_path, monkeypatch):

@@ -53,6 +53,7 @@ COLUMNS = (
     Column("dropped", "dropped", 1),
 )
 
+LINES, MOST_REGIONS = 50, 500  # of images in a terminal, and of regions in the page
 PAGE = Path(__file__).with_name("report.html")
 # Pictures of a page share so many bytes; a JPEG of tissue has about so many per pixel in base64.
 PAGE_BYTES = 40_000_000
@@ -111,14 +112,18 @@ def mean_row(rows: Sequence[dict]) -> dict:
 
 
 def text_table(rows: Sequence[dict]) -> str:
-    """The counts and scores for a terminal: a line an image, a mean line, the mean count error."""
+    """The counts and scores for a terminal: a line an image (LINES at most), a line that has the
+    means of all, and the mean count error.
+    """
     columns = _columns(rows)
     lines = [["image", *(column.title for column in columns)]]
-    for row in [*rows, mean_row(rows)]:
+    for row in [*rows[:LINES], mean_row(rows)]:
         lines.append([row["image"], *_texts(row, columns).values()])
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     text = "\n".join(" | ".join(cells) for cells in padded)
+    if len(rows) > LINES:
+        text += f"\nand {len(rows) - LINES} more images, which the mean has too"
     agreed = count_agreement(rows)
     if agreed and agreed["mean_relative_error"] is not None:
         error = f"{agreed['mean_relative_error']:.1%}"
@@ -184,6 +189,7 @@ def write_report(
         agreed=agreed,
         fields=_fields(rows, doubtful),
         tables=[n for n in results.TABLES if n != results.REPORT and (folder / n).is_file()],
+        regions=_regions(folder),
         differing=said_of_differing(differing) if differing else "",
         facts=list(_facts(rows, agreed)),
         plots=_plots(rows, agreed) if agreed and agreed["images"] > 1 else (),
@@ -223,6 +229,12 @@ def _files(folder, name, kinds):
     """{kind: path} of an image's files of some kinds, as far as they are there."""
     paths = {kind: results.path_of(folder, name, kind) for kind in kinds}
     return {kind: path for kind, path in paths.items() if path.is_file()}
+
+
+def _regions(folder):
+    """The rows of regions.csv, as far as the page shows them."""
+    path = folder / results.REGIONS
+    return results.read_table(path)[:MOST_REGIONS] if path.is_file() else []
 
 
 def _fields(rows, doubtful):
