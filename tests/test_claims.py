@@ -150,7 +150,7 @@ def test_two_images_of_one_name_do_not_take_turns(tmp_path):
         theirs = tasks_of(tmp_path / "more", "a")["a"]._replace(results=tmp_path / "results")
         finish(one, one.take(tasks_of(tmp_path, "a")))
         assert other.take({"a": theirs}) is None
-        assert "a.png: found results of another image of this name" in other.faults[0]
+        assert "a.png: found results of this name that a call beside" in other.faults[0]
 
 
 def test_overwrite_redoes_what_was_there_before_once(tmp_path):
@@ -206,6 +206,11 @@ def test_status_keeps_what_calls_beside_have_queued(tmp_path):
         with Status(one, [a], [a]), working(folder) as other, Status(other, [b], [b]):
             assert states(folder) == {"a": "queued", "b": "queued"}
         assert states(folder) == {"a": "queued"}
+        with Status(one, [a], [a]) as status, working(folder):
+            for text in (b"", b"\xff\0", b"a,b\n1\n"):  # what is no such table
+                status.path.write_bytes(text)
+                status.write()
+                assert states(folder) == {"a": "queued"}
 
 
 # --- shards and tables
