@@ -169,7 +169,7 @@ def main(args):
         for note in notes:
             say(note)
         shown = network.settings() | {"only regions": args.only_regions, "device": str(device)}
-        infer_all(mine, todo, network, shown, job)
+        infer_all(tasks, todo, network, shown, job)
         checked = check_all_exports(mine) if args.check_exports else []
         failures = everyones(job.faults + checked)
         if rank == 0:
@@ -286,7 +286,7 @@ def everyones(texts: list[str]) -> list[str]:
 
 
 def infer_all(tasks: list[Task], todo: list[Task], network: Predictor, shown: dict, job) -> None:
-    """Infer those `todo` of a call's images, with all who work in the folder; `job` has faults."""
+    """Infer those `todo` of all images, with all who work in the folder; `job` has the faults."""
     is_first = Team().place[0] == 0
     with Status(job, tasks, todo) if is_first else nullcontext():
         for task, team in shared_out(job, tasks, todo):

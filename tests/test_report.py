@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tissue import pictures, report
+from tissue.results import REGION_COLUMNS
 from tissue.synthetic import draw_tissue
 
 NAMES = [
@@ -98,6 +99,13 @@ def test_the_terminal_s_table_has_the_columns_that_are_known_and_a_mean():
     assert "AJI" not in lines[0]
     assert lines[3].split(" | ")[:2] == ["mean     ", "  10.0"]
     assert lines[4] == "mean relative count error of nuclei: 20.0%"
+
+
+def test_of_many_images_the_terminal_shows_the_first_and_the_mean_of_all():
+    lines = report.text_table([row(f"image {n:02}", n) for n in range(1, 61)]).splitlines()
+    assert len(lines) == 1 + 50 + 2
+    assert lines[50].startswith("image 50") and "30.5" in lines[51]  # the mean of 1 to 60
+    assert lines[52] == "and 10 more images, which the mean has too"
 
 
 # --- the page
@@ -227,7 +235,7 @@ def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
     write_pictures(tmp_path, "a", layers=("image",), shape=(300, 640))
     sides = []
     for count in (1, 160, 300, 12_000):
-        side = report._embedded_side(count)
+        side = report._embedded_side(count, report.PAGE_BYTES)
         assert count * side**2 * report.BYTES_PER_PIXEL <= report.PAGE_BYTES
         sides.append(side)
     assert sides[:3] == [1024, 645, 240]
@@ -240,6 +248,29 @@ def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
         linked.append(len(elements.attributes("a", "data-linked")))
     assert sides[-2:] == ["640", "129"]
     assert linked == [0, 1]
+
+
+def test_the_page_shows_the_regions_of_the_table(tmp_path):
+    assert "Regions</h2>" not in page_of(tmp_path, [row("a")])
+    cells = ["a", "<b>tumour", "Tumor", "", "0.25", "12", "48.0000"]
+    lines = [",".join(REGION_COLUMNS[:7]), ",".join(cells)]
+    (tmp_path / "regions.csv").write_text("\n".join(lines))
+    page = page_of(tmp_path, [row("a")])
+    shown = ["a", "&lt;b&gt;tumour", "Tumor", "12", "0.25", "48.0000"]
+    assert "".join(f"<td>{cell}</td>" for cell in shown) in page
+
+
+def test_of_many_images_the_overlays_alone_are_embedded(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MANY", 2)
+    for name in "ab":
+        write_pictures(tmp_path, name)
+    elements = Elements(page_of(tmp_path, [row("a", 5, 5), row("b", 6, 6)]))
+    assert elements.attributes("img", "alt")[:2] == [f"prediction, {n}_overlay.png" for n in "ab"]
+    assert elements.attributes("img", "loading") == ["lazy", "lazy"]
+    links = [
+        f"{name}_{layer}.png" for name in "ab" for layer in ("image", "overlay", "gt", "errors")
+    ]
+    assert [link for link in elements.attributes("a", "href") if link.endswith(".png")] == links
 
 
 def test_a_picture_too_large_to_decode_is_linked_alone(tmp_path, monkeypatch):
@@ -282,7 +313,7 @@ addEventListener("load", async () => {
   heading("image").focus();
   seen.focus = document.activeElement.textContent;
 
-  document.querySelector("#row-1 a[data-layer=image] img").click();
+  document.querySelector("#row-1 a[data-layer=image]").click();
   seen.open = viewer.open;
   seen.first = state();
   seen.right = press("ArrowRight");
@@ -323,10 +354,12 @@ def clicked(page, folder):
 
 
 @pytest.mark.skipif(not BROWSER, reason=f"no browser is installed: {', '.join(BROWSERS)}")
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("linked", ["none", "all", "all but the overlay"])
 def test_a_browser_sorts_enlarges_and_switches_layers(tmp_path, monkeypatch, linked):
-    if linked:
+    if linked == "all":
         monkeypatch.setattr(report, "PAGE_BYTES", 20_000)
+    elif linked == "all but the overlay":
+        monkeypatch.setattr(report, "MANY", 3)
     names = ["image 10", "image 9", "<script>document.title = 'executed'<script>"]
     write_pictures(tmp_path, names[0])
     write_pictures(tmp_path, names[1], shape=(120, 200))
@@ -347,7 +380,7 @@ def test_a_browser_sorts_enlarges_and_switches_layers(tmp_path, monkeypatch, lin
     assert seen["button"] == [names[1], "gt"]
     assert seen["down"] == [names[0], "gt"]
     assert not seen["missing"]
-    assert seen["source"] == ("file:" if linked else "data:")
+    assert seen["source"] == ("data:" if linked == "none" else "file:")
     assert seen["pixels"] == [200, 120]
     assert seen["closed"]
     assert seen["title"] == "Nuclei: masks and counts"

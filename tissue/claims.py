@@ -139,7 +139,7 @@ class Job:
         """A task as it is to be done now, None if that was done since this process began."""
         name = task.pair.name
         if self.is_new(fault := results.path_of(self.folder, name, "fault")):
-            self.faults.append(fault.read_text(encoding="utf-8"))
+            self.faults.append(fault.read_text(encoding="utf-8", errors="replace"))
             return None
         is_new = self.is_new(results.path_of(self.folder, name, "record"))
         todo, _ = inputs.unfinished([task], self.overwrite and not is_new)
@@ -147,8 +147,9 @@ class Job:
             record = results.read(self.folder, name)
             if record and record["made_with"] != task.made_with:
                 self.faults.append(
-                    f"{task.pair.image}: found results of another image of this name, which a call "
-                    f"beside this one has just made, expected one image each; rename one"
+                    f"{task.pair.image}: found results of this name that a call beside this one "
+                    f"has just made of other files (image, reference, regions), expected the same; "
+                    f"wait for its end, or rename the image"
                 )
                 return None
         return todo[0] if todo else None
@@ -170,6 +171,7 @@ class Job:
                     f"a sign of life of this one every {STALE:.0f} seconds; start it again"
                 )
             yield
+            self.claim(None)
 
     def failed(self, name: str, line: str) -> None:
         """An image of this process has failed: for its list, and for all who look."""
@@ -177,6 +179,7 @@ class Job:
         self.faults.append(line)
         with suppress(OSError):  # the disk may be full
             results.write_fault(self.folder, name, line)
+            self.claim(None)
 
 
 @contextmanager

@@ -122,7 +122,10 @@ UNREADABLE = Embedded("", 0, 0, "unreadable", linked=False)
 
 def embedded(path: Path, side: int) -> Embedded:
     """A PNG made small, at most `side` pixels a side; one that is damaged is said to be."""
-    encoded = np.fromfile(path, np.uint8)
+    try:
+        encoded = np.fromfile(path, np.uint8)
+    except FileNotFoundError:  # a call that works beside this one makes it anew
+        return UNREADABLE
     if len(encoded) < 24:
         return UNREADABLE
     width, height = encoded[16:24].view(">u4").tolist()  # of the header; PNG 1.2, section 4.1.1

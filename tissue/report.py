@@ -57,9 +57,12 @@ COLUMNS = (
     Column("dropped", "dropped", 1),
 )
 
+LINES, MOST_REGIONS = 50, 500  # of images in a terminal, and of regions in the page
 PAGE = Path(__file__).with_name("report.html")
 # Pictures of a page share so many bytes; a JPEG of tissue has about so many per pixel in base64.
 PAGE_BYTES = 40_000_000
+# From so many images on one picture of each is embedded, and all of them in so many bytes.
+MANY, MANY_BYTES = 200, 12_000_000
 BYTES_PER_PIXEL = 0.6
 LARGEST_SIDE = 1024  # pixels of an embedded picture
 THUMBNAIL = 240  # pixels of those that are enlarged from the file beside the page
@@ -113,14 +116,18 @@ def mean_row(rows: Sequence[dict]) -> dict:
 
 
 def text_table(rows: Sequence[dict]) -> str:
-    """The counts and scores for a terminal: a line an image, a mean line, the mean count error."""
+    """The counts and scores for a terminal: a line an image (LINES at most), a line that has the
+    means of all, and the mean count error.
+    """
     columns = _columns(rows)
     lines = [["image", *(column.title for column in columns)]]
-    for row in [*rows, mean_row(rows)]:
+    for row in [*rows[:LINES], mean_row(rows)]:
         lines.append([row["image"], *_texts(row, columns).values()])
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     text = "\n".join(" | ".join(cells) for cells in padded)
+    if len(rows) > LINES:
+        text += f"\nand {len(rows) - LINES} more images, which the mean has too"
     agreed = count_agreement(rows)
     if agreed and agreed["mean_relative_error"] is not None:
         error = f"{agreed['mean_relative_error']:.1%}"
@@ -170,18 +177,11 @@ def write_report(
     images' are said to be `differing` in those that are named. Pictures are `folder`'s
     `<name>_image.png`, `_overlay.png`, `_gt.png` and `_errors.png`, as far as they are there; they
     are embedded, the smaller the more there are, so that all fit into PAGE_BYTES, and are links to
-    the files, which lie beside the page.
+    the files, which lie beside the page. Of MANY images all but the overlays are links alone.
     """
     folder = Path(folder)
     columns, agreed = _columns(rows), count_agreement(rows)
-    shown = [_files(folder, row["image"], LAYERS) for row in rows]
-    side = _embedded_side(sum(map(len, shown)))
-
-    def with_pictures(paths):
-        return {layer: (path, pictures.embedded(path, side)) for layer, path in paths.items()}
-
-    with ThreadPoolExecutor() as pool:
-        shown = list(pool.map(with_pictures, shown))
+    shown = _embedded_pictures(folder, rows)
     images = [
         (row["image"], _files(folder, row["image"], FILES), there, _texts(row, columns))
         for row, there in zip(rows, shown, strict=True)
@@ -189,9 +189,11 @@ def write_report(
     # Names of files and settings are anybody's: all texts are escaped where they are put in.
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
         images=images,
+        lazy=Markup(' loading="lazy"' * (len(rows) >= MANY)),
         agreed=agreed,
         fields=_fields(rows, doubtful),
         tables=[n for n in results.TABLES if n != results.REPORT and (folder / n).is_file()],
+        regions=_regions(folder),
         differing=said_of_differing(differing) if differing else "",
         facts=list(_facts(rows, agreed)),
         plots=_plots(rows, agreed) if agreed and agreed["images"] > 1 else (),
@@ -209,10 +211,34 @@ def write_report(
         beside.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
+def _embedded_pictures(folder, rows):
+    """{layer: (path, Embedded)} of each image."""
+    shown = [_files(folder, row["image"], LAYERS) for row in rows]
+    pictured, page_bytes = (LAYERS, PAGE_BYTES) if len(rows) < MANY else (("overlay",), MANY_BYTES)
+    side = _embedded_side(sum(layer in there for there in shown for layer in pictured), page_bytes)
+
+    def picture(layer, path):
+        if layer in pictured:
+            return pictures.embedded(path, side)
+        return pictures.Embedded("", 0, 0, LAYERS[layer], linked=True)
+
+    def with_pictures(paths):
+        return {layer: (path, picture(layer, path)) for layer, path in paths.items()}
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(with_pictures, shown))
+
+
 def _files(folder, name, kinds):
     """{kind: path} of an image's files of some kinds, as far as they are there."""
     paths = {kind: results.path_of(folder, name, kind) for kind in kinds}
     return {kind: path for kind, path in paths.items() if path.is_file()}
+
+
+def _regions(folder):
+    """The rows of regions.csv, as far as the page shows them."""
+    path = folder / results.REGIONS
+    return results.read_table(path)[:MOST_REGIONS] if path.is_file() else []
 
 
 def _fields(rows, doubtful):
@@ -225,9 +251,9 @@ def _fields(rows, doubtful):
     return [(places[row["image"]], row, found[path, place]) for row, place, path in doubtful]
 
 
-def _embedded_side(count: int) -> int:
-    """Pixels of the longer side of each of `count` pictures, so that they fit into PAGE_BYTES."""
-    side = int((PAGE_BYTES / BYTES_PER_PIXEL / max(1, count)) ** 0.5)
+def _embedded_side(count: int, page_bytes: float) -> int:
+    """Pixels of the longer side of each of `count` pictures, so that all fit into `page_bytes`."""
+    side = int((page_bytes / BYTES_PER_PIXEL / max(1, count)) ** 0.5)
     return min(side, LARGEST_SIDE if side >= pictures.ENLARGED_SIDE else THUMBNAIL)
 
 

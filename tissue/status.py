@@ -1,8 +1,10 @@
 """How far the images of a folder of results are: status.csv, and the bar of a terminal."""
 
+import csv
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -59,8 +61,9 @@ class Status:
             for kind, ending in results.ROW_ENDINGS.items():
                 if entry.name.endswith(ending) and entry.name not in parts:
                     name = entry.name.removesuffix(ending)
-                    times[name, kind] = entry.stat().st_mtime_ns
-                    names.add(name)
+                    with suppress(FileNotFoundError):  # taken up again by another process
+                        times[name, kind] = entry.stat().st_mtime_ns
+                        names.add(name)
         found = {}
         for name in sorted(names):
             if name in running:
@@ -119,12 +122,18 @@ class Status:
             for name, row in self.look().items():
                 cells = {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
                 rows[_key(name)] = cells
-            if self.job.others() and self.path.is_file():
-                for row in results.read_table(self.path):
-                    cells = {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
-                    if cells["state"] == "queued":
-                        rows.setdefault(_key(row["image"]), cells)
+            for row in self._of_others():
+                cells = {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
+                if cells["state"] == "queued":
+                    rows.setdefault(_key(row["image"]), cells)
             write_table(self.path, results.STATUS_COLUMNS, (rows[key] for key in sorted(rows)))
+
+    def _of_others(self):
+        """The rows of status.csv, if others work here; none of a file that is no such table."""
+        try:
+            return results.read_table(self.path) if self.job.others() else []
+        except (OSError, ValueError, KeyError, AttributeError, csv.Error):
+            return []
 
 
 def _key(name):

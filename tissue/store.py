@@ -22,8 +22,8 @@ LARGEST_TIFF = 2**32 - 2**25  # bytes; offsets of a classic TIFF have 32 bits
 class Store:
     """A map (H, W) of one dtype, 0 where nothing was written; a context that removes it at its end.
 
-    It is a new, hidden file in `folder`; what a killed run leaves, `files.locked` removes. The file
-    is opened for each use, so that what one process wrote others read (a copy of the object is as
+    It is a new, hidden file in `folder`; what a killed run leaves, `claims.working` removes. It is
+    opened for each use, so that what one process wrote others read (a copy of the object is as
     good), and mapped pages do not count as memory for long. Rows are written, not mapped: a full
     disk is an OSError then.
     """
