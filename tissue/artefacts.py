@@ -35,18 +35,18 @@ RIM = 5  # pixels, twice what tissue and ink reach beyond what is seen of them, 
 WHITE = 99  # percentile of a thumbnail's pixels that is bare glass
 INK = 0.1  # red light is absorbed by so much more than green by blue, green and violet ink,
 RED_INK = 0.35  # and blue by so much more than red by red ink
-BLACK_INK, GREY = 0.45, 0.2  # black ink absorbs so much, and its channels differ by this share
-BESIDE, TOO_DARK = -0.05, 0.55  # as INK, and of red light, of ink over tissue beside such ink,
+BLACK_INK, GREY = 0.5, 0.35  # black ink absorbs so much, and its channels differ by this share
+BESIDE, TOO_DARK = -0.1, 0.55  # as INK, and of red light, of ink over tissue beside such ink,
 SEEN = 0.25  # which is at least this share of both
-# A fold is two layers. Their density of blue light is beyond what one layer has: haematoxylin, of
-# which layers have most different amounts, absorbs little of that.
-FOLD, DENSE = 1.35, 95  # times this percentile of the slide's tissue
+# A fold has two layers or three. Their density of blue light is beyond what one layer has:
+# haematoxylin, of which layers have most different amounts, absorbs little of that.
+FOLD, DENSE = 1.3, 90  # times this percentile of the slide's tissue
 
 # Tissue in focus has about as much structure in each octave; blur takes the fine ones away. Bands
 # are differences of Gaussians, by their standard deviations in pixels of SHARP_UM.
 BANDS, REACH = ((0.7, 1.5), (3.0, 6.0)), 24
 SHARP_UM, SQUARE_UM = 1.0, 72.0  # pixels; the side of the square that decides on a pixel
-BLUR, LEAST_STRUCTURE = 0.085, 1.0  # ratio of variances; grey levels squared in the coarse band
+BLUR, LEAST_STRUCTURE = 0.085, 0.05  # ratio of variances; grey levels squared in the coarse band
 TILE = 128  # pixels of the thumbnail
 
 
