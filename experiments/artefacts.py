@@ -113,6 +113,7 @@ def with_artefacts(image, um):
     """(An image with artefacts drawn over it, {class and kind: bool (H, W) of where})"""
     image, truth, side = image.copy(), {}, len(image)
     white = (np.percentile(image[::8, ::8], 99.9, axis=(0, 1)) / 255).astype(np.float32)
+    layer = np.roll(image, side // 3, axis=1) / np.float32(255) / white
 
     def stroke(name, points, seen_through, soft_um):
         """What is seen through the stroke as a share, of its window (y, x, height, width)."""
@@ -128,7 +129,6 @@ def with_artefacts(image, um):
     for row, (name, ink) in enumerate(INKS.items()):
         y, share = 0.12 + 0.1 * row, np.float32(ink) / 255
         stroke(f"pen {name}", [(0.01, y), (0.2, y + 0.04), (0.45, y)], lambda _, s=share: s, 8)
-    layer = np.roll(image, side // 3, axis=0) / np.float32(255) / white
     path = np.array([(0.55, 0.12), (0.65, 0.25), (0.63, 0.5)])
     stroke("fold of two layers", path, lambda place: layer[place], 2)
     stroke("fold of three layers", path + np.array([0.2, 0]), lambda place: layer[place] ** 2, 2)

@@ -52,12 +52,14 @@ def test_drawn_artefacts_are_found_by_their_names_and_the_rest_is_kept(slide):
     found = classes_at(find(from_array(drawn), UM), slide.shape[:2])
     for name, mask in truth.items():
         kind = name.split()[0]
-        if name != "blur of 2 um" and kind != "fold":  # blur as far as one counts in it; below
-            assert (found[mask] == CLASSES.index(kind)).mean() > 0.9, name
-    anything = np.any([*truth.values()], axis=0).astype(np.uint8)
-    near = cv2.dilate(anything, np.ones((121, 121), np.uint8)) > 0  # 30 um
+        if name not in ("fold of two layers", "blur of 2 um"):  # of these a part is found
+            assert (found[mask] == CLASSES.index(kind)).mean() > (
+                0.6 if kind == "fold" else 0.85
+            ), name
     clean = classes_at(find(from_array(slide), UM), slide.shape[:2])
-    np.testing.assert_array_equal(found[~near], clean[~near])
+    anything = np.any([*truth.values()], axis=0).astype(np.uint8)
+    far = cv2.distanceTransform(1 - anything, cv2.DIST_L2, 3) > 80  # 40 um
+    assert (found != clean)[far].mean() < 0.005
 
 
 def test_a_fold_is_more_layers_of_tissue_than_one(slide):
