@@ -3,11 +3,12 @@
     python3 -m experiments.artefacts --root data_1/ data_2/
 
 The annotated images of each slide (those whose names differ in their last number) are laid side by
-side, with glass around, until there is a square millimetre. In this tissue/artefacts.py looks for
+side, with glass around, until there is a square millimetre. In it tissue/artefacts.py looks for
 artefacts: of all nuclei that are annotated, those are lost that are not taken as tissue. Then ink,
-a fold of a second layer, blur and a black margin are drawn over it.
+folds of two and of three layers, blur and a black margin are drawn over it.
 """
 
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -76,20 +77,27 @@ def slides_of(root):
 
 
 def mosaic(members, side):
-    """(RGB uint8 of a square of `side` pixels or more with glass around, y and x of its nuclei)"""
+    """(RGB uint8 of a square of `side` pixels or more with glass around, y and x of its nuclei)
+
+    The darkest images lie together in a corner, so that dense tissue is no speck.
+    """
+    members = sorted(members, key=lambda member: member[0][..., 2].mean())
     size = min(min(image.shape[:2]) for image, _ in members)
-    count = -(-side // size)
-    white = np.percentile(np.stack([i[:size, :size] for i, _ in members]), 99.9, axis=(0, 1, 2))
+    count = max(-(-side // size), math.isqrt(len(members)))
+    white = np.percentile(np.stack([i[:size:4, :size:4] for i, _ in members]), 99.9, (0, 1, 2))
     whole = np.full((count * size + 2 * MARGIN,) * 2 + (3,), white, np.uint8)
-    places = []
-    for number in range(count**2):
-        image, label_map = members[number % len(members)]
-        turns = number // len(members) % 4
-        image, label_map = (np.rot90(v[:size, :size], turns) for v in (image, label_map))
-        corner = np.array(divmod(number, count)) * size + MARGIN
-        whole[corner[0] : corner[0] + size, corner[1] : corner[1] + size] = image
-        ids = np.unique(label_map[label_map > 0])
-        places += [corner + p for p in ndimage.center_of_mass(label_map > 0, label_map, ids)]
+    places, centres = [], {}
+    for number, (row, column) in enumerate(
+        sorted(np.ndindex(count, count), key=lambda place: place[0] ** 2 + place[1] ** 2)
+    ):
+        which = number * len(members) // count**2
+        image, label_map = (values[:size, :size] for values in members[which])
+        if which not in centres:
+            ids = np.unique(label_map[label_map > 0])
+            centres[which] = ndimage.center_of_mass(label_map > 0, label_map, ids)
+        top, left = row * size + MARGIN, column * size + MARGIN
+        whole[top : top + size, left : left + size] = image
+        places += [(top + y, left + x) for y, x in centres[which]]
     return whole, *np.array(places).reshape(-1, 2).T
 
 
@@ -105,6 +113,7 @@ def with_artefacts(image, um):
     """(An image with artefacts drawn over it, {class and kind: bool (H, W) of where})"""
     image, truth, side = image.copy(), {}, len(image)
     white = (np.percentile(image[::8, ::8], 99.9, axis=(0, 1)) / 255).astype(np.float32)
+    layer = np.roll(image, side // 3, axis=1) / np.float32(255) / white
 
     def stroke(name, points, seen_through, soft_um):
         """What is seen through the stroke as a share, of its window (y, x, height, width)."""
@@ -118,11 +127,11 @@ def with_artefacts(image, um):
         truth[name] = drawn > 127
 
     for row, (name, ink) in enumerate(INKS.items()):
-        y, share = 0.12 + 0.1 * row, np.float32(ink) / 255 / white
+        y, share = 0.12 + 0.1 * row, np.float32(ink) / 255
         stroke(f"pen {name}", [(0.01, y), (0.2, y + 0.04), (0.45, y)], lambda _, s=share: s, 8)
-    layer = np.roll(image, side // 3, axis=0)
-    path = [(0.55, 0.12), (0.7, 0.25), (0.68, 0.45)]
-    stroke("fold", path, lambda place: layer[place] / np.float32(255) / white, 2)
+    path = np.array([(0.55, 0.12), (0.65, 0.25), (0.63, 0.5)])
+    stroke("fold of two layers", path, lambda place: layer[place], 2)
+    stroke("fold of three layers", path + np.array([0.2, 0]), lambda place: layer[place] ** 2, 2)
     radius = side // 8
     for column, sigma in enumerate(BLURS):
         y, x = round(side * 0.75), round(side * (0.2 + 0.3 * column))

@@ -35,18 +35,18 @@ RIM = 5  # pixels, twice what tissue and ink reach beyond what is seen of them, 
 WHITE = 99  # percentile of a thumbnail's pixels that is bare glass
 INK = 0.1  # red light is absorbed by so much more than green by blue, green and violet ink,
 RED_INK = 0.35  # and blue by so much more than red by red ink
-BLACK_INK, GREY = 0.45, 0.2  # black ink absorbs so much, and its channels differ by this share
-BESIDE, TOO_DARK = -0.05, 0.55  # as INK, and of red light, of ink over tissue beside such ink,
+BLACK_INK, GREY = 0.5, 0.35  # black ink absorbs so much, and its channels differ by this share
+BESIDE, TOO_DARK = -0.1, 0.55  # as INK, and of red light, of ink over tissue beside such ink,
 SEEN = 0.25  # which is at least this share of both
-# A fold is two layers. Their density of blue light is beyond what one layer has: haematoxylin, of
-# which layers have most different amounts, absorbs little of that.
-FOLD, DENSE = 1.35, 95  # times this percentile of the slide's tissue
+# A fold has two layers or three. Their density of blue light is beyond what one layer has:
+# haematoxylin, of which layers have most different amounts, absorbs little of that.
+FOLD, DENSE = 1.3, 90  # times this percentile of the slide's tissue
 
 # Tissue in focus has about as much structure in each octave; blur takes the fine ones away. Bands
 # are differences of Gaussians, by their standard deviations in pixels of SHARP_UM.
 BANDS, REACH = ((0.7, 1.5), (3.0, 6.0)), 24
-SHARP_UM, SQUARE_UM = 1.0, 72.0  # pixels; the side of the square that decides on a pixel
-BLUR, LEAST_STRUCTURE = 0.085, 1.0  # ratio of variances; grey levels squared in the coarse band
+SHARP_UM, SQUARE = 1.0, 9  # of the image that is looked at; pixels of the square that decides
+BLUR, LEAST_STRUCTURE = 0.085, 0.05  # ratio of variances; grey levels squared in the coarse band
 TILE = 128  # pixels of the thumbnail
 
 
@@ -69,14 +69,18 @@ def find(image: Windows, um: float) -> np.ndarray:
     density = np.log10(np.maximum(white, 1) / np.maximum(view, 1)).clip(0).astype(np.float32)
     found = _tissue(1 - (glass | black), unit)
     tissue = found > 0
+    near = np.ones((3, 3), np.uint8)  # pixels at the edge of what is black are in part
+    black = _parts(cv2.dilate(black, near), LEAST_UM2 / unit) > 0
+    ink = _large(_inked(density), unit, RIM)
+    plain = tissue & (glass == 0) & ~ink & ~black
     marks = {
-        "blur": lambda: _blurred(image, um, tissue),
-        "fold": lambda: _folded(density, tissue & (glass == 0)),
-        "pen": lambda: _inked(density),
-        "black": lambda: cv2.dilate(black, np.ones((3, 3), np.uint8)),  # pixels at its edge too
+        "blur": _large(_blurred(image, um, tissue), unit, SQUARE),
+        "fold": _large(_folded(density[..., 2], plain), unit, 1),
+        "pen": ink,
+        "black": black,
     }
     for kind, mark in marks.items():  # what comes later is surer
-        found[_large(mark().astype(np.uint8), unit, kind) > 0] = CLASSES.index(kind)
+        found[mark & (tissue | (kind in ("pen", "black")))] = CLASSES.index(kind)
     return found
 
 
@@ -86,12 +90,10 @@ def _tissue(coloured, unit):
     return 1 - _parts(1 - tissue, LEAST_UM2 / unit)
 
 
-def _large(mask, unit, kind):
-    """A mask of an artefact, smoothed, without its small parts, uint8 (h, w) of 0 and 1."""
-    if kind == "black":
-        return _parts(mask, LEAST_UM2 / unit)
-    mask = _parts(cv2.medianBlur(mask, 3), LEAST_UM2 / unit)
-    return cv2.dilate(mask, np.ones((RIM, RIM), np.uint8)) if kind == "pen" else mask
+def _large(mask, unit, reach):
+    """A mask smoothed, without small parts, grown by squares of `reach` pixels, bool (h, w)."""
+    mask = _parts(cv2.medianBlur(mask.astype(np.uint8), 3), LEAST_UM2 / unit)
+    return cv2.dilate(mask, np.ones((reach, reach), np.uint8)) > 0
 
 
 def _parts(mask, least):
@@ -117,11 +119,11 @@ def _inked(density):
     return keep[labels]
 
 
-def _folded(density, tissue):
-    blue = cv2.blur(density[..., 2], (3, 3))
+def _folded(blue, tissue):
+    """Where tissue is too dense for one layer, bool (h, w), by its density of blue light."""
     if not tissue.any():
         return tissue
-    return tissue & (blue > FOLD * np.percentile(density[..., 2][tissue], DENSE))
+    return tissue & (cv2.blur(blue, (3, 3)) > FOLD * np.percentile(blue[tissue], DENSE))
 
 
 def _blurred(image, um, tissue):
@@ -138,9 +140,8 @@ def _blurred(image, um, tissue):
 
     for _ in tiling.ahead(fill, tiling.tiles_of(*tissue.shape, TILE), 4, threads=2):
         pass
-    side = round(SQUARE_UM / UM)
-    weight = cv2.blur(tissue.astype(np.float32), (side, side)) + 1e-6
-    fine, coarse = (cv2.blur(band * tissue, (side, side)) / weight for band in bands)
+    weight = cv2.blur(tissue.astype(np.float32), (SQUARE, SQUARE)) + 1e-6
+    fine, coarse = (cv2.blur(band * tissue, (SQUARE, SQUARE)) / weight for band in bands)
     return tissue & (coarse > LEAST_STRUCTURE) & (fine < BLUR * coarse)
 
 
