@@ -1,13 +1,14 @@
 # make demo       everything once on synthetic tissue: cut, train, infer, and where to look
 # make test       the tests, without those that take long
 # make test-all   all tests
+# make test-faults   attacks: kills, disks, files from strangers (docs/reliability.md)
 # make lint       ruff
 # Each makes .venv and installs what it needs first, once; what it then does is in tasks.py.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all demo test test-all lint clean
+.PHONY: all demo test test-all test-faults lint clean
 all: .venv/installed
 
 .venv/python: 
@@ -27,7 +28,7 @@ all: .venv/installed
 demo: .venv/installed
 	@$(BIN)/python -m tasks demo
 
-test test-all lint: .venv/installed-dev
+test test-all test-faults lint: .venv/installed-dev
 	@$(BIN)/python -m tasks $@
 
 clean:
