@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from learning.checkpoints import load_checkpoint
 from tests.faults.kill import COMMANDS, INFER, LEARN, ROOT, check_inference, ended, prepare
 from tests.test_training import same_training
 from tissue import results
+from tissue.manifest import MANIFEST
 
 SCRIPTS = pytest.mark.parametrize("script", COMMANDS)
 INTERRUPTS = 4  # of each script, in the tests
@@ -69,7 +71,8 @@ def interrupt(place, argv, moment):
     clock = (~process.pid << 3) | 2  # Linux
     while process.poll() is None and time.clock_gettime(clock) < moment:
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)  # the loader's processes get it too
+    with suppress(ProcessLookupError):  # where it was faster
+        os.killpg(process.pid, signal.SIGINT)  # the loader's processes get it too
     return end_of(process)
 
 
@@ -85,6 +88,8 @@ def test_ctrl_c_at_any_moment_is_one_line(script, place):
     process.wait()
     generator = random.Random(script)
     for _ in range(INTERRUPTS):
+        for done in (place / "data" / MANIFEST, place / "results"):  # so that there is work again
+            done.unlink(missing_ok=True) if done.is_file() else shutil.rmtree(done, True)
         moment = generator.uniform(0.1, whole)  # Python itself starts within the first tenth
         code, out, err = interrupt(place, COMMANDS[script], moment)
         if code == 0:  # it had just done all
