@@ -2,13 +2,14 @@
 # make doctor     what of this machine the scripts can use, and what lacks
 # make test       the tests, without those that take long
 # make test-all   all tests
+# make test-faults   attacks: kills, disks, files from strangers (docs/reliability.md)
 # make lint       ruff
 # Each makes .venv and installs what it needs first, once; what it then does is in tasks.py.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all demo doctor test test-all lint clean
+.PHONY: all demo doctor test test-all test-faults lint clean
 all: .venv/installed
 
 .venv/python: 
@@ -28,7 +29,7 @@ all: .venv/installed
 demo doctor: .venv/installed
 	@$(BIN)/python -m tasks $@
 
-test test-all lint: .venv/installed-dev
+test test-all test-faults lint: .venv/installed-dev
 	@$(BIN)/python -m tasks $@
 
 clean:

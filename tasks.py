@@ -4,6 +4,7 @@ python -m tasks demo        everything once on synthetic tissue, and where to lo
 python -m tasks doctor      what of this machine the scripts can use, and what lacks
 python -m tasks test        the tests, without those that take long
 python -m tasks test-all    all tests
+python -m tasks test-faults attacks: kills, disks, files from strangers (docs/reliability.md)
 python -m tasks lint        ruff
 python -m tasks image-side  the tests that need no torch, for one more version of numpy
 """
@@ -45,6 +46,9 @@ def main(arguments: list[str]) -> None:
     elif task == "lint":
         for command in LINT:
             call("-m", *command)
+    elif task == "test-faults":
+        call("-m", "pytest", "-q", "tests/faults")
+        call("-m", "tests.faults.kill")
     elif task in tests:
         # A program of its own on each core; four hold 4 GB of libraries.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from learning.processes import share_of_batch
 from learning.signals import Stopped, StopSignal
 from model import UNet
 from tests.scripts import REPOSITORY, call, cut, dice_of, infer, learn, table_of
-from tissue.files import PART, InputError
+from tissue.files import InputError
 from tissue.patches import PatchDataset
 from tissue.sampling import PatchSampler
 
@@ -132,33 +131,6 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkey
         (settings,) = tmp_path.glob("log/*/args.json")
         precision = json.loads(settings.read_text())["precision"]
         assert precision == str(expected).removeprefix("torch.")
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_a_run_ends_as_if_nothing_happened(root, tmp_path):
-    cut(root)
-    settings = ("--epoch", 10, "--batch_size", 2, "--seed", 3)
-    undisturbed = learn(root, tmp_path / "undisturbed", *settings)
-    log = tmp_path / "log"
-    generator = random.Random(0)
-    process = start(command(root, log, *settings))
-    kills = 0
-    while True:
-        wait_for(lambda: list(log.glob("*/last.pt")), process)
-        time.sleep(generator.uniform(0, 1.0) if kills == 0 else generator.uniform(3.0, 6.0))
-        if process.poll() is not None or kills == 3:
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
-        process = start(command(root, log, "--resume"))
-    _, err = process.communicate(timeout=300)
-    assert kills >= 1
-    (run,) = log.iterdir()
-    assert not list(run.glob(f".*{PART}*")), "half a file was left"
-    if process.returncode:  # it was killed when all was done, and says so
-        assert "finished run" in err
-    same_training(run, undisturbed)
 
 
 @pytest.fixture

@@ -54,10 +54,13 @@ def keep_output_open() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed from the start, as by `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(getattr(stream.buffer, "raw", None), io.FileIO):
+        elif isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):
             raw = _Lasting(stream.fileno(), "w", closefd=False)
-            options = {"line_buffering": stream.line_buffering, "errors": "backslashreplace"}
-            lasting = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, **options)
+            is_unbuffered = isinstance(stream.buffer, io.FileIO)  # PYTHONUNBUFFERED
+            lasting = io.TextIOWrapper(
+                raw if is_unbuffered else io.BufferedWriter(raw), stream.encoding,
+                "backslashreplace", None, stream.line_buffering, stream.write_through,
+            )  # fmt: skip
             setattr(sys, name, lasting)
         else:
             stream.reconfigure(errors="backslashreplace")

@@ -17,6 +17,7 @@ import argparse
 import csv
 import importlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -290,6 +291,7 @@ def main(argv=None) -> list[str]:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # a forked process has none of the threads that wait here for work
     cv2.setNumThreads(0)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # that curves were begun twice
     for script in COMMANDS:
         importlib.import_module(script)
     faults, numbers = [], range(args.first, args.first + args.kills)

@@ -5,7 +5,8 @@
 
 Runs train.py, or inference.py over many images in one call, as it is called by people, on drawn
 tissue, and stops it with Ctrl-C when the time is over. Compares what it holds at the end with what
-it held after the first tenth: memory within 5 %, and no more open files.
+it held after the first tenth: memory within 5 %, and no more open files (a tenth is chance: patches
+on their way from a loader process are files too).
 """
 
 import argparse
@@ -81,13 +82,13 @@ def verdict(samples: list[tuple[int, int]]) -> tuple[str, bool]:
     window = max(1, round(WINDOW * len(samples)))
     parts = samples[window : 2 * window], samples[-window:]
     early, late = (statistics.median(m for m, _ in part) / 1024 for part in parts)
-    early_files, late_files = (max(f for _, f in part) for part in parts)
+    early_files, late_files = (statistics.median(f for _, f in part) for part in parts)
     growth = late / early - 1
     line = (
         f"memory {early:.1f} MiB after the first tenth, {late:.1f} MiB at the end ({growth:+.1%}), "
-        f"open files {early_files} and {late_files}, {len(samples)} samples"
+        f"open files {early_files:g} and {late_files:g}, {len(samples)} samples"
     )
-    return line, growth <= MOST_GROWTH and late_files <= early_files
+    return line, growth <= MOST_GROWTH and late_files <= 1.1 * early_files + 1
 
 
 def main(argv=None) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -52,12 +51,14 @@ def place(before):
     shutil.rmtree(copy)
 
 
-def start(script, place, **options):
+def start(script, place, without_rights=False):
+    """Start a script; `without_rights` root has no more of them than any user."""
     name, *flags = COMMANDS[script]
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     return subprocess.Popen(
-        [sys.executable, ROOT / name, *flags], cwd=place, text=True, **options,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"HOME": str(place / "home"), "OMP_NUM_THREADS": "1"},
+        [*(drop if without_rights else []), sys.executable, ROOT / name, *flags], cwd=place,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def refusal(process):
     """The one line in which a script says that it cannot go on."""
     _, err = process.communicate(timeout=300)
     assert process.returncode in (2, 3), err  # 3: some of many images
-    assert "Traceback" not in err and len(set(err.splitlines())) >= 1, err
+    assert "Traceback" not in err and err.count("\n") == 1, err
     return err
 
 
@@ -89,7 +90,7 @@ def test_a_full_disk(script, room, place):
     shutil.copytree(kept, output, dirs_exist_ok=True)
     was = fingerprint(output)
     said = refusal(start(script, place))
-    assert ("No space left" in said and "make room" in said) or "is the disk full?" in said
+    assert "make room" in said or "is the disk full?" in said
     all_whole(output)
     if script != "inference":
         assert was.items() <= fingerprint(output).items()
@@ -114,9 +115,9 @@ def test_a_disk_that_is_read_only(script, place):
 def test_a_folder_of_another_user(script, place):
     output = place / OUTPUT[script]
     was = fingerprint(output)
-    (place / "home").mkdir(mode=0o777)
-    (place / "home").chmod(0o777)
-    said = refusal(start(script, place, user=65534, group=65534, extra_groups=[]))
+    for path in (output, *output.rglob("*")):
+        os.chown(path, 65534, 65534)
+    said = refusal(start(script, place, without_rights=True))
     assert "Permission denied; ask its owner" in said and OUTPUT[script] in said
     assert fingerprint(output) == was
 
@@ -163,14 +164,14 @@ def test_a_log_that_cannot_be_a_folder_is_not_waited_for(kind, tmp_path):
 def test_an_error_of_the_disk_names_the_file_and_what_to_do(tmp_path):
     path = tmp_path / "counts.csv"
     path.write_text("old")
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(OSError, match=r"No space left.*; make room.*counts\.csv"), replacing(path):
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"new")
+        full.write(b"new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     gone = tmp_path / "gone" / "counts.csv"
-    with pytest.raises(FileNotFoundError, match=r"give the command again: '.*gone/counts\.csv'"):
-        with replacing(gone):
-            pass
+    said = r"give the command again: '.*gone/counts\.csv'"
+    with pytest.raises(FileNotFoundError, match=said), replacing(gone):
+        pass
 
 
 def test_an_error_is_told_once_and_by_its_own_file(tmp_path):
@@ -184,4 +185,4 @@ def test_an_error_is_told_once_and_by_its_own_file(tmp_path):
 def test_other_errors_are_as_they_were():
     with pytest.raises(IsADirectoryError) as error, named("a"):
         open("/").close()
-    assert stat.S_ISDIR(os.stat("/").st_mode) and "choose" not in str(error.value)
+    assert "choose" not in str(error.value)
