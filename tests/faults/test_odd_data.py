@@ -68,7 +68,7 @@ def test_odd_images_come_to_their_end(tmp_path, capsys, name):
 def test_an_image_of_one_row_is_smaller_than_a_patch_and_is_segmented(tmp_path):
     row = draw_tissue(32, 320, seed=1).image[:1].repeat(32, axis=1)[:, :10_000]
     drawn(tmp_path / "data", lambda *_: (row, row[..., 0] > 127))
-    with pytest.raises(InputError, match=r"found 1 x 10000 pixels .* one patch"):
+    with pytest.raises(InputError, match=r"found 1 x 10000 pixels .*one patch"):
         preprocess(tmp_path / "data")
     torch.manual_seed(0)
     checkpoints.save_checkpoint(tmp_path / "a.pt", checkpoint_of(UNet(2)))

@@ -11,7 +11,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import types
 import zipfile
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def calls(victim):
         "torch.save": Call(torch.save, 1, str(victim)),
         "torch.load": Call(torch.load, str(victim)),
         "torch.hub": Call(torch.hub.load, str(victim.parent), "x"),
-        "types.FunctionType": Call(types.FunctionType, None, {}),
+        "os.symlink": Call(os.symlink, "/etc", str(victim)),
         "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.mkdir, str(victim)))),
         "a state": Call(dict, state={"x": Call(os.mkdir, str(victim))}),
         "zipfile": Call(zipfile.ZipFile, str(victim), "w"),
