@@ -91,7 +91,7 @@ def parse_args(argv=None):
         "--group_pattern",
         metavar="REGEX",
         help="what it finds in a name, or its first (...), is the image's group: patient or slide; "
-        "without it each image is its own",
+        "without it each image is its own; with --val_pattern, groups in both parts are told",
     )
     held_out.add_argument("--seed", type=int, default=0, help="of the draw")
     return parser.parse_args(argv)
@@ -145,9 +145,8 @@ def check_flags(args) -> list[float | str]:
     for flag in ("val_pattern", "group_pattern"):
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(args, flag) or ""):
             raise InputError(f"--{flag}: found text that is no UTF-8, expected a pattern")
-    for flag in ("val_fraction", "group_pattern"):
-        if args.val_pattern is not None and getattr(args, flag) is not None:
-            raise InputError(f"--{flag}: found it with --val_pattern, expected one of them")
+    if args.val_pattern is not None and args.val_fraction is not None:
+        raise InputError("--val_fraction: found it with --val_pattern, expected one of them")
     return [text if text == BY_NUCLEI else as_number(text) for text in args.pixel_size]
 
 

@@ -17,7 +17,7 @@ from model import IMAGENET_MEAN, IMAGENET_STD, build
 from tissue.files import InputError, replacing
 from tissue.nuclei import default_split
 from tissue.pixel_size import MICROSCOPE_UM
-from tissue.schema import CLOSED, OPEN, Count, Finite, check_content
+from tissue.schema import CLOSED, OPEN, Count, Finite, check_content, is_newer
 
 CHECKPOINT_VERSION = 1
 DIMENSIONS = (1, 512)  # the least and the most
@@ -108,9 +108,10 @@ def load_checkpoint(path: Path | str) -> dict:
         version = content["format_version"]
         if type(version) is not int or version != CHECKPOINT_VERSION:
             found = " ".join(repr(version).split())
+            newer = ", made by a newer version" * is_newer(version, CHECKPOINT_VERSION)
             raise InputError(
-                f"{path}: found checkpoint format {found:.40}, expected {CHECKPOINT_VERSION}; "
-                f"use the version of this project that wrote it"
+                f"{path}: found checkpoint format {found:.40}{newer}, expected "
+                f"{CHECKPOINT_VERSION}; use the version of this project that wrote it"
             )
         if not begins_as_zip(path):
             raise InputError(f"{path}: found a checkpoint without checksums, {ADVICE}")

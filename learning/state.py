@@ -1,6 +1,7 @@
 """All that changes while a network learns, which last.pt keeps, and how it changes."""
 
 import copy
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from learning.optimisation import one_cycle, warm_ema
 from learning.processes import add_up
 from tissue import agreement
+from tissue.files import InputError
 
 EMA_EVERY = 4  # steps between updates of the averaged weights, each of which costs 3 % of a step
 EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
@@ -132,8 +134,14 @@ class State:
     def end_epoch(self, val_loss: float, counts: torch.Tensor, batch_size: int) -> bool:
         """Take an epoch's scores into the progress, and return whether they are the best.
 
-        `counts` are `utils.pixel_counts` of each validation image, (images, 4).
+        `counts` are `utils.pixel_counts` of each validation image, (images, 4). Raises InputError
+        for a loss that is not a finite number.
         """
+        if not math.isfinite(val_loss):
+            raise InputError(
+                "the validation loss is not a finite number: the weights are too large to "
+                "multiply; try a smaller --lr or --precision float32 (last.pt is from before)"
+            )
         progress, total = self.progress, counts.sum(0)
         dice = agreement.dice(total)
         is_best = dice > progress.best_dice and self.is_better(counts)

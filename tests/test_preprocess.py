@@ -83,7 +83,6 @@ def put(root, name, size=96, um=None, side=None, seed=0):
         (["--val_fraction", 1], "--val_fraction: found 1"),
         (["--seed", -1], "--seed: found -1"),
         (["--val_fraction", 0.5, "--val_pattern", "*1"], "--val_fraction: found it with"),
-        (["--group_pattern", "a", "--val_pattern", "*1"], "--group_pattern: found it with"),
         (["--val_pattern", "*9"], "no validation image .*--val_fraction"),
         (["--val_pattern", "*"], "no training image .*--val_fraction"),
         (["--val_pattern", "*\udcff"], "--val_pattern: found text that is no UTF-8"),

@@ -279,7 +279,10 @@ def run_script(main: Callable, parse_args: Callable) -> None:
         print(error, file=sys.stderr)
         sys.exit(3)
     except (InputError, OSError) as error:
-        line = " ".join(str(error).splitlines())  # the names of files may have more
+        line = "".join(  # the names of files may have more lines, and what a terminal obeys
+            sign if sign.isprintable() or "\udc80" <= sign <= "\udcff" else ascii(sign)[1:-1]
+            for sign in " ".join(str(error).splitlines())
+        )
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:

@@ -23,7 +23,7 @@ from tissue.files import InputError, check_regular, file_hash, replacing, write_
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import IMAGE_FOLDER, MASK_FOLDERS, name_fault, same_name
 from tissue.pixel_size import MICROSCOPE_UM
-from tissue.schema import CLOSED, check_content, seal
+from tissue.schema import CLOSED, check_content, is_newer, seal
 
 FORMAT_VERSION = 4
 SPLITS = ("train", "val")
@@ -204,6 +204,11 @@ def read_manifest(root: Path | str) -> dict:
     except ValueError as error:
         raise _refusal(root, MANIFEST, f"no readable manifest ({error})") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if is_newer(version, FORMAT_VERSION):
+        raise InputError(
+            f"{path}: found format version {_short(version)}, made by a newer version, expected "
+            f"{FORMAT_VERSION}; use that version, or {_again(root)} to cut it anew"
+        )
     if version != FORMAT_VERSION:
         found = f"format version {_short(version)}, expected {FORMAT_VERSION}"
         raise _refusal(root, MANIFEST, found)

@@ -141,7 +141,10 @@ def read(folder: Path | str, name: str) -> Record | None:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("it is no file")
         record = json.loads(path.read_text(encoding="utf-8"))
-        check_content(_RECORD, record, path, "it is no record by inference.py")
+        made_with = record.get("made_with") if isinstance(record, dict) else None
+        version = made_with.get("version") if isinstance(made_with, dict) else None
+        by = f" (it was made by version {version!a:.20})" if isinstance(version, str) else ""
+        check_content(_RECORD, record, path, f"it is no record by this inference.py{by}")
         if record["row"]["image"] != name:
             raise ValueError("it is of an image of another name")
         if record["sha256"] != seal(record):

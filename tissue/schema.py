@@ -25,6 +25,11 @@ def seal(content: dict) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
 
 
+def is_newer(version: Any, known: int) -> bool:
+    """Whether the format's version in a file is one that only a later version of this writes."""
+    return type(version) is int and version > known
+
+
 def check_content(schema: TypeAdapter, content: Any, path: Path | str, advice: str) -> Any:
     """`content`, read from `path`, as `schema` has it.
 

@@ -36,10 +36,13 @@ def choose(
             f"one to validate"
         )
     chosen_by, lines = dict.fromkeys(Wanted._fields), []
-    if wanted.val_fraction is None and wanted.group_pattern is None:
+    names = [pair.name for pair in pairs]
+    if wanted.val_pattern is not None or (wanted.val_fraction or wanted.group_pattern) is None:
         pattern = VAL_PATTERN if wanted.val_pattern is None else wanted.val_pattern
         split_of = by_pattern(pairs, pattern)
         if len(set(split_of.values())) == 2:
+            if wanted.group_pattern:
+                lines += said_of_both(_groups(names, wanted.group_pattern), split_of)
             return split_of, chosen_by | {"val_pattern": pattern}, lines
         missing = "training" if "val" in split_of.values() else "validation"
         if wanted.val_pattern is not None:
@@ -54,7 +57,6 @@ def choose(
             f"{VAL_FRACTION} is taken instead"
         )
     fraction = wanted.val_fraction or VAL_FRACTION
-    names = [pair.name for pair in pairs]
     split_of, groups = by_groups(names, fraction, wanted.group_pattern, wanted.seed)
     count = list(split_of.values()).count("val")
     lines.append(
@@ -62,6 +64,20 @@ def choose(
         f"{', '.join(groups)}"
     )
     return split_of, wanted._replace(val_fraction=fraction)._asdict(), lines
+
+
+def said_of_both(groups: dict[str, str], split_of: dict[str, str]) -> list[str]:
+    """A line with the groups that have images for training and for validation, if there are any."""
+    train, val = (
+        {group for name, group in groups.items() if split_of[name] == split}
+        for split in ("train", "val")
+    )
+    if not train & val:
+        return []
+    return [
+        f"for training and for validation, so that scores may be too good: "
+        f"{', '.join(sorted(train & val))}; without --val_pattern groups stay together"
+    ]
 
 
 def by_pattern(pairs: Sequence[Pair], pattern: str) -> dict[str, str]:

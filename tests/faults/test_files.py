@@ -191,6 +191,16 @@ def test_colours_behind_the_pixels_of_a_png_are_no_colours(tmp_path):
         refusal(read_image, path, "order")
 
 
+def test_a_plain_tile_without_bytes_does_not_move_the_others(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(32, 32))
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        counts = list(tif.pages[0].databytecounts)
+        counts[3] = 0
+        tif.pages[0].tags["TileByteCounts"].overwrite(counts)
+    refusal(read_image, path, "fewer bytes")
+
+
 # --- waiting, and text without end --------------------------------------------------------------
 
 PIPES = {
