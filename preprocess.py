@@ -19,6 +19,7 @@ leaves what there is.
 import argparse
 import math
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,6 +122,7 @@ def main(args):
         with locked(plan.root, "cuts patches"), patches.new_set(plan.root) as new:
             written = cut(new, plan, args.workers)
         print_counts(plan.root, written)
+    print("next: python3", shlex.join(["train.py", "--root", *map(str, roots)]))
 
 
 # --- plan ---------------------------------------------------------------------------------------
