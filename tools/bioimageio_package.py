@@ -1,7 +1,10 @@
 """Make a folder for bioimage.io of the weights that ship, which its validator takes.
 
     python3 -m tools.bioimageio_package nuclei_bioimageio
-    bioimageio test nuclei_bioimageio/rdf.yaml      (pip install bioimageio.core, elsewhere)
+    bioimageio test nuclei_bioimageio/rdf.yaml
+
+The second command wants an environment of its own: pip install bioimageio.core onnxruntime
+"pydantic<2.12" (0.11.0 of it fails with pydantic 2.14, whatever it is given).
 
 The network as ONNX, a synthetic image and what PyTorch makes of it, a cover, the model card,
 and tools/rdf.yaml, which describes them. Raises InputError where that says otherwise than the
