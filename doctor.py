@@ -52,13 +52,15 @@ def python() -> Iterator[tuple]:
     found = sys.version_info[:2]
     place = "" if sys.prefix != sys.base_prefix else "; in no environment: python3 -m venv .venv"
     expected = "" if (3, 11) <= found <= (3, 14) else "; 3.11 to 3.14 expected: install one"
-    yield LACKS if expected else OK, "Python", f"{platform.python_version()}{expected or place}"
+    state = LACKS if found < (3, 11) else NOTE if expected or place else OK
+    yield state, "Python", f"{platform.python_version()}{expected or place}"
 
 
 def packages() -> Iterator[tuple]:
     faults = list(unmet(ROOT / "requirements.txt"))
     said = f"found {', '.join(faults)}; {INSTALL}" if faults else "all that the scripts need"
-    yield LACKS if faults else OK, "packages", said
+    lacking = any(fault.startswith("no ") for fault in faults)  # another version may do
+    yield LACKS if lacking else NOTE if faults else OK, "packages", said
 
 
 def extras() -> Iterator[tuple]:
@@ -125,9 +127,7 @@ def room() -> Iterator[tuple]:
     from tissue.images import free_memory
 
     free = free_memory() / GIB
-    little = (
-        "" if free >= MEMORY else f"; {MEMORY} expected: close programs, or take --tile_size 512"
-    )
+    little = "" if free >= MEMORY else f"; {MEMORY} expected: close programs, or --tile_size 512"
     yield NOTE if little else OK, "memory", f"{free:.1f} GiB free{little}"
     free = shutil.disk_usage(Path.cwd()).free / GIB
     little = "" if free >= DISK else f"; {DISK} expected: give --image_folder and --log elsewhere"
@@ -138,9 +138,7 @@ def codecs() -> Iterator[tuple]:
     import imagecodecs
 
     lacking = [name for name in CODECS if not getattr(imagecodecs, name).available]
-    there = (
-        f"{imagecodecs.__version__}: {', '.join(name for name in CODECS if name not in lacking)}"
-    )
+    there = f"{imagecodecs.__version__}: {', '.join(n for n in CODECS if n not in lacking)}"
     if lacking:
         there += f"; no {', '.join(lacking)}: pip install --force-reinstall imagecodecs"
     yield NOTE if lacking else OK, "imagecodecs", there

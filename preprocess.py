@@ -25,6 +25,7 @@ if __name__ == "__main__":  # Ctrl-C while all else is imported
 import argparse
 import math
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def main(args):
         with locked(plan.root, "cuts patches"), patches.new_set(plan.root) as new:
             written = cut(new, plan, args.workers)
         print_counts(plan.root, written)
+    print("next: python3", shlex.join(["train.py", "--root", *map(str, roots)]))
 
 
 # --- plan ---------------------------------------------------------------------------------------

@@ -4,16 +4,17 @@
     python3 -m benchmarks.peers --root my_set other_set --cut "--pixel_size 0.25" --rounds 3
 
 Every contender learns from the same patches in batches of 8, by turns, for so many processor
-minutes (24 are 12 of two cores; a clock would tell how busy the machine was). Held-out images are
-segmented after a quarter, a half and all of it. ours: train.py with the encoder of the
-weights that ship, and with its U-Net; nuclei are split as it does. Peers: segmentation-models-
-pytorch (pip install --no-deps segmentation-models-pytorch), MONAI, and the first version's network,
-loss and rate with true colours; each in float32 (--bfloat16: as ours where that is fast) with the
-recipe that its users take: Adam, one cycle to 1e-3, cross-entropy and Dice, flips, quarter turns,
-lightness; connected components of the mask are its nuclei. smp's resnet34 begins at random: its
-ImageNet weights are in no package, nor are those of StarDist, Cellpose, InstanSeg and HoVer-Net,
-which fetch them from the web: they are not here. Dice and AJI are means of the images, the count
-error is |found - reference| / reference. Writes a section of benchmarks/RESULTS.md and a CSV.
+minutes (24 are 12 of two cores; a clock would tell how busy the machine was), and segments held-out
+images after a quarter, a half and all of it.
+
+ours: train.py with the encoder of the weights that ship, and with its U-Net; inference.py splits
+nuclei. Peers: segmentation-models-pytorch, MONAI, and the first version's network, loss and rate
+with true colours; in float32 (--bfloat16: as ours where that is fast) with the recipe that users
+take: Adam, one cycle to 1e-3, cross-entropy and Dice, flips, quarter turns, lightness; connected
+components of the mask are the nuclei. smp's resnet34 begins at random: its ImageNet weights are in
+no package. Nor are those of StarDist, Cellpose, InstanSeg and HoVer-Net, which fetch them from the
+web: they are not here. Dice and AJI are means of the images, the count error is
+|found - reference| / reference. Writes a section of benchmarks/RESULTS.md and a CSV.
 """
 
 import argparse

@@ -178,3 +178,4 @@ class Record:
         progress.finished = True
         self.save_last(state)
         self.line(f"best validation Dice {progress.best_dice:.4f}: {self.run / 'best.pt'}")
+        self.line(f"next: python3 inference.py --ckpt {self.run} --images FILES")

@@ -67,7 +67,7 @@ def test_peers_are_scored_as_by_hand(tmp_path):
     joined[1, 2] = True
     found = peers.scores(tmp_path, find_pairs(tmp_path), lambda _: (joined, joined.astype(int)))
     assert found["dice"] == pytest.approx(16 / 17) and found["count_error"] == 0.5
-    assert found["aji"] == pytest.approx(4 / (9 + 4))
+    assert found["aji"] == pytest.approx(8 / 18)
 
 
 def test_what_margins_and_pixel_sizes_cost_is_measured(tmp_path):

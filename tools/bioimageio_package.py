@@ -1,9 +1,12 @@
 """Make a folder for bioimage.io of the weights that ship, which its validator takes.
 
     python3 -m tools.bioimageio_package nuclei_bioimageio
-    bioimageio test nuclei_bioimageio/rdf.yaml      (pip install bioimageio.core, elsewhere)
+    bioimageio test nuclei_bioimageio/rdf.yaml
 
-The network as ONNX, a synthetic image and what ONNX Runtime makes of it, a cover, the model card,
+The second command wants an environment of its own: pip install bioimageio.core onnxruntime
+"pydantic<2.12" (0.11.0 of it fails with pydantic 2.14, whatever it is given).
+
+The network as ONNX, a synthetic image and what PyTorch makes of it, a cover, the model card,
 and tools/rdf.yaml, which describes them. Raises InputError where that says otherwise than the
 network.
 """
@@ -13,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 import inference
+from learning.export import WithColours
 from learning.predictor import Predictor
 from tissue.files import InputError, Parser, run_script
 from tissue.pictures import contact_sheet, write_image
@@ -41,8 +44,9 @@ def main(args):
     check_template(network, onnx.load(file).opset_import[0].version)
     image = draw_tissue(*SIDES, seed=1).image
     given = np.ascontiguousarray(image.transpose(2, 0, 1)[None])  # (1, 3, H, W) uint8
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": given.astype(np.float32)})
+    with torch.inference_mode():
+        whole = WithColours(network.model, network.checkpoint).eval()
+        found = whole(torch.from_numpy(given).float()).numpy()  # which the ONNX file must reproduce
     np.save(args.folder / "test_input.npy", given)
     np.save(args.folder / "test_output.npy", found)
     shown = np.repeat((found[0, 0] * 255).astype(np.uint8)[..., None], 3, 2)
