@@ -23,8 +23,6 @@ if __name__ == "__main__":  # Ctrl-C while all else is imported
 
     ending.end_at_once()
 
-
-import math
 import time
 import traceback
 from contextlib import ExitStack, nullcontext
@@ -43,6 +41,7 @@ from tissue import (
     density,
     exports,
     inputs,
+    marked,
     nuclei,
     nuclei_tables,
     pairs,
@@ -67,7 +66,6 @@ RANGES = {  # of flags that are numbers; --threshold and --split have their own
     "pixel_size": MICROSCOPE_UM,
     "confidence": (0, 1),
 }
-SPLITTING = nuclei.Split._fields[:-1]  # what --split can change; confidence has its own flag
 
 
 def parse_args(argv=None):
@@ -96,7 +94,7 @@ def parse_args(argv=None):
     )  # fmt: skip
     segmentation.add_argument(
         "--split", nargs="+", metavar="NAME=VALUE", default=[],
-        help=f"change how touching nuclei are split: {', '.join(SPLITTING)}",
+        help=f"change how touching nuclei are split: {', '.join(nuclei.SPLITTING)}",
     )  # fmt: skip
     segmentation.add_argument(
         "--confidence", type=float,
@@ -194,7 +192,7 @@ def check_flags(args) -> None:
     check_numbers(args, RANGES)
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f"--threshold: found {args.threshold}, expected a number between 0 and 1")
-    changed(nuclei.PREDICTION_SPLIT, args.split)
+    nuclei.changed(nuclei.PREDICTION_SPLIT, args.split)
     nuclei_tables.check_packages(args.export or ())
     inputs.of_shard([], args.shard)
     if args.only_regions and not args.regions:
@@ -211,7 +209,7 @@ def load_network(args, device) -> Predictor:
                 f"--{flag}: found {pixels}, expected a multiple of {network.grid} of {least} or "
                 f"more"
             )
-    split = changed(network.split, args.split)
+    split = nuclei.changed(network.split, args.split)
     if args.confidence is not None:
         if not network.has_depth:
             raise InputError(
@@ -240,10 +238,10 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
 
     tasks, notes, faults = inputs.open_tasks(found, folder, network.checkpoint.get("bits"), is_mine)
     if args.regions:
-        tasks, more = inputs.with_regions(tasks, args.regions, args.only_regions, is_mine)
+        tasks, more = marked.with_regions(tasks, args.regions, args.only_regions, is_mine)
         notes, faults = notes + more.notes, faults + more.faults
     if args.tissue and args.tissue != "all":
-        tasks, more = inputs.with_tissue(tasks, args.tissue, is_mine)
+        tasks, more = marked.with_tissue(tasks, args.tissue, is_mine)
         notes, faults = notes + more.notes, faults + more.faults
     faults = everyones(faults) + inputs.faults_of_place(folder, found.pairs)
     made_with, planned = network.made_with(), []
@@ -366,25 +364,6 @@ def export(args, network: Predictor) -> str:
         if min(image.height, image.width) >= 3 * network.grid:
             pixels = image.read(0, 0, min(512, image.height), min(512, image.width))
     return export_model(Path(args.export_model), network.model, network.checkpoint, pixels)
-
-
-def changed(split: nuclei.Split, changes: list[str]) -> nuclei.Split:
-    """How touching nuclei are split, with the changes of `--split`."""
-    for change in changes:
-        name, _, value = change.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        largest = {"sigma": 10, "h": 1}.get(name, 10_000)  # um; share of the depth; um^2
-        if name not in SPLITTING or not 0 <= number <= largest:
-            raise InputError(
-                f"--split: found {change}, expected NAME=NUMBER, a name of "
-                f"{', '.join(SPLITTING)} and a number from 0 up (sigma to 10, h to 1, "
-                f"others to 10,000)"
-            )
-        split = split._replace(**{name: number})
-    return split
 
 
 def find_checkpoint(ckpt: str | None) -> Path:

@@ -21,7 +21,6 @@ if __name__ == "__main__":  # Ctrl-C while all else is imported
 
     ending.end_at_once()
 
-
 import argparse
 import math
 import os

@@ -18,7 +18,6 @@ if __name__ == "__main__":  # Ctrl-C while all else is imported
 
     ending.end_at_once()
 
-
 import argparse
 import time
 from contextlib import ExitStack

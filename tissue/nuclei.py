@@ -43,6 +43,7 @@ class Split(NamedTuple):
         return " ".join(f"{name}={value:g}" for name, value in self.values().items())
 
 
+SPLITTING = Split._fields[:-1]  # what --split can change; confidence has its own flag
 # One rule for both: only holes and specks mean less where a network made them.
 REFERENCE_SPLIT = Split(sigma=0.5, h=0.05, hole=0.0, smallest=1.25)
 PREDICTION_SPLIT = Split(sigma=0.5, h=0.05, hole=2.5, smallest=2.5)
@@ -78,6 +79,25 @@ def contours(mask: np.ndarray) -> list[np.ndarray]:
 def default_split(instances: bool) -> Split:
     """The Split of a network's predictions: with `instances` it gives depths too."""
     return INSTANCE_SPLIT if instances else PREDICTION_SPLIT
+
+
+def changed(split: Split, changes: list[str]) -> Split:
+    """How touching nuclei are split, with the changes of `--split`."""
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        largest = {"sigma": 10, "h": 1}.get(name, 10_000)  # um; share of the depth; um^2
+        if name not in SPLITTING or not 0 <= number <= largest:
+            raise InputError(
+                f"--split: found {change}, expected NAME=NUMBER, a name of "
+                f"{', '.join(SPLITTING)} and a number from 0 up (sigma to 10, h to 1, "
+                f"others to 10,000)"
+            )
+        split = split._replace(**{name: number})
+    return split
 
 
 def nuclei(

@@ -29,7 +29,8 @@ from tissue import (
 )
 from tissue.depth import segment
 from tissue.files import InputError
-from tissue.inputs import Task, file_mark, open_reference, open_tissue
+from tissue.inputs import Task, file_mark, open_reference
+from tissue.marked import open_tissue
 from tissue.store import Store
 
 

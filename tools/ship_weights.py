@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference import SHIPPED, SPLITTING, changed
+from inference import SHIPPED
 from learning.checkpoints import build_model, load_checkpoint, mean_of_weights, save_checkpoint
 from learning.predictor import Predictor
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
-from tissue.nuclei import Split
+from tissue.nuclei import SPLITTING, Split, changed
 from tissue.pixel_size import MICROSCOPE_UM, SAME
 from tissue.synthetic import draw_tissue
 
