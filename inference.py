@@ -120,14 +120,10 @@ def parse_args(argv=None):
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
     machine.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")
-    machine.add_argument(
-        "--batch_size", type=int, help="tiles predicted at once; without it 4 on a GPU, else 1"
-    )
+    machine.add_argument("--batch_size", type=int, help="tiles at once; else 4 on a GPU, or 1")
     machine.add_argument("--shard", metavar="I/N", help="do the I'th of N shares, for job arrays")
     instead = parser.add_argument_group("instead of results")
-    instead.add_argument(
-        "--report_only", action="store_true", help="tables and page of all records"
-    )
+    instead.add_argument("--report_only", action="store_true", help="tables, page of all records")
     instead.add_argument("--export_model", metavar="FILE", help="write model.pt2 or model.onnx")
     return parser.parse_args(argv)
 
