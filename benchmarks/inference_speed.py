@@ -1,7 +1,6 @@
 """Inference on drawn tissue of 512 to 32,768 pixels a side, beside MONAI and the plain recipe.
 
     python3 -m benchmarks.inference_speed                      # speed against the two others
-    python3 -m benchmarks.inference_speed --giants             # inference.py: memory and time
     python3 -m benchmarks.inference_speed --seams my_images/ --ckpt best.pt
 
 ours: reads by windows, predicts exact tiles, writes the mask where it is big, counts contours.
@@ -43,7 +42,6 @@ from tissue.store import Store
 from tissue.synthetic import draw_tissue
 
 SIDES = (512, 4096, 16384)  # pixels
-GIANT_SIDES = (8192, 16384, 32768)
 MONAI_TILES = (512, 1024)
 ROUNDS = {512: 5, 4096: 3, 16384: 1}
 NORMALISATION = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -54,9 +52,8 @@ def parse_args(argv=None):
     parser.add_argument("--dimensions", type=int, help="width; without it 32")
     parser.add_argument("--gpu_id", type=int, default=-1, help="number of the GPU; -1: the CPU")
     parser.add_argument("--sides", type=int, nargs="+", help="pixels, instead of all sizes")
-    parser.add_argument("--giants", action="store_true", help="inference.py on giant images")
     parser.add_argument("--seams", metavar="FOLDER", help="images on which to look for seams")
-    parser.add_argument("--ckpt", help="for --seams and --giants; without it what ships")
+    parser.add_argument("--ckpt", help="for --seams; without it what ships")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # way, image, tile
     return parser.parse_args(argv)
 
@@ -67,8 +64,6 @@ def main(args):
         print(json.dumps(measure(way, Path(path), int(tile), args.dimensions, args.gpu_id)))
     elif args.seams:
         seams(args)
-    elif args.giants:
-        giants(args)
     else:
         speed(args)
 
@@ -203,38 +198,6 @@ def in_memory(way, image, network, tile, device):
     else:
         logits = predict(pixels)
     return len(nuclei.contours((logits[0, 0] >= 0).numpy()))
-
-
-# --- giants -------------------------------------------------------------------------------------
-
-
-def giants(args):
-    """inference.py as a command on images of up to a gigapixel, with the weights that ship."""
-    since, rows = moment(), []
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        for side in args.sides or GIANT_SIDES:
-            path = draw_giant(Path(folder) / f"drawn_{side}.tif", side)
-            command = [sys.executable, "inference.py", "--images", path, "--image_folder", out]
-            command += ["--gpu_id", args.gpu_id, "--pixel_size", 0.25]
-            command += ["--ckpt", args.ckpt] if args.ckpt else []
-            started = time.perf_counter()
-            subprocess.run([str(part) for part in command], check=True, capture_output=True)
-            seconds = time.perf_counter() - started
-            # Of the children so far, so sizes must grow for this to be the last one's.
-            memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-            row = json.loads((out / "rows" / f"{path.stem}.json").read_text())["row"]
-            rows.append([f"{side}²", f"{seconds:.0f}", f"{seconds / row['tissue_mm2']:.1f}"])
-            rows[-1] += [f"{memory:.2f}", row["nuclei"], row["contours"]]
-            path.unlink()
-            print(rows[-1], flush=True)
-    text = (
-        "`python3 -m benchmarks.inference_speed --giants`: the whole command `inference.py` on "
-        "drawn tissue (JPEG tiles) of 0.25 micrometres a pixel. Memory: the most that the process "
-        "held.\n\n"
-        + table(("image", "seconds", "seconds per mm²", "GiB", "nuclei", "contours"), rows)
-    )
-    write_section("Giant images", text, since=since)
 
 
 # --- seams --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import uuid
@@ -382,7 +383,10 @@ def test_nuclei_in_many_batches_give_the_files_of_one(tmp_path, monkeypatch):
         assert first["annotations"] == second["annotations"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+NO_UTF8 = pytest.param(os.fsdecode(b"caf\xe9"), id="no UTF-8")
+
+
+@pytest.mark.parametrize("name", [*NAMES, NO_UTF8])
 def test_any_name_is_right_in_every_file(tmp_path, name):
     _, table = export(tmp_path, name)
     checked = exports.check_exports(tmp_path, name)

@@ -209,15 +209,16 @@ def write_anndata(path: Path, image: Image) -> Iterator[Callable[[Batch], None]]
 def read_columns(path: Path, columns: Sequence[str]) -> list[np.ndarray]:
     """Columns of a table of nuclei, float64 (n,) each, NaN where they are not known."""
     if path.suffix == ".parquet":
-        with parquet.ParquetFile(path) as file:
-            table = file.read(list(columns))
+        with path.open("rb") as file:  # Arrow itself opens no name that is not UTF-8
+            table = parquet.ParquetFile(file).read(list(columns))
     else:
-        with path.open(encoding="utf-8") as file:
-            if file.readline().rstrip() == "id":
-                return [np.empty(0) for _ in columns]
         types = dict.fromkeys(columns, pa.float64())
         options = csv.ConvertOptions(include_columns=columns, column_types=types)
-        table = csv.read_csv(path, convert_options=options)
+        with path.open("rb") as file:
+            if file.readline().rstrip() == b"id":
+                return [np.empty(0) for _ in columns]
+            file.seek(0)
+            table = csv.read_csv(file, convert_options=options)
     if not len(table):
         return [np.empty(0) for _ in columns]
     return [table[column].cast(pa.float64()).to_numpy() for column in columns]
