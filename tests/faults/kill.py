@@ -119,7 +119,7 @@ def ended(group: int, seconds: float = 20.0) -> bool:
 def files_of(folder: Path) -> dict[str, Path]:
     """All files below a folder, but the locks, by their path in it."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))}
-    return {name: p for name, p in found.items() if p.is_file() and p.name != LOCK}
+    return {n: p for n, p in found.items() if p.is_file() and p.name not in (LOCK, ".tables")}
 
 
 def is_hidden(name: str) -> bool:
@@ -149,11 +149,11 @@ def open_whole(path: Path) -> None:
 
 def content(path: Path):
     """What a file says but for times; None of files that say when they were made."""
-    if path.name == "metrics.csv" or path.name == "counts.csv":
+    if path.name in ("metrics.csv", results.COUNTS, results.STATUS):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         return [{k: v for k, v in row.items() if k not in OF_TIME} for row in rows]
-    if path.parent.name == results.ROWS:
+    if path.parent.name == results.ROWS and path.suffix == ".json":
         record = json.loads(path.read_text())
         del record["sha256"], record["row"]["seconds"]
         return record
@@ -199,10 +199,11 @@ def check_files(folder: Path, before: Path, after: Path) -> None:
     """All visible files are whole, and each is that from before or the new one."""
     places = [files_of(before), files_of(after)]
     for name, path in files_of(folder).items():
-        if is_hidden(name):
+        if is_hidden(name) or path.suffix == ".job":
             continue
         open_whole(path)
-        if not name.startswith("log/") and (found := content(path)) is not None:
+        of_neither = name.startswith("log/") or path.name == results.STATUS  # how far it was
+        if not of_neither and (found := content(path)) is not None:
             known = [content(files[name]) for files in places if name in files]
             assert found in known, f"{name} is of neither run"
 
