@@ -10,7 +10,7 @@ images after a quarter, a half and all of it.
 ours: train.py with the encoder of the weights that ship, and with its U-Net; inference.py splits
 nuclei. Peers: segmentation-models-pytorch, MONAI, and the first version's network, loss and rate
 with true colours; in float32 (--bfloat16: as ours where that is fast) with the recipe that users
-take: Adam, one cycle to 1e-3, cross-entropy and Dice, flips, quarter turns, lightness; connected
+take: Adam, one cycle to 1e-3, cross-entropy and Dice, flips, lightness; connected
 components of the mask are the nuclei. smp's resnet34 begins at random: its ImageNet weights are in
 no package. Nor are those of StarDist, Cellpose, InstanSeg and HoVer-Net, which fetch them from the
 web: they are not here. Dice and AJI are means of the images, the count error is
@@ -35,6 +35,7 @@ import scipy.ndimage
 import tifffile
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 import inference
@@ -47,6 +48,7 @@ from learning.losses import LOSSES
 from learning.pretrained import read_weights
 from model import IMAGENET_MEAN, IMAGENET_STD, UNet
 from tissue import agreement, images, nuclei, patches
+from tissue.depth import NOT_ANNOTATED
 from tissue.files import Parser, run_script, write_table
 from tissue.masks import read_label_map, read_mask
 from tissue.pairs import Pair, find_pairs, label_folder
@@ -156,13 +158,11 @@ def learn_ours(args, root: Path) -> list[dict]:
         pairs, began = held_out(root), time.process_time()
         flags = ["--root", root, "--ckpt", log / f"best_{epochs}.pt", "--image_folder", out]
         inference.main(inference.parse_args([*map(str, flags), "--gpu_id", "-1"]))
-        row = {
-            "share": share,
-            "patches": quarter * epochs,
-            "learned_seconds": sum(seconds[:epochs]),
-        }
+        spent = time.process_time() - began
+        row = {"share": share, "patches": quarter * epochs}
+        row["learned_seconds"] = sum(seconds[:epochs])
         row |= scores(root, pairs, lambda name, out=out: segmented(out, name))
-        rows.append(row | cost(root, pairs, time.process_time() - began, memory, COMMANDS))
+        rows.append(row | cost(root, pairs, spent, memory, COMMANDS))
     return rows
 
 
@@ -210,35 +210,42 @@ def segmented(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 # --- peers --------------------------------------------------------------------------------------
 
 
-def learn_peer(args, root: Path) -> list[dict]:
-    """Train a peer as its users do, and segment with it."""
-    first, cpu = args.measure == FIRST, torch.device("cpu")
-    precision = choose_precision(cpu) if args.bfloat16 else torch.float32
-    mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
-    loss_of = LOSSES["bce_dice"] if not first else binary_cross_entropy_with_logits
-    torch.manual_seed(args.seed)
-    loader = DataLoader(peer_patches(root), BATCH, shuffle=True, drop_last=True)
+def recipe(args, root: Path, mixed):
+    """How users train a peer: what begins a training of so many steps, and one step of it."""
+    first = args.measure == FIRST
+    loss_of = binary_cross_entropy_with_logits if first else LOSSES["bce_dice"]
+    dataset = patches.PatchDataset(root, "train", transform("train", "basic"))
+    batches = endless(DataLoader(dataset, BATCH, shuffle=True, drop_last=True))
 
     def begin(steps):
         model = PEERS[args.measure](args.pretrained)
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-5 if first else 1e-3)
-        # one step more than is taken, as the rate of a training of one step is none
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
-        return model, optimizer, None if first else cycle
-
-    batches = endless(loader)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-5)
+        if first:
+            return model, optimizer, None
+        # which sets the rate; one step more than is taken, as one step has no cycle
+        return model, optimizer, OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
 
     def step(model, optimizer, cycle):
         picture, mask, _ = next(batches)
         with mixed:
             logits = model(picture)
-        loss = loss_of(logits.float(), (mask != 0).float())
+        nucleus = (mask != 0) & (mask != NOT_ANNOTATED)
+        loss = loss_of(logits.float(), nucleus.float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if cycle:
             cycle.step()
 
+    return begin, step
+
+
+def learn_peer(args, root: Path) -> list[dict]:
+    """Train a peer as its users do, for the budget, and segment with it."""
+    precision = choose_precision(torch.device("cpu")) if args.bfloat16 else torch.float32
+    mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
+    torch.manual_seed(args.seed)
+    begin, step = recipe(args, root, mixed)
     trial, moments = begin(WARM_UP + TIMED), []
     for _ in range(WARM_UP + TIMED):
         step(*trial)
@@ -258,16 +265,11 @@ def learn_peer(args, root: Path) -> list[dict]:
     return rows
 
 
-def peer_patches(root: Path):
-    """The patches, flipped, turned and lightened."""
-    return patches.PatchDataset(root, "train", transform("train", "basic"))
-
-
 def score_peer(args, root: Path, model, mixed) -> dict:
     pairs, began, memory = held_out(root), time.process_time(), peak_gib()
     found = {pair.name: segment_by(model.eval(), pair, mixed) for pair in pairs}
     seconds = time.process_time() - began
-    lines = sum(code_lines(part) for part in (learn_peer, peer_patches, segment_by))
+    lines = sum(code_lines(part) for part in (recipe, segment_by))
     return scores(root, pairs, found.get) | cost(root, pairs, seconds, memory, lines)
 
 
