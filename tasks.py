@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> None:
     elif task == "test-faults":
         call("-m", "pytest", "-q", "tests/faults")
         call("-m", "tests.faults.kill")
+        call("-m", "tests.faults.mutate", "--images", "5000", "--others", "1000")
+        call("-m", "tests.faults.many_slides")
     elif task in tests:
         # A program of its own on each core; four hold 4 GB of libraries.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
