@@ -271,7 +271,7 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
     record.line(
         f"{folder} | {args.arch} {args.dimensions} | {machine.processes} x {machine.device}, "
         f"{settings['precision']} | {len(train_set)} training and "
-        f"{len(run.val_loader.dataset)} validation patches"
+        f"{len(run.val_loader.dataset)} validation patches of {', '.join(args.root)}"
         + (f" | goes on after step {state.step}" if args.resume else "")
     )
     if sees_all(state.model):
