@@ -30,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from learning.export import export_model
-from learning.fusing import give_memory_back
+from learning.fusing import give_memory_back, share_one_heap
 from learning.predictor import Predictor
 from learning.processes import Team, everyone, start_processes
 from learning.sharing import shared_out
@@ -134,6 +134,7 @@ def main(args):
     if args.report_only:
         print(*write_summary(folder), sep="\n")
         return
+    share_one_heap()
     device, rank, processes = start_processes(args.gpu_id, waiting=True)
     say = print if rank == 0 else (lambda *_: None)
     network = load_network(args, device)

@@ -145,7 +145,7 @@ class EncoderUNet(nn.Module):
     but hardly: what the halo leaves out is measured in docs/lab_notes.md.
     """
 
-    halo = 96
+    halo = 64
     grid = 32  # five halvings
 
     def __init__(self, arch: str, dimensions: int = 16, instances: bool = False):
@@ -180,18 +180,25 @@ class EvenConv(Conv2dSame):
     """timm's Conv2dSame for heights and widths that its strides divide, as those in EncoderUNet.
 
     The padding that TensorFlow has depends on the size, but is one and the same for all of these;
-    torch.export cannot follow how it depends on them.
+    torch.export cannot follow how it depends on them. Where it has one more behind than before, the
+    kernel gets a zero in front: both sides are padded alike then, and the image is not copied.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (
+        whole = [
             max((kernel - 1) * dilation + 1 - stride, 0)
             for kernel, stride, dilation in zip(
                 self.kernel_size, self.stride, self.dilation, strict=True
             )
-        )
-        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return nn.Conv2d.forward(self, x)
+        ]
+        behind = [(padding + 1) // 2 for padding in whole]
+        more = [side - padding // 2 for side, padding in zip(behind, whole, strict=True)]
+        # A zero of a dilated kernel would be too far away; and ONNX takes no padded kernel.
+        if any(more) and (max(self.dilation) > 1 or torch.compiler.is_exporting()):
+            x = F.pad(x, (0, more[1], 0, more[0]))
+            behind, more = [side - one for side, one in zip(behind, more, strict=True)], [0, 0]
+        weight = F.pad(self.weight, (more[1], 0, more[0], 0)) if any(more) else self.weight
+        return F.conv2d(x, weight, self.bias, self.stride, behind, self.dilation, self.groups)
 
 
 def create_encoder(arch: str, **settings) -> nn.Module:

@@ -150,6 +150,14 @@ def freed_memory_kept() -> Iterator[None]:
         mallopt(-4, 65536)  # the default
 
 
+def share_one_heap() -> None:
+    """Let all threads that begin from now on take memory from one heap of glibc's: each with its
+    own leaves gaps in each.
+    """
+    if mallopt := _of_glibc("mallopt"):
+        mallopt(-8, 1)  # M_ARENA_MAX
+
+
 def give_memory_back() -> None:
     """Give what `freed_memory_kept` has kept back to the system, where no tile comes next."""
     if trim := _of_glibc("malloc_trim"):

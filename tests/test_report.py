@@ -252,8 +252,10 @@ def test_embedded_pictures_share_the_page(tmp_path, monkeypatch):
 
 def test_the_page_shows_the_regions_of_the_table(tmp_path):
     assert "Regions</h2>" not in page_of(tmp_path, [row("a")])
+    columns = ("image", "region", "class", "area_px", "area_mm2", "nuclei", "nuclei_per_mm2")
+    assert set(columns) < set(REGION_COLUMNS)
     cells = ["a", "<b>tumour", "Tumor", "", "0.25", "12", "48.0000"]
-    lines = [",".join(REGION_COLUMNS[:7]), ",".join(cells)]
+    lines = [",".join(columns), ",".join(cells)]
     (tmp_path / "regions.csv").write_text("\n".join(lines))
     page = page_of(tmp_path, [row("a")])
     shown = ["a", "&lt;b&gt;tumour", "Tumor", "12", "0.25", "48.0000"]

@@ -101,5 +101,5 @@ def test_the_description_for_bioimage_io_is_that_of_the_shipped_network():
 
     network = Predictor.load(SHIPPED, torch.device("cpu"))
     check_template(network, 20)
-    with pytest.raises(InputError, match="halo: 64"):
-        check_template(replace(network, halo=64), 20)
+    with pytest.raises(InputError, match="halo: 96"):
+        check_template(replace(network, halo=96), 20)

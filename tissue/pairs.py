@@ -177,7 +177,7 @@ def find_pairs(root: str | Path, annotated: Files | None = None) -> list[Pair]:
             faults.append(_no_image(image_folder))
     else:
         faults.append(
-            f"{image_folder}: no such folder, expected the tissue images there; see README, or "
+            f"{image_folder}: no such folder, expected the tissue images there, see README, or "
             f"draw some: python3 -m tissue.synthetic --root data/demo"
         )
     if folder:

@@ -47,8 +47,13 @@ def start(place, argv, launcher=(sys.executable,)):
     return subprocess.Popen(
         [*launcher, str(ROOT / name), *flags], cwd=place, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
+
+
+def hear_ctrl_c():
+    """Undo that tests which run in the background ignore it, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_of(process):
@@ -116,7 +121,10 @@ sys.meta_path.insert(0, Late())
 sys.argv = ["{ROOT / script}.py"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, f"{script}.py: stopped\n")
 
 
@@ -132,7 +140,10 @@ sys.argv = ["nuclei-preprocess"]
 import commands
 commands.preprocess()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "nuclei-preprocess: stopped\n")
 
 
