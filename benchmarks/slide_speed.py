@@ -4,10 +4,10 @@
     python3 -m benchmarks.slide_speed --side 32768 --regions           # four regions and density
     python3 -m benchmarks.slide_speed --images my_slide.svs --precision float32
 
-Draws a slide full of tissue, of 0.25 micrometres a pixel, or takes one, and calls inference.py on it
-in this process. A step's share is of the processor time of the threads that work
-on it; the network's is that of its thread times the number of its threads. What no step has is
-Python between them, starting and the page.
+Draws a slide full of tissue, of 0.25 micrometres a pixel, or takes one, and calls inference.py on
+it in this process. A step's share is of the processor time of the threads that work on it; the
+network's is that of its thread times the number of its threads. What no step has is Python between
+them, starting and the page.
 """
 
 import argparse
