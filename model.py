@@ -169,11 +169,15 @@ class EncoderUNet(nn.Module):
         if not is_even:
             x = F.pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
         *skips, y = usable(self.encoder, x)
-        skips = [self.stem(x), *[None] * (4 - len(skips)), *skips]  # of 1, 1/2, ... 1/16
-        for scale, conv in zip(self.scales, self.convs, strict=True):
+        skips = [*[None] * (4 - len(skips)), *skips]  # of 1/2, ... 1/16
+        for scale, conv in zip(self.scales[:-1], self.convs[:-1], strict=True):
             y = conv(scale(y), skips.pop())
-        logits = self.last_conv(y)
+        logits = self.at_full_resolution(x, y)
         return logits if is_even else logits[:, :, :height, :width]
+
+    def at_full_resolution(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits of images (N, 3, H, W) and what the decoder has at half their resolution."""
+        return self.last_conv(self.convs[-1](self.scales[-1](y), self.stem(x)))
 
 
 class EvenConv(Conv2dSame):

@@ -11,7 +11,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from learning.devices import choose_precision
-from model import DoubleConv, EvenConv
+from model import DoubleConv, EncoderUNet, EvenConv
+
+BAND = 256  # rows
+MARGIN = 4  # rows that four convolutions of 3 x 3 look further, two of the stem, two of the stage
 
 
 class FusedConvReLU(nn.Module):
@@ -63,6 +66,21 @@ class FusedDoubleConv(DoubleConv):
         return x
 
 
+class BandedEncoderUNet(EncoderUNet):
+    """An EncoderUNet that does its last stage, at full resolution, band by band: the stage has half
+    of all that is in memory at once, and looks MARGIN rows beyond a band.
+    """
+
+    def at_full_resolution(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        bands, height = [], x.shape[2]
+        for top in range(0, height, BAND):
+            first, last = max(0, top - MARGIN), min(height, top + BAND + MARGIN)
+            half = y[:, :, first // 2 : last // 2]
+            logits = super().at_full_resolution(x[:, :, first:last], half)
+            bands.append(logits[:, :, top - first : top - first + BAND])
+        return torch.cat(bands, dim=2)
+
+
 def fuse(model: nn.Module, device: torch.device) -> nn.Module:
     """Take batch norm into the convolution before it, and on a CPU the ReLU after it, in place.
 
@@ -81,6 +99,8 @@ def fuse(model: nn.Module, device: torch.device) -> nn.Module:
     for module in model.modules():
         if isinstance(module, DoubleConv) and isinstance(module.conv[0], FusedConvReLU):
             module.__class__ = FusedDoubleConv
+    if device.type == "cpu" and type(model) is EncoderUNet:
+        model.__class__ = BandedEncoderUNet
     return model
 
 

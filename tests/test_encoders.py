@@ -384,6 +384,17 @@ class Twice(nn.Module):
         return self.last_conv(self.relu(self.with_gelu(x)))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 288, 64), (1, 3, 544, 33), (1, 3, 32, 32)])
+def test_bands_of_rows_give_what_the_whole_gives(monkeypatch, shape):
+    monkeypatch.setattr("learning.fusing.choose_precision", lambda device: torch.float32)
+    torch.manual_seed(0)
+    network = with_statistics(EncoderUNet(LITE0, 4))
+    fused = fuse(copy.deepcopy(network), torch.device("cpu"))
+    images = torch.randn(shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(images), network(images), rtol=1e-4, atol=1e-4)
+
+
 def test_what_others_take_too_is_not_fused(monkeypatch):
     monkeypatch.setattr("learning.fusing.choose_precision", lambda device: torch.float32)
     network = with_statistics(Twice())
