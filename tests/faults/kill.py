@@ -36,7 +36,7 @@ from PIL import Image
 
 from learning import runs
 from learning.checkpoints import load_checkpoint
-from tests.test_training import same_training
+from tests.test_training import same, same_training
 from tissue import results
 from tissue.files import LOCK, run_script
 from tissue.manifest import MANIFEST, SPLITS
@@ -224,7 +224,9 @@ def finish(script: str, folder: Path, after: Path) -> None:
         (run_folder,) = (path.parent for path in folder.glob("log/*/last.pt"))
         (undisturbed,) = after.glob("log/*")
         same_training(run_folder, undisturbed)
-        pairs = {name: undisturbed / name for name in ("best.pt", "metrics.csv")}
+        bests = [torch.load(f / "best.pt", weights_only=True) for f in (run_folder, undisturbed)]
+        assert same(*bests), "best.pt differs from the undisturbed run"
+        pairs = {"metrics.csv": undisturbed / "metrics.csv"}
         left = files_of(run_folder)
     else:
         left, pairs = files_of(folder), files_of(after)

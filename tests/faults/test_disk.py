@@ -63,10 +63,17 @@ def start(script, place, without_rights=False):
 
 
 def refusal(process):
-    """The one line in which a script says that it cannot go on."""
+    """The one line in which a script says that it cannot go on, or one for each image and how many
+    they are.
+    """
     _, err = process.communicate(timeout=300)
-    assert process.returncode in (2, 3), err  # 3: some of many images
-    assert "Traceback" not in err and err.count("\n") == 1, err
+    assert process.returncode in (2, 3) and "Traceback" not in err, err
+    *lines, last = err.splitlines()
+    if process.returncode == 3:
+        assert last == f"{len(lines)} image{'s' * (len(lines) > 1)} failed", err
+        assert all("make room" in line or "is the disk full?" in line for line in lines), err
+    else:
+        assert not lines, err
     return err
 
 
