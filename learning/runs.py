@@ -1,7 +1,6 @@
 """A run's folder, and going on with a run: what its files say is checked before it is used."""
 
 import json
-import os
 import time
 import unicodedata
 from argparse import ArgumentParser, Namespace
@@ -25,7 +24,7 @@ from learning.checkpoints import (
 )
 from model import UNET, check_arch
 from tissue import agreement
-from tissue.files import InputError, check_numbers, named
+from tissue.files import InputError, check_numbers, in_the_way, named
 from tissue.schema import CLOSED, OPEN, Count, Finite, Positive, check_content
 
 # The least and the most of each number that train.py takes.
@@ -196,9 +195,8 @@ def make_run_folder(log: Path | str, name: str) -> Path:
 
     Raises InputError where `log` cannot be a folder.
     """
-    for place in (Path(log), *Path(log).parents):  # a link to nowhere too, which is never free
-        if os.path.lexists(place) and not place.is_dir():
-            raise InputError(f"--log: found a file or a broken link, {place}, expected a folder")
+    if place := in_the_way(Path(log)):  # it would never be free
+        raise InputError(f"--log: found a file or a broken link, {place}, expected a folder")
     while True:
         run = Path(log) / (time.strftime("%Y%m%d%H%M%S") + (f"-{name}" if name else ""))
         try:

@@ -18,6 +18,14 @@ from tissue.files import InputError
 from tissue.synthetic import draw_tissue
 
 SHAPE = (200, 300)
+# inference.py as a program, to which all images are big: for `call`
+ALL_BIG = """
+import sys
+import inference
+from tissue import windows
+windows.BIG = 1
+inference.main(inference.parse_args(sys.argv[1:]))
+"""
 
 
 def feature(geometry, label=None, name=None, kind="annotation"):
@@ -359,19 +367,12 @@ def test_two_processes_count_in_regions_as_one_does(slides, tmp_path, checkpoint
     for name in ("s1", "s2"):
         quarters(tmp_path / "regions" / f"{name}.geojson")
         os.utime(tmp_path / "regions" / f"{name}.geojson", (1e9, 1e9))
-    code = """
-import sys
-import inference
-from tissue import windows
-windows.BIG = 1
-inference.main(inference.parse_args(sys.argv[1:]))
-"""
     tables = []
     for processes in (1, 2):
         out = tmp_path / f"out{processes}"
         flags = ["--images", slides, "--regions", tmp_path / "regions", "--only_regions"]
         flags += ["--image_folder", out, "--ckpt", checkpoint, "--gpu_id", -1, *TILES]
-        call(tmp_path, code, flags, processes)
+        call(tmp_path, ALL_BIG, flags, processes)
         tables.append((out / "regions.csv").read_text())
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 13
 

@@ -12,7 +12,14 @@ from shapely.geometry import Polygon, box
 from experiments.artefacts import mosaic, with_artefacts
 from tests.pictures import refusal
 from tests.scripts import call, infer, table_of
-from tests.test_areas import feature, painted, quarters, slides, write_regions  # noqa: F401
+from tests.test_areas import (  # noqa: F401
+    ALL_BIG,
+    feature,
+    painted,
+    quarters,
+    slides,
+    write_regions,
+)
 from tests.test_review import checkpoint  # noqa: F401, a fixture
 from tissue import masks
 from tissue.areas import open_areas
@@ -345,17 +352,10 @@ def test_files_of_tissue_that_cannot_be_used_are_refused_before_anything_is_writ
 
 @pytest.mark.slow
 def test_two_processes_leave_out_what_one_does(marked_slide, tmp_path, checkpoint):  # noqa: F811
-    code = """
-import sys
-import inference
-from tissue import windows
-windows.BIG = 1
-inference.main(inference.parse_args(sys.argv[1:]))
-"""
     made = []
     for processes in (1, 2):
         out = tmp_path / f"out{processes}"
         flags = ["--images", marked_slide, "--pixel_size", 0.99, "--image_folder", out]
-        call(tmp_path, code, [*flags, "--ckpt", checkpoint, "--gpu_id", -1, *TILES], processes)
+        call(tmp_path, ALL_BIG, [*flags, "--ckpt", checkpoint, "--gpu_id", -1, *TILES], processes)
         made.append([(out / f"i{end}").read_bytes() for end in ("_tissue.png", "_labels.tif")])
     assert made[0] == made[1]

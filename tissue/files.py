@@ -241,6 +241,12 @@ def longest_name(folder: Path) -> int:
         return 255
 
 
+def in_the_way(folder: Path) -> Path | None:
+    """What is no folder in the place of one or of those above it, a link to nowhere too."""
+    places = (folder, *folder.parents)
+    return next((p for p in places if os.path.lexists(p) and not p.is_dir()), None)
+
+
 def check_regular(path: Path) -> None:
     """Raise InputError for a pipe or a device, for which one would wait for ever, and a folder."""
     if path.exists() and not path.is_file():

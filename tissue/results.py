@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from tissue.files import InputError, longest_name, replacing, unfinished, write_table
+from tissue.files import InputError, in_the_way, longest_name, replacing, unfinished, write_table
 from tissue.pairs import same_name
 from tissue.record import ENDINGS, Record
 from tissue.schema import check_content, seal
@@ -118,9 +118,8 @@ def check_folder(folder: Path | str) -> None:
     folder in that of a file, or a link in that of the folder of records.
     """
     folder = Path(folder)
-    for place in (folder, *folder.parents):
-        if os.path.lexists(place) and not place.is_dir():
-            raise InputError(f"{place}: found a file, expected a folder of results; choose another")
+    if place := in_the_way(folder):
+        raise InputError(f"{place}: found a file, expected a folder of results; choose another")
     rows = folder / ROWS
     if os.path.lexists(rows) and (rows.is_symlink() or not rows.is_dir()):
         raise InputError(f"{rows}: found a link or a file, expected a folder; remove it")

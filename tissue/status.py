@@ -120,12 +120,10 @@ class Status:
         with self.job.locked():
             rows = {}
             for name, row in self.look().items():
-                cells = {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
-                rows[_key(name)] = cells
+                rows[_key(name)] = _cells(row)
             for row in self._of_others():
-                cells = {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
-                if cells["state"] == "queued":
-                    rows.setdefault(_key(row["image"]), cells)
+                if row.get("state") == "queued":
+                    rows.setdefault(_key(row["image"]), _cells(row))
             write_table(self.path, results.STATUS_COLUMNS, (rows[key] for key in sorted(rows)))
 
     def _of_others(self):
@@ -134,6 +132,10 @@ class Status:
             return results.read_table(self.path) if self.job.others() else []
         except (OSError, ValueError, KeyError, AttributeError, csv.Error):
             return []
+
+
+def _cells(row):
+    return {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
 
 
 def _key(name):

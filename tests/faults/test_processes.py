@@ -107,44 +107,38 @@ def test_ctrl_c_at_any_moment_is_one_line(script, place):
         assert is_saved or err == f"{name}: stopped\n", (moment, err)
 
 
-@SCRIPTS
-def test_ctrl_c_while_a_script_imports_is_one_line(script, tmp_path):
-    """A module that comes late in its imports sends the signal."""
-    module = "concurrent.futures" if script == "preprocess" else "torch.utils.data"
+def interrupted_by_import(module, name, begin):
+    """Ctrl-C when a module comes, late in what is imported: the exit code, and what was said."""
     code = f"""
-import os, runpy, signal, sys
+import os, signal, sys
 class Late:
     def find_spec(self, name, path=None, target=None):
         if name == "{module}":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Late())
-sys.argv = ["{ROOT / script}.py"]
-runpy.run_path(sys.argv[0], run_name="__main__")
+sys.argv = ["{name}"]
+{begin}
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
         preexec_fn=hear_ctrl_c,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, f"{script}.py: stopped\n")
+    return done.returncode, done.stderr
+
+
+@SCRIPTS
+def test_ctrl_c_while_a_script_imports_is_one_line(script, tmp_path):
+    module = "concurrent.futures" if script == "preprocess" else "torch.utils.data"
+    begin = "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    found = interrupted_by_import(module, ROOT / f"{script}.py", begin)
+    assert found == (130, f"{script}.py: stopped\n")
 
 
 def test_a_console_command_ends_so_too():
-    code = """
-import os, signal, sys
-class Late:
-    def find_spec(self, name, path=None, target=None):
-        if name == "cv2":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Late())
-sys.argv = ["nuclei-preprocess"]
-import commands
-commands.preprocess()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
-        preexec_fn=hear_ctrl_c,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, "nuclei-preprocess: stopped\n")
+    found = interrupted_by_import(
+        "cv2", "nuclei-preprocess", "import commands; commands.preprocess()"
+    )
+    assert found == (130, "nuclei-preprocess: stopped\n")
 
 
 def test_where_ctrl_c_is_ignored_it_stays_so():
