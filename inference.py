@@ -19,9 +19,10 @@ prediction and depth map are tiled TIFFs and others small views; it is never hel
 """
 
 if __name__ == "__main__":  # Ctrl-C while all else is imported
-    from tissue import ending
+    from tissue import ending, memory
 
     ending.end_at_once()
+    memory.share_one_heap()
 
 import time
 import traceback
@@ -30,7 +31,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from learning.export import export_model
-from learning.fusing import give_memory_back, share_one_heap
 from learning.predictor import Predictor
 from learning.processes import Team, everyone, start_processes
 from learning.sharing import shared_out
@@ -42,6 +42,7 @@ from tissue import (
     exports,
     inputs,
     marked,
+    memory,
     nuclei,
     nuclei_tables,
     pairs,
@@ -134,7 +135,6 @@ def main(args):
     if args.report_only:
         print(*write_summary(folder), sep="\n")
         return
-    share_one_heap()
     device, rank, processes = start_processes(args.gpu_id, waiting=True)
     say = print if rank == 0 else (lambda *_: None)
     network = load_network(args, device)
@@ -294,7 +294,6 @@ def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: clai
     try:
         row = infer(task, network, team, job.advance)
         if team.place[0] == 0:
-            row |= segmentation.from_nuclei(task)
             row.setdefault("seconds", time.monotonic() - started)
             with job.finishing():
                 results.write(task.results, row, task.made_with, shown)
@@ -313,10 +312,11 @@ def infer(task: Task, network: Predictor, team: Team, advance) -> dict:
     """Write all files of an image but its record, and return its row."""
     if task.row:
         advance(task.megapixels)
-        if not task.formats:  # its regions or its density are made of the nuclei that are there
-            return task.row
-        results.forget(task.results, task.pair.name)
-        return segmentation.export_again(task, network)
+        row = task.row  # regions and density are made of the nuclei that are there
+        if task.formats:
+            results.forget(task.results, task.pair.name)
+            row = segmentation.export_again(task, network)
+        return row | segmentation.from_nuclei(task)
     outdated = "gt", "errors", "distance", "big_distance", "review_pictures"
     outdated += "density", "density_picture", "tissue", "tissue_geojson"
     outdated += ("prediction" if task.image.is_big else "big_prediction",)
@@ -330,7 +330,7 @@ def infer(task: Task, network: Predictor, team: Team, advance) -> dict:
         found = team.first(begin)
         shares = team.each(lambda: segmentation.predict(task, network, found, team.place, advance))
         seen = [sum(of_all) for of_all in zip(*shares, strict=True)]
-        give_memory_back()
+        memory.give_back()
         return team.first(lambda: segmentation.finish(task, network, found, seen))
 
 

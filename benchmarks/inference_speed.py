@@ -33,11 +33,12 @@ import inference
 from benchmarks.data import draw_giant
 from benchmarks.results import moment, table, write_section
 from learning.devices import choose_device, choose_precision
-from learning.fusing import freed_memory_kept, fuse
+from learning.fusing import fuse
 from learning.predictor import Predictor
 from model import IMAGENET_MEAN, IMAGENET_STD, UNet
 from tissue import images, nuclei, pairs, stitching, tiling, windows
 from tissue.files import Parser, run_script
+from tissue.memory import freed_memory_kept
 from tissue.store import Store
 from tissue.synthetic import draw_tissue
 

@@ -10,6 +10,11 @@ network's is that of its thread times the number of its threads. What no step ha
 them, starting and the page.
 """
 
+if __name__ == "__main__":  # as inference.py has it
+    from tissue import memory
+
+    memory.share_one_heap()
+
 import argparse
 import json
 import resource

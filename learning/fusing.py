@@ -1,9 +1,6 @@
 """A network made faster for prediction: batch norm folded into convolutions, ReLU fused to them."""
 
-import contextlib
-import ctypes
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -148,44 +145,3 @@ def fusable(model: nn.Module) -> list[tuple[str, str, str]]:
             is_alone = isinstance(own_activation(norm), nn.Identity) and type(relu) in kinds[-2:]
             found.append((name, names[norm], names[relu if is_alone else norm]))
     return found
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Within, glibc keeps large blocks that are freed instead of giving them back to the system.
-
-    The network's activations are tens of megabytes; fetching zeroed pages for each of them anew
-    takes as long as the network itself. Everything else is better off without: blocks of all sizes
-    in one heap leave ever more gaps. Elsewhere than with glibc nothing happens.
-    """
-    mallopt = _of_glibc("mallopt")
-    if mallopt is None:
-        yield
-        return
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap is never trimmed
-    mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself
-    try:
-        yield
-    finally:
-        mallopt(-4, 65536)  # the default
-
-
-def share_one_heap() -> None:
-    """Let all threads that begin from now on take memory from one heap of glibc's: each with its
-    own leaves gaps in each.
-    """
-    if mallopt := _of_glibc("mallopt"):
-        mallopt(-8, 1)  # M_ARENA_MAX
-
-
-def give_memory_back() -> None:
-    """Give what `freed_memory_kept` has kept back to the system, where no tile comes next."""
-    if trim := _of_glibc("malloc_trim"):
-        trim(0)
-
-
-def _of_glibc(name):
-    try:
-        return getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError, TypeError):
-        return None

@@ -13,10 +13,11 @@ from torch import nn
 import utils
 from learning.checkpoints import build_model, load_checkpoint
 from learning.devices import Threads, choose_precision
-from learning.fusing import freed_memory_kept, fuse
+from learning.fusing import fuse
 from model import sees_all
 from tissue import nuclei
 from tissue.files import InputError, file_hash
+from tissue.memory import freed_memory_kept
 from tissue.segmentation import Finder
 from tissue.stain import Stain
 from tissue.tiling import SIZES

@@ -42,40 +42,6 @@ class Finder(tiling.Network):
     split: nuclei.Split
 
 
-def from_nuclei(task: Task) -> dict:
-    """Write the density map, and count in the regions, by the table of nuclei that is there.
-
-    Returns what the image's row gets; nothing and no file where the task asks for neither.
-    """
-    row = {}
-    if not (task.density or task.regions):
-        return row
-    columns = "y", "x", "area_px", "haematoxylin_od"
-    table = exports.read_measures(task.results, task.pair.name, columns)
-    if task.density:
-        found = density.density_of(table["y"], table["x"], task.shape, task.pixel_size_um)
-        found.write(task.file("density"))
-        pictures.write_image(task.file("density_picture"), found.picture())
-    if task.regions:
-        row["regions_file"] = file_mark(task.regions)
-        with closing(areas.open_areas(task.regions, task.shape)) as opened:
-            row["regions"] = areas.rows_of(opened, table, _tissue_in(task, opened))
-    return row
-
-
-def _tissue_in(task, regions):
-    """Pixels of tissue in each region, int64 (n,), as `predict` has it."""
-    found = np.zeros(len(regions.regions), np.int64)
-    limit = open_tissue(task)
-    met = (t for t in _tiles(task) if regions.meets(*t) and (limit is None or limit.meets(*t)))
-    for tile, tissue in tiling.tissue_of(task.image, met, task.scale):
-        inside = tissue if limit is None else tissue & limit.within(*tile)
-        found += regions.pixels(tile.y, tile.x, inside)
-    if limit is not None:
-        limit.close()
-    return found
-
-
 def map_tissue(task: Task) -> None:
     """Write where the tissue of an image is, if it is to be found."""
     if task.finds_tissue:
@@ -95,9 +61,10 @@ def predict(
     found: Store,
     place: tuple[int, int] = (0, 1),
     advance: Callable[[float], None] = lambda megapixels: None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Write the map of an image; return the shares of it that are tissue, were skipped, and lie
-    outside of what is looked at, (3,), and the doubt in each of its fields (review.Fields).
+    outside of what is looked at, (3,), the doubt in each of its fields (review.Fields), and the
+    pixels of tissue in each of its regions (n,).
 
     `place` is this process's rank and the number of processes: it does every so many'th row of
     tiles. `advance` is told how many megapixels of all processes came to an end.
@@ -107,8 +74,10 @@ def predict(
     rank, processes = place
     tiles = tiling.tiles_of(*task.shape, network.tile_size)
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
-    regions = areas.open_areas(task.regions, task.shape) if task.only_regions else None
-    limits = [limit for limit in (regions, open_tissue(task)) if limit is not None]
+    regions = areas.open_areas(task.regions, task.shape) if task.regions else None
+    in_regions = np.zeros(len(regions.regions) if regions else 0, np.int64)
+    limits = [regions if task.only_regions else None, open_tissue(task)]
+    limits = [limit for limit in limits if limit is not None]
     met = [part for part in mine if all(limit.meets(*part) for limit in limits)]
 
     def keep(predicted):
@@ -118,6 +87,8 @@ def predict(
             inside = np.logical_and.reduce([limit.within(*part) for limit in limits])
             outside = size - np.count_nonzero(inside)
             tissue = tissue & inside
+        if regions:
+            in_regions[:] += regions.pixels(part.y, part.x, tissue)
         if outputs is not None:
             outputs = outputs * inside if outside else outputs
             found.write(part, segment(outputs, network.threshold))
@@ -131,9 +102,9 @@ def predict(
     for size, seen in tiling.ahead(keep, predicted, 4):
         pixels += seen
         advance(size * processes / 1e6)
-    for limit in limits:
-        limit.close()
-    return pixels / (task.megapixels * 1e6), fields.doubt
+    for opened in {regions, *limits} - {None}:
+        opened.close()
+    return pixels / (task.megapixels * 1e6), fields.doubt, in_regions
 
 
 def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndarray]) -> dict:
@@ -141,7 +112,7 @@ def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndar
 
     `seen` is what `predict` gave, summed over all processes.
     """
-    shares, doubt = seen
+    shares, doubt, in_regions = seen
     fields = review.Fields(task.shape, task.scale)
     fields.doubt += doubt
     with ExitStack() as held:
@@ -182,7 +153,7 @@ def finish(task: Task, network: Finder, segmented: Store, seen: Sequence[np.ndar
         review.write_image_review(task.results, fields.table(name), name, draw)
         for writing in written:
             writing.result()  # or what it failed by
-    return row
+    return row | from_nuclei(task, in_regions)
 
 
 def _measured(task, shares):
@@ -239,6 +210,42 @@ def write_nuclei(
 def _find(um: float | None, split: nuclei.Split, has_depth: bool, segmented: np.ndarray):
     """All nuclei of a window of a mask bool (H, W), or of a depth map uint8 (H, W)."""
     return nuclei.find_nuclei(segmented > 0, um, split, segmented if has_depth else None)
+
+
+def from_nuclei(task: Task, tissue: np.ndarray | None = None) -> dict:
+    """Write the density map, and count in the regions, by the table of nuclei that is there.
+
+    `tissue` are the pixels of tissue in each region, int64 (n,), where `predict` has counted them.
+    Returns what the image's row gets; nothing and no file where the task asks for neither.
+    """
+    row = {}
+    if not (task.density or task.regions):
+        return row
+    columns = "y", "x", "area_px", "haematoxylin_od"
+    table = exports.read_measures(task.results, task.pair.name, columns)
+    if task.density:
+        found = density.density_of(table["y"], table["x"], task.shape, task.pixel_size_um)
+        found.write(task.file("density"))
+        pictures.write_image(task.file("density_picture"), found.picture())
+    if task.regions:
+        row["regions_file"] = file_mark(task.regions)
+        with closing(areas.open_areas(task.regions, task.shape)) as opened:
+            tissue = _tissue_in(task, opened) if tissue is None else tissue
+            row["regions"] = areas.rows_of(opened, table, tissue)
+    return row
+
+
+def _tissue_in(task, regions):
+    """Pixels of tissue in each region, int64 (n,), as `predict` has it."""
+    found = np.zeros(len(regions.regions), np.int64)
+    limit = open_tissue(task)
+    met = (t for t in _tiles(task) if regions.meets(*t) and (limit is None or limit.meets(*t)))
+    for tile, tissue in tiling.tissue_of(task.image, met, task.scale):
+        inside = tissue if limit is None else tissue & limit.within(*tile)
+        found += regions.pixels(tile.y, tile.x, inside)
+    if limit is not None:
+        limit.close()
+    return found
 
 
 def _compare(task: Task, mask: Store, labels: Store, truth: Store, shown) -> dict:

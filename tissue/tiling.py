@@ -80,7 +80,7 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
     (`background.frame_of`) are cut off before anything else, so that an image's prediction is with
     them what it is without.
     """
-    frame, inner, source = framed = _framed(image, network.scale)
+    frame, inner, source = _framed(image, network.scale)
     own = stain_of(source) if frame.height else None
     shown = partial(for_network, source=own, target=network.stain)
     tiles = list(tiles)
@@ -93,10 +93,12 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
 
     def finish(item):
         tile, part, outcome = item
-        tissue, inside = _tissue_in(framed, tile, part)
+        tissue = np.zeros((tile.height, tile.width), bool)
         if not part:
             return Predicted(tile, None, tissue)
-        seen = [values for values in outcome if values is not None]
+        inside = _place(frame, tile, part)
+        tissue[inside] = outcome[0][0]  # as it is at the network's pixel size
+        seen = [values for _, values in outcome if values is not None]
         if not seen:
             return Predicted(tile, None, tissue)
         outputs = np.zeros((network.outputs, *tissue.shape), np.float32)
@@ -110,10 +112,20 @@ def tissue_of(image: Windows, tiles: Iterable[Tile], scale: float) -> Iterator[t
     """(Tile, where it is tissue, bool (h, w)) of each tile, as `predict_tiles` has it for a network
     of `scale`, without one.
     """
-    framed = _framed(image, scale)
+    frame, inner, source = _framed(image, scale)
+    sides, ends = (inner.height, inner.width), (source.height, source.width)
 
     def look(tile):
-        return tile, _tissue_in(framed, tile, _within(tile, framed[0]))[0]
+        tissue = np.zeros((tile.height, tile.width), bool)
+        if part := _within(tile, frame):
+            rows, columns = places = _nearest(part, sides, ends)
+            starts, lengths = zip(
+                *((int(at[0]), int(np.ptp(at)) + 1) for at in places), strict=True
+            )
+            y, x, height, width = _with_context(starts, lengths, ends)
+            nothing = background(source.read(y, x, height, width))
+            tissue[_place(frame, tile, part)] = ~nothing[np.ix_(rows - y, columns - x)]
+        return tile, tissue
 
     yield from ahead(look, tiles, 4, threads=2)
 
@@ -127,15 +139,10 @@ def _framed(image, scale):
     return frame, inner, Scaled(inner, scale) if frame.height and scale != 1 else inner
 
 
-def _tissue_in(framed, tile, part):
-    """(Where a tile is tissue, bool (h, w); where in it `part` lies, that is within the frame)"""
-    (frame, inner, source), tissue = framed, np.zeros((tile.height, tile.width), bool)
-    if not part:
-        return tissue, None
+def _place(frame, tile, part):
+    """Where in a tile its part within the frame lies."""
     y, x = part.y + frame.y - tile.y, part.x + frame.x - tile.x
-    inside = np.s_[..., y : y + part.height, x : x + part.width]
-    tissue[inside] = _tissue_of(inner, source, part)
-    return tissue, inside
+    return np.s_[..., y : y + part.height, x : x + part.width]
 
 
 def _within(tile, frame):
@@ -156,34 +163,25 @@ def _with_context(starts, lengths, ends):
     return *first, *(b - a for a, b in zip(first, last, strict=True))
 
 
-def _tissue_of(image, source, part):
-    """Where a part of an image is not `background`, bool (h, w).
-
-    `source` is the image at the network's pixel size, at which background is what it is in
-    training, whatever the image's own.
-    """
-    ends, places = (source.height, source.width), []
-    for start, length, end, whole in zip(
-        part[:2], part[2:], ends, (image.height, image.width), strict=True
-    ):
-        places.append((np.arange(start, start + length) * end + end // 2) // whole)
-    places = [place.clip(0, end - 1) for place, end in zip(places, ends, strict=True)]
-    starts = [int(place[0]) for place in places]
-    lengths = [int(place[-1]) + 1 - start for place, start in zip(places, starts, strict=True)]
-    y, x, height, width = _with_context(starts, lengths, ends)
-    found = ~background(source.read(y, x, height, width))
-    return found[places[0] - y][:, places[1] - x]
+def _nearest(part, sides, ends):
+    """Rows and columns, of an image of the sides `ends`, that a part of it shows at `sides`."""
+    return [
+        ((np.arange(start, start + length) * end + end // 2) // side).clip(0, end - 1)
+        for start, length, side, end in zip(part[:2], part[2:], sides, ends, strict=True)
+    ]
 
 
 def _predict_at(image, tiles, network, size, shown):
-    """The outputs of `predict_tiles` at one of its sizes, None for windows without tissue.
+    """(What of each tile is tissue, bool (h, w); its outputs, or None for windows without tissue)
+    of `predict_tiles` at one of its sizes.
 
-    `shown` makes of a window what the network sees, and tells what of it is background.
+    `shown` makes of a window what the network sees, and tells what of it is background: at the
+    network's pixel size that is what it is in training, whatever the image's own.
     """
     scale = network.scale * size
     source = image if scale == 1 else Scaled(image, scale)
-    scale = image.height / source.height, image.width / source.width  # rounded to whole pixels
-    ends = source.height, source.width
+    whole, ends = (image.height, image.width), (source.height, source.width)
+    scale = whole[0] / ends[0], whole[1] / ends[1]  # rounded to whole pixels
     grid = network.grid
 
     def read(part):
@@ -206,23 +204,26 @@ def _predict_at(image, tiles, network, size, shown):
         window = np.pad(
             window, ((0, -lengths[0] % EVEN), (0, -lengths[1] % EVEN), (0, 0)), "reflect"
         )
-        return part, sides, window, not nothing.all()
+        rows, columns = _nearest(part, whole, ends)
+        tissue = ~nothing[np.ix_(rows - starts[0], columns - starts[1])]
+        return part, sides, window, tissue, not nothing.all()
 
     def shape(item):
-        return item[2].shape, item[3]
+        return item[2].shape, item[4]
 
     for (_, worth), alike in groupby(ahead(read, tiles, 2 * network.batch_size), key=shape):
         for items in _batches(alike, network.batch_size):
             if not worth:
-                yield from (None for _ in items)
+                yield from ((tissue, None) for *_, tissue, _ in items)
                 continue
-            predicted = network.predict(np.stack([window for _, _, window, _ in items]))
-            for (part, (rows, columns), _, _), values in zip(items, predicted, strict=True):
+            predicted = network.predict(np.stack([window for _, _, window, *_ in items]))
+            for (part, (rows, columns), _, tissue, _), values in zip(items, predicted, strict=True):
                 if scale == (1, 1):
                     y, x = round(rows[0]), round(columns[0])
-                    yield values[:, y : y + part.height, x : x + part.width]
+                    yield tissue, values[:, y : y + part.height, x : x + part.width]
                 else:
-                    yield np.stack([interpolate(output, rows, columns) for output in values])
+                    outputs = [interpolate(output, rows, columns) for output in values]
+                    yield tissue, np.stack(outputs)
 
 
 def predict_image(image: Windows, network: Network) -> np.ndarray:
