@@ -34,7 +34,7 @@ from learning.state import make_state
 from model import UNet
 from tissue import patches
 from tissue.files import Parser, run_script
-from tissue.manifest import write_manifest
+from tissue.manifest import SPLITS, write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BATCH = 8  # train.py's default
@@ -185,19 +185,28 @@ def measure_full_run(args, root: Path, device: torch.device) -> str:
 # --- how ----------------------------------------------------------------------------------------
 
 
-def take(root: Path, sample: Path, counts: dict[str, int]) -> None:
+def take(root: Path, sample: Path, counts: dict[str, int], every: int | None = None) -> None:
     """Make a patch set of so many random patches of another one; where there are too few, they
-    come again. The patches themselves are links.
+    come again. The patches themselves are links. With `every`, its validation images are every
+    so many'th of the other's training images, and the other's own are left out.
     """
     sample.mkdir()
-    rows = []
+    rows, manifest = [], patches.read_manifest(root)
+    if every:
+        learned = [image for image in manifest["images"] if image["split"] == "train"]
+        splits = [SPLITS[index % every == every - 1] for index in range(len(learned))]
+        images = [image | {"split": s} for image, s in zip(learned, splits, strict=True)]
+        manifest |= {"images": images}
+    split_of = {image["name"]: image["split"] for image in manifest["images"]}
     for split, count in counts.items():
+        source = "train" if every else split
         for kind in ("rgb", "mask"):
-            patches.folder(sample, kind, split).symlink_to(patches.folder(root, kind, split))
-        there = patches.read_table(root, split)
+            patches.folder(sample, kind, split).symlink_to(patches.folder(root, kind, source))
+        there = [row | {"split": split} for row in patches.read_table(root, source)]
+        there = [row for row in there if split_of[row["name"]] == split]
         random.Random(0).shuffle(there)
         rows += (there * (count // len(there) + 1))[:count]
-    write_manifest(sample, patches.read_manifest(root), rows)
+    write_manifest(sample, manifest, rows)
 
 
 def endless(loader: DataLoader):
