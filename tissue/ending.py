@@ -35,6 +35,19 @@ def raise_again() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What a terminal obeys instead of showing it: control characters, and what turns the direction.
+OBEYED = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+SHOWN = {code: chr(code).encode("unicode_escape").decode() for code in OBEYED - set(b"\t\n\r")}
+
+
+class _Shown(io.TextIOWrapper):
+    """A stream of text on which names of files give a terminal no orders."""
+
+    def write(self, text):
+        super().write(text.translate(SHOWN))
+        return len(text)
+
+
 class _Lasting(io.FileIO):
     """A stream whose text goes nowhere once its reader is gone, as that of `| head -1` is soon."""
 
@@ -48,7 +61,7 @@ class _Lasting(io.FileIO):
 
 def keep_output_open() -> None:
     """Let nothing that is printed end a script: neither a reader that has gone, nor output that is
-    closed, nor letters of a name that a terminal cannot show.
+    closed, nor letters of a name that a terminal cannot show; those that it would obey are shown.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -57,7 +70,7 @@ def keep_output_open() -> None:
         elif isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):
             raw = _Lasting(stream.fileno(), "w", closefd=False)
             is_unbuffered = isinstance(stream.buffer, io.FileIO)  # PYTHONUNBUFFERED
-            lasting = io.TextIOWrapper(
+            lasting = _Shown(
                 raw if is_unbuffered else io.BufferedWriter(raw), stream.encoding,
                 "backslashreplace", None, stream.line_buffering, stream.write_through,
             )  # fmt: skip

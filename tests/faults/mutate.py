@@ -11,6 +11,7 @@ were; exit code 1 if any failed.
 
 import argparse
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -133,6 +134,7 @@ def child(cases, folder: Path) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)
+    faulthandler.disable()  # of pytest, which would show a crash that is counted
     while (case := cases.recv()) is not None:
         before = memory_of("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 import urllib.parse
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from tissue import exports, results
 from tissue.files import InputError
 from tissue.synthetic import draw_tissue
 
+ROOT = Path(__file__).parents[2]
 RUNS = "document.title = 'executed'"
 HOSTILE = [
     "\"quoted\" 'twice'",
@@ -77,6 +81,16 @@ def test_every_name_has_all_its_files_and_its_rows(finished):
 
 def _utf8(name):
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def test_no_name_gives_a_terminal_orders(finished):
+    flags = ["--images", finished / "images", "--ckpt", finished / "a.pt", "--gpu_id", "-1"]
+    command = [sys.executable, ROOT / "inference.py", "--image_folder", finished / "said", *flags]
+    called = subprocess.run(command, capture_output=True, check=False)
+    said = (called.stdout + called.stderr).decode()
+    assert called.returncode == 0, said
+    assert "\\x1b]0;title\\x07" in said and "\\u202egnp" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
 
 
 def test_no_cell_of_a_table_is_a_formula(finished):
