@@ -152,9 +152,9 @@ def _predict(
         threads.adapt()
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
-        total, finite = torch.zeros((), device=device), torch.ones((), device=device, dtype=bool)
+        total, finite = None, torch.ones((), device=device, dtype=bool)
         for turns, flip in ways:
-            laid = batch.rot90(turns, (2, 3))
+            laid = batch.rot90(turns, (2, 3)) if turns else batch
             laid = laid.flip(3) if flip else laid
             laid = laid.contiguous(memory_format=torch.channels_last)
             mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
@@ -163,8 +163,9 @@ def _predict(
             finite &= logits.isfinite().all()
             outputs = logits.float().sigmoid()
             outputs = outputs.flip(3) if flip else outputs
-            total = total + outputs.rot90(-turns, (2, 3))
-        outputs = (total / len(ways)).cpu().numpy()
+            outputs = outputs.rot90(-turns, (2, 3)) if turns else outputs
+            total = outputs if total is None else total.add_(outputs)
+        outputs = total.div_(len(ways)).cpu().numpy()
         if not finite:
             raise InputError(
                 "found predictions that are not finite, expected numbers: the checkpoint's weights "

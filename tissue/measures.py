@@ -44,7 +44,7 @@ def measure(
     xx = total(length * (dx**2 + (length**2 - 1) / 12)) / area
     spread, mean = np.hypot((yy - xx) / 2, xy), (yy + xx) / 2  # of the two principal moments
     ratio = np.divide(mean - spread, mean + spread, out=np.ones(count), where=mean > 0)
-    perimeter = math.pi / 4 * _chords(labels, area)
+    perimeter = math.pi / 4 * _chords(labels, area, np.bincount(runs, minlength=count + 1)[1:])
     diameter = np.sqrt(4 * area / math.pi)
     um = math.nan if pixel_size_um is None else pixel_size_um
     at_border = np.zeros(count + 1, bool)
@@ -78,9 +78,10 @@ def outlines(labels: np.ndarray) -> list[np.ndarray]:
     """
     count = int(labels.max(initial=0))
     runs, y, start, stop = runs_of(labels)
-    ids = np.tile(runs, 4)
+    ids = np.tile(runs.astype(np.int64), 4)
     xs, ys = np.concatenate([start, stop] * 2), np.concatenate([y, y, y + 1, y + 1])
-    order = np.lexsort((xs, ys, ids))
+    sides = labels.shape[0] + 1, labels.shape[1] + 1
+    order = np.argsort((ids * sides[0] + ys) * sides[1] + xs)
     ids, xs, ys = ids[order], xs[order], ys[order]
     # Where a run ends right below another's end the outline goes straight on: no corner.
     new = (np.diff(ids) != 0) | (np.diff(ys) != 0) | (np.diff(xs) != 0)
@@ -88,22 +89,38 @@ def outlines(labels: np.ndarray) -> list[np.ndarray]:
     ids, xs, ys = ids[corner], xs[corner], ys[corner]
     # Corners come in pairs along each row of corners, and likewise along each column.
     across = np.arange(len(ids)) ^ 1
-    by_column = np.lexsort((ys, xs, ids))
+    by_column = np.argsort((ids * sides[1] + xs) * sides[0] + ys)
     along = np.empty_like(across)
     along[by_column] = by_column[across]
-    across, along = across.tolist(), along.tolist()
+    label = np.arange(1, count + 1)
+    begin, end = (np.searchsorted(ids, label, side) for side in ("left", "right"))
+    corners = end - begin
+    arrive, steps = _steps_to(begin[ids - 1], along[across], corners.max(initial=0))
+    at = np.flatnonzero(arrive)  # every second corner, if there is but one ring
+    wrong = (corners < 4) | (2 * np.bincount(ids[at], minlength=count + 1)[1:] != corners)
+    if wrong.any():
+        raise ValueError(f"label {wrong.argmax() + 1} is not one piece without holes")
     points = np.stack([xs, ys], 1).astype(np.int32)
-    first = np.searchsorted(ids, np.arange(1, count + 2))
-    rings = []
-    for begin, end in pairwise(first.tolist()):
-        ring, at = [], begin
-        while len(ring) < end - begin and (at != begin or not ring):
-            ring += (at, across[at])
-            at = along[ring[-1]]
-        if len(ring) < max(end - begin, 4):
-            raise ValueError(f"label {len(rings) + 1} is not one piece without holes")
-        rings.append(points[[*ring, begin]])
-    return rings
+    closed = np.empty((len(ids) + count, 2), np.int32)
+    start = begin + label - 1  # of each ring, which has its first point twice
+    place = start[ids[at] - 1] + -2 * steps[at] % corners[ids[at] - 1]
+    closed[place], closed[place + 1] = points[at], points[across[at]]
+    closed[start + corners] = closed[start]
+    return np.split(closed, start[1:]) if count else []
+
+
+def _steps_to(goal, following, most):
+    """Whether each place gets to its goal, going from place to place as `following` has it, bool
+    (n,), and in how many steps, up to `most`, int (n,), which are 0 at the goal itself.
+
+    Each round doubles how far all have gone (Wyllie 1979, pointer jumping).
+    """
+    at = np.arange(len(following))
+    steps = (at != goal).astype(np.int64)
+    following = np.where(at == goal, at, following)
+    for _ in range(int(most).bit_length()):
+        steps, following = steps + steps[following], following[following]
+    return following == goal, steps
 
 
 def count_in_frame(rings: Sequence[np.ndarray]) -> int:
@@ -123,20 +140,21 @@ def runs_of(labels: np.ndarray) -> tuple[np.ndarray, ...]:
     first, last = labels > 0, labels > 0
     first[:, 1:] &= change
     last[:, :-1] &= change
-    y, start = np.nonzero(first)
-    stop = np.nonzero(last)[1] + 1
-    return labels[y, start], y, start, stop
+    places = np.flatnonzero(first)
+    y, start = np.divmod(places, labels.shape[1])
+    stop = np.flatnonzero(last) - y * labels.shape[1] + 1
+    return labels.ravel()[places], y, start, stop
 
 
-def _chords(labels, area):
+def _chords(labels, area, runs):
     """Total length of each nucleus' shadows in four directions, pixels (n,).
 
     A shadow is as long as there are chords, which are as many as pixels less those that have the
-    next pixel of the direction in the same nucleus; diagonals lie 1 / sqrt(2) apart.
+    next pixel of the direction in the same nucleus, in a row as many as there are `runs`; diagonals
+    lie 1 / sqrt(2) apart.
     """
     count = len(area)
-    straight = 2 * area - count_where(labels[1:], labels[1:] == labels[:-1], count)
-    straight -= count_where(labels[:, 1:], labels[:, 1:] == labels[:, :-1], count)
+    straight = runs + area - count_where(labels[1:], labels[1:] == labels[:-1], count)
     diagonal = 2 * area - count_where(labels[1:, 1:], labels[1:, 1:] == labels[:-1, :-1], count)
     diagonal -= count_where(labels[1:, :-1], labels[1:, :-1] == labels[:-1, 1:], count)
     return straight + diagonal / math.sqrt(2)
@@ -169,10 +187,9 @@ def _convex_area(runs, y, start, stop, count):
 def _haematoxylin(labels, image, count):
     """Sum of the haematoxylin density over each nucleus, float (n,)."""
     density = -np.log10(np.maximum(np.arange(256), 1) / 255)
-    inside = labels > 0
-    total = np.zeros(count)
-    ids = labels[inside]
-    for channel in range(3):
-        values = density[image[..., channel][inside]]
-        total += hed_from_rgb[channel, 0] * np.bincount(ids, values, minlength=count + 1)[1:]
-    return total
+    inside = np.flatnonzero(labels > 0)
+    red, green, blue = (
+        (hed_from_rgb[channel, 0] * density)[values]
+        for channel, values in enumerate(image.reshape(-1, 3)[inside].T)
+    )
+    return np.bincount(labels.ravel()[inside], red + green + blue, minlength=count + 1)[1:]

@@ -379,7 +379,7 @@ def count_where(labels: np.ndarray, where: np.ndarray, count: int) -> np.ndarray
 
 def _in_raster_order(labels, count):
     """The same labels numbered 1 to n without gaps, in raster order of their first pixels."""
-    places = np.flatnonzero(labels)[::-1]
+    places = np.flatnonzero(labels > 0)[::-1]
     first = np.full(count + 1, labels.size)
     first[labels.ravel()[places]] = places  # of a label's pixels the first is written last
     number = np.zeros(count + 1, np.int32)

@@ -230,6 +230,7 @@ def _first_pixels(labels, count):
     """The flat index of each label's first pixel, int64 (count,)."""
     flat = labels.ravel()
     first = np.zeros(count, np.int64)
-    starts = np.flatnonzero(np.diff(flat, prepend=0))[::-1]  # a label's first pixel starts a run
+    begins = np.append(True, flat[1:] != flat[:-1])  # a label's first pixel begins a run
+    starts = np.flatnonzero(begins)[::-1]
     first[flat[starts]] = starts  # of equal indices the last assignment, the first pixel, stays
     return first

@@ -102,7 +102,8 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
         if not seen:
             return Predicted(tile, None, tissue)
         outputs = np.zeros((network.outputs, *tissue.shape), np.float32)
-        np.multiply(np.mean(seen, axis=0), tissue[inside], out=outputs[inside])
+        mean = np.mean(seen, axis=0) if len(seen) > 1 else seen[0]
+        np.multiply(mean, tissue[inside], out=outputs[inside])
         return Predicted(tile, outputs, tissue)
 
     yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 2)
