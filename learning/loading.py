@@ -1,5 +1,6 @@
 """The patch sets that a run learns from, and how their patches come to the network."""
 
+import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -92,6 +93,9 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
         "worker_init_fn": ignore_signals,
         "generator": torch.Generator(),  # else the loaders draw from the one that is saved
     }
+    if workers:  # a collection in a loader process would copy all of Python's objects for itself
+        gc.collect()
+        gc.freeze()
     # Every process validates every n-th patch, none of them twice.
     mine = range(rank, len(val_set), processes)
     return (

@@ -172,8 +172,8 @@ def test_tiles_have_the_nuclei_of_the_whole_map_and_drop_each_once(seed, tile):
     drawn = noisy_cones(seed)
     shape = drawn.shape
 
-    def find(window):
-        return nuclei.find_nuclei(window > 0, 0.25, INSTANCE_SPLIT, window)
+    def find(window, core=np.s_[:, :]):
+        return nuclei.find_nuclei(window > 0, 0.25, INSTANCE_SPLIT, window, core)
 
     whole = find(drawn)
     dropped = np.append(False, whole.confidence < 0.5)

@@ -121,14 +121,21 @@ def nuclei(
 
 
 def find_nuclei(
-    mask: np.ndarray, pixel_size_um: float | None, split: Split, depth: np.ndarray | None = None
+    mask: np.ndarray,
+    pixel_size_um: float | None,
+    split: Split,
+    depth: np.ndarray | None = None,
+    core: tuple[slice, slice] = np.s_[:, :],
 ) -> Found:
-    """`nuclei`, but none is dropped for lack of confidence."""
+    """`nuclei`, but none is dropped for lack of confidence; those of objects alone that reach into
+    the `core`, rows and columns.
+    """
     um = pixel_size_um or USUAL_PIXEL_SIZE
     mask, deep = _filled(mask, depth, split.hole / um**2)
     # Objects that meet at a corner only are two, so that each nucleus has a simple outline.
     _, objects, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
     large = stats[:, cv2.CC_STAT_AREA] >= split.smallest / um**2
+    large &= np.bincount(objects[core].ravel(), minlength=len(large)) > 0
     large[0] = False  # the background
     labels = np.zeros(mask.shape, np.int32)
     count = 0

@@ -207,9 +207,9 @@ def write_nuclei(
     return row
 
 
-def _find(um: float | None, split: nuclei.Split, has_depth: bool, segmented: np.ndarray):
-    """All nuclei of a window of a mask bool (H, W), or of a depth map uint8 (H, W)."""
-    return nuclei.find_nuclei(segmented > 0, um, split, segmented if has_depth else None)
+def _find(um: float | None, split: nuclei.Split, has_depth: bool, segmented: np.ndarray, core):
+    """The nuclei of a window of a mask bool (H, W), or of a depth map uint8 (H, W)."""
+    return nuclei.find_nuclei(segmented > 0, um, split, segmented if has_depth else None, core)
 
 
 def from_nuclei(task: Task, tissue: np.ndarray | None = None) -> dict:

@@ -153,15 +153,16 @@ class FoundNuclei(NamedTuple):
 def nuclei_by_tiles(
     mask: Windows,
     tiles: Iterable[Tile],
-    find: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+    find: Callable[[np.ndarray, tuple[slice, slice]], tuple[np.ndarray, np.ndarray | None]],
     least: float = 0.0,
 ) -> Iterator[FoundNuclei]:
     """The nuclei of a mask or a depth map that is read by windows, each met once, tile by tile.
 
     `find` gives the labels of a mask bool (H, W) or of a depth map uint8 (H, W), int32, and the
-    confidence of each nucleus, or None: `nuclei.Found`. Nuclei with less than the `least` are
-    dropped: they get no ids. What `find` makes of an object must depend on that object and its
-    nearest surroundings alone. Ids are 1, 2, 3, ... in the order in which tiles meet the nuclei. A
+    confidence of each nucleus, or None: `nuclei.Found`; of objects alone that reach into a core,
+    its rows and columns. Nuclei with less than the `least` are dropped: they get no ids. What
+    `find` makes of an object must depend on that object and its nearest surroundings alone. Ids are
+    1, 2, 3, ... in the order in which tiles meet the nuclei. A
     nucleus in several tiles is known by its first pixel. That is exact for objects that reach no
     more than WIDEST pixels beyond the tiles they lie in.
     """
@@ -212,12 +213,14 @@ def _labels_around(mask, tile, find):
         right = min(tile.x + tile.width + margin, mask.width)
         pixels = mask.read(y, x, bottom - y, right - x)
         _, objects = cv2.connectedComponents((pixels > 0).view(np.uint8), connectivity=4)
-        inside = objects[tile.y - y :, tile.x - x :][: tile.height, : tile.width]
+        starts = tile.y - y, tile.x - x
+        core = tuple(slice(a, a + n) for a, n in zip(starts, tile[2:], strict=True))
+        inside = objects[core]
         sides = ((y, objects[0]), (x, objects[:, 0]))
         sides += ((mask.height - bottom, objects[-1]), (mask.width - right, objects[:, -1]))
         cut = np.unique(np.concatenate([side for more, side in sides if more] or [[0]]))
         if margin >= WIDEST or not np.isin(cut[cut > 0], inside).any():
-            return Tile(y, x, bottom - y, right - x), find(pixels)
+            return Tile(y, x, bottom - y, right - x), find(pixels, core)
         margin *= 2
 
 
