@@ -190,6 +190,36 @@ def test_a_training_whose_output_is_closed_is_whole(place):
     assert "best validation Dice" in (last.parent / "train.log").read_text()
 
 
+# What a loader process has of its own, MiB, once Python has looked through all objects there.
+OWN = """
+import gc, os, sys
+import train
+
+def measured(*_):
+    child = os.fork()
+    if child == 0:
+        gc.collect()
+        with open("/proc/self/smaps_rollup") as file:
+            line = next(line for line in file if line.startswith("Private_Dirty"))
+        print("own", int(line.split()[1]) / 1024, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    sys.exit(0)
+
+train.Run = measured
+train.main(train.parse_args(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
+def test_a_loader_process_does_not_copy_what_the_training_has(place):
+    out = subprocess.run(
+        [sys.executable, "-c", OWN, *LEARN[1:]], cwd=place, capture_output=True, text=True,
+        check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout  # fmt: skip
+    assert float(out.split("own ")[1]) < 40  # 115 before, which grew by the hour
+
+
 # --- processes that are killed, and others in the same folder
 
 
