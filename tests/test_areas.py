@@ -281,6 +281,8 @@ def test_regions_that_come_or_change_later_are_counted_in_the_nuclei_that_are_th
     write_regions(place / "s2.geojson", feature(box(0, 0, 100, 100), "corner"))
     infer(out, *flags, "--regions", place)
     assert len(table_of(out / "regions.csv")) == 7
+    infer(tmp_path / "at once", *flags, "--regions", place)  # tissue is counted on the way then
+    assert table_of(tmp_path / "at once" / "regions.csv") == table_of(out / "regions.csv")
     infer(out, "--ckpt", checkpoint, "--images", slides / "s2.tif", *TILES)  # of the record
     assert [row["image"] for row in table_of(out / "regions.csv")] == ["s1"] * 6 + ["s2"]
     assert made == {path: path.stat().st_mtime_ns for path in out.glob("s?_*")}
