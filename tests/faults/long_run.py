@@ -47,17 +47,19 @@ def command_of(script: str, folder: Path, minutes: float) -> list[str]:
 def held(process: int) -> tuple[int, int]:
     """Memory of a process and of all that it started, KiB, and how many files they have open.
 
-    Each page counts once, whoever shares it (Pss). What ends meanwhile counts as nothing.
+    Each page counts once, whoever shares it (Pss), but those of files, of which a process counts
+    the more the fewer other programs use the same libraries. What ends meanwhile counts as nothing.
     """
     memory = files = 0
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        memory = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        own = ("Pss_Anon:", "Pss_Shmem:")
+        memory = sum(int(line.split()[1]) for line in lines if line.startswith(own))
         files = len(os.listdir(f"/proc/{process}/fd"))
         for children in Path(f"/proc/{process}/task").glob("*/children"):
             more = [held(int(child)) for child in children.read_text().split()]
             memory, files = memory + sum(m for m, _ in more), files + sum(f for _, f in more)
-    except (FileNotFoundError, ProcessLookupError, StopIteration):
+    except (FileNotFoundError, ProcessLookupError):
         pass
     return memory, files
 
