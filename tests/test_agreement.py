@@ -119,6 +119,41 @@ def test_maps_of_two_sizes_are_refused():
         agreement.overlap(np.zeros((4, 5), int), np.zeros((5, 4), int))
 
 
+def test_the_border_zone_by_hand():
+    nucleus = np.zeros((7, 7), np.uint16)
+    nucleus[2:5, 2:5] = 65535
+    drawn = [".......", "..***..", ".*****.", ".**.**.", ".*****.", "..***..", "......."]
+    expected = [[pixel == "*" for pixel in line] for line in drawn]
+    assert agreement.border_zone(nucleus, 1).tolist() == expected
+    assert agreement.border_zone(nucleus, 2).sum() == 5 * 7 + 2 * 3  # nothing is left of it
+    assert not agreement.border_zone(nucleus, 0).any()
+
+
+@pytest.mark.parametrize(
+    ("reference", "zone"),
+    [
+        ("..111...", ".**.**.."),
+        ("1111....", "...**..."),  # the edge of the image is no border
+        ("111222..", "..**.**."),  # that of two nuclei is
+        ("..11....", ".****..."),  # and nothing is left of a small one
+        ("........", "........"),
+    ],
+)
+def test_the_border_zone_of_a_row(reference, zone):
+    found = agreement.border_zone(row(reference), 1)[0]
+    assert "".join("*" if pixel else "." for pixel in found) == zone
+
+
+def test_what_differs_in_the_border_zone_alone_is_no_error():
+    prediction, reference = row("111111..22"), row(".11111222.")
+    scored = ~agreement.border_zone(reference, 1)
+    assert scored[0].tolist() == [False, False, True, True, True, False, False, True, False, False]
+    overlap = agreement.overlap(prediction * scored, reference * scored)
+    # of nucleus 1 the three pixels inside are found, of 2 the one that is left is not
+    assert agreement.panoptic_quality(overlap) == {"pq": 2 / 3, "dq": 2 / 3, "sq": 1}
+    assert agreement.aji(overlap) == 3 / 4
+
+
 def test_count_agreement_by_hand():
     found = agreement.count_agreement([12, 18, 33], [10, 20, 30])
     assert found["images"] == 3

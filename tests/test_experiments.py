@@ -1,18 +1,23 @@
 """What decides a default is measured from the trainings to the table, in small."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from experiments import ablation, counts, finishing, left_out, review, transfer
+from experiments import ablation, counts, field_protocol, finishing, left_out, review, transfer
 from learning.predictor import Predictor
 from model import UNet
 from tests.scripts import checkpoint_of, cut, infer, learn, table_of
 from tissue.files import InputError
 from tissue.images import read_image
+from tissue.manifest import read_manifest
+from tissue.patches import SPLITS
 from tissue.synthetic import write_demo
+
+SCORES = "dice", "aji", "pq"  # columns of counts.csv
 
 
 @pytest.fixture
@@ -131,6 +136,49 @@ def test_one_set_after_the_other_is_left_out(tmp_path):
     for text in ("Third", "Third=a", "=a:b"):
         with pytest.raises(InputError, match="--also: found"):
             left_out.parse_also(text)
+
+
+@pytest.mark.slow
+def test_organs_are_held_out_once_and_scored_as_inference_does(tmp_path):
+    write_demo(tmp_path / "drawn", 5, 160)
+    names = ["Aa_01", "Aa_02", "Bb_01", "Cc_01", "Dd_01"]
+    for kind in ("tissue_images", "mask binary", "instance_labels"):
+        for name, path in zip(names, sorted((tmp_path / "drawn" / kind).iterdir()), strict=True):
+            path.rename(path.with_stem(name))
+    results, out = tmp_path / "RESULTS.md", tmp_path / "out"
+
+    def run(*more):
+        flags = ["--root", tmp_path / "drawn", "--out", out, "--results", results, *more]
+        field_protocol.main(field_protocol.parse_args(list(map(str, flags))))
+        rows = [line for line in results.read_text().splitlines() if line.startswith("| ")][1:]
+        return [[float(cell) for cell in row.strip("| ").split(" | ")[1:]] for row in rows[1:]]
+
+    learned = ["--train", "--dimensions", 2, "--gpu_id", -1, "--batch_size", 4]
+    with pytest.raises(InputError, match=r"--folds: found 3, expected 2 to 2.*Aa, Bb, Cc, Dd"):
+        run("--folds", 3, *learned)
+    rows = run("--folds", 2, *learned)
+    tables = [table_of(out / f"fold-{fold}" / "results" / "counts.csv") for fold in (1, 2)]
+    held_out = [[row["image"] for row in table] for table in tables]
+    assert held_out == [["Aa_01", "Aa_02", "Cc_01"], ["Bb_01", "Dd_01"]]
+    for fold, those in zip((1, 2), held_out, strict=True):
+        images = read_manifest(out / f"fold-{fold}" / "data")["images"]
+        assert sorted([image["name"] for image in images] + those) == names
+        organs = [{image["name"][:2] for image in images if image["split"] == s} for s in SPLITS]
+        assert not organs[0] & organs[1]
+    expected = [np.mean([float(row[key]) for row in tables[0] + tables[1]]) for key in SCORES]
+    assert rows[0][:3] == pytest.approx(expected, abs=2e-4)
+    run("--folds", 2, *learned)  # all is there
+    assert len(list(out.glob("fold-*/log/*/best.pt"))) == 2
+
+    shutil.rmtree(tmp_path / "drawn" / "mask binary")  # label maps are left
+    out = tmp_path / "shipped"
+    rows = run()
+    table = table_of(out / "fold-1" / "results" / "counts.csv")
+    scores = np.array([[float(row[key]) for key in SCORES] for row in table])
+    weights = [int(row["gt_nuclei"]) for row in table]
+    expected = [*scores.mean(axis=0), scores[:, 0].min(), *np.average(scores, 0, weights)]
+    assert rows[0] == pytest.approx(expected, abs=2e-4)
+    assert rows[1][2] > rows[0][2]  # panoptic quality, without what lies near borders
 
 
 def test_fields_are_measured_as_inference_has_them(tmp_path, capsys):
