@@ -1,7 +1,7 @@
 """What images cost when there are more and more of them, and by one process and by two.
 
     python3 -m benchmarks.scaling                      (all four parts, on a quiet machine)
-    python3 -m benchmarks.scaling --parts folder --folder 100 1000 10000
+    python3 -m benchmarks.scaling --parts folder
 
 cut, learn and infer call the scripts as a user does. folder fills a folder of results with so many
 finished images, which are links to three, and takes what a call costs that finds all of them done
@@ -33,10 +33,8 @@ from tissue.status import Status
 from tissue.synthetic import write_demo
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-WAYS = {  # what is put before a script, and the threads of each process
-    "one process, two threads": ([], "2"),
-    "two processes": (TORCHRUN, "1"),
-}
+# What is put before a script, and the threads of each process.
+WAYS = {"one process, two threads": ([], "2"), "two processes": (TORCHRUN, "1")}
 STEPS = {  # of a call that finds all images done
     "call": (inference, "main"),
     "plan": (inference, "plan"),
@@ -64,8 +62,8 @@ def main(args):
         since = results.moment()
         with tempfile.TemporaryDirectory() as folder:
             title, text = PARTS[part](args, Path(folder))
-        about = f"`python3 -m benchmarks.scaling {' '.join(sys.argv[1:])}`: {text}"
-        results.write_section(title, about, args.results, since)
+        command = " ".join(["python3 -m benchmarks.scaling", *sys.argv[1:]])
+        results.write_section(title, f"`{command}`: {text}", args.results, since)
 
 
 # --- the scripts
@@ -105,9 +103,9 @@ def over_images(args, folder, ways, measure) -> str:
     text = f"the whole command on drawn images of {args.size} x {args.size} pixels; median of "
     text += f"{args.rounds}.\n\n{results.table(header, rows)}\n"
     for way, its in found.items():
-        more, first = np.polyfit(args.images, np.array(its), 1)
-        text += f"\n{way}: {first[0]:.1f} s and {more[0]:.2f} s an image, processor seconds "
-        text += f"{first[1]:.1f} and {more[1]:.2f}.\n"
+        (more, busier), (first, busy) = np.polyfit(args.images, np.array(its), 1)
+        text += f"\n{way}: {first:.1f} s and {more:.2f} s an image, of the processor "
+        text += f"{busy:.1f} and {busier:.2f}.\n"
     return text
 
 
@@ -126,20 +124,19 @@ def measure_learning(args, folder: Path):
             found[way].append([float(speed), *spent])
             print(way, *found[way][-1], flush=True)
     rows = [[way, *np.median(its, axis=0).round(1)] for way, its in found.items()]
-    text = f"train.py, U-Net of width {args.width}, batch 8, two epochs of {args.patches} patches; "
-    text += f"patches a second in the second; median of {args.rounds}.\n\n"
+    text = f"U-Net of width {args.width}, batch 8, two epochs of {args.patches} patches; patches a "
+    text += f"second in the second; median of {args.rounds}.\n\n"
     header = ["", "patches/s", "s, whole command", "processor s"]
     return "More processes: learning", text + results.table(header, rows)
 
 
 def call(arguments, threads=None) -> tuple[float, float]:
     """Call Python: its seconds, and the processor seconds of it and of its processes."""
-    own = {} if threads is None else {"OMP_NUM_THREADS": threads}
-    command, environment = [sys.executable, *map(str, arguments)], os.environ | own
-    before, began = os.times(), time.monotonic()
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
+    command, before = [sys.executable, *map(str, arguments)], os.times()
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
-    seconds, after = time.monotonic() - began, os.times()
-    return seconds, sum(after[2:4]) - sum(before[2:4])
+    after = os.times()
+    return after.elapsed - before.elapsed, sum(after[2:4]) - sum(before[2:4])
 
 
 # --- a folder of results
@@ -152,6 +149,10 @@ def measure_folder(args, folder: Path):
     few, many, images = folder / "few", folder / "results", folder / "images"
     write_demo(folder, 3, args.size)
     drawn = sorted((folder / pairs.IMAGE_FOLDER).iterdir())
+
+    def infer(*flags):
+        inference.main(inference.parse_args([*map(str, flags), "--gpu_id", "-1"]))
+
     infer("--images", *drawn, "--image_folder", few)
     (many / records.ROWS).mkdir(parents=True)
     images.mkdir()
@@ -165,9 +166,8 @@ def measure_folder(args, folder: Path):
         seconds.append(spent["call"] - seconds[0])
         tables = [many / name for name in (*records.TABLES, records.STATUS)]
         sizes = {path.name: path.stat().st_size / 1e6 for path in tables if path.exists()}
-        page = sizes.pop(records.REPORT)
-        rows.append([f"{number:,}", *(f"{s:.1f}" for s in seconds), f"{page:.1f}"])
-        rows[-1].append(f"{sum(sizes.values()):.2f}")
+        rows.append([f"{number:,}", *(f"{s:.1f}" for s in seconds)])
+        rows[-1] += [f"{sizes.pop(records.REPORT):.1f}", f"{sum(sizes.values()):.2f}"]
         print(*rows[-1], flush=True)
     header = ["images", *STEPS, "--report_only", "page, MB", "tables, MB"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB, on Linux
@@ -177,19 +177,14 @@ def measure_folder(args, folder: Path):
     return "A folder of many results", text + results.table(header, rows)
 
 
-def infer(*flags) -> None:
-    inference.main(inference.parse_args([*map(str, flags), "--gpu_id", "-1"]))
-
-
 def timed(function, step, spent):
     """A function whose processor seconds go to `spent`."""
 
     def called(*arguments, **named):
         began = time.process_time()
-        try:
-            return function(*arguments, **named)
-        finally:
-            spent[step] += time.process_time() - began
+        found = function(*arguments, **named)
+        spent[step] += time.process_time() - began
+        return found
 
     return called
 
