@@ -3,10 +3,9 @@
     python3 -m benchmarks.scaling                      (all four parts, on a quiet machine)
     python3 -m benchmarks.scaling --parts folder
 
-cut, learn and infer call the scripts as a user does. folder fills a folder of results with so many
-finished images, which are links to three, and takes what a call costs that finds all of them done
-there, and what --report_only costs: processor seconds, for they do not depend on other programs.
-Writes a section for each part into benchmarks/RESULTS.md.
+cut, learn and infer call the scripts as a user does. folder fills a folder of results with finished
+images, links to three, and takes the processor seconds of a call that finds all of them done, and
+of --report_only. Writes a section for each part into benchmarks/RESULTS.md.
 """
 
 import csv
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,6 @@ def parse_args(argv=None):
     parser.add_argument("--folder", type=int, nargs="+", default=[100, 1000, 10_000], help="done")
     parser.add_argument("--size", type=int, default=512, help="side of an image, pixels")
     parser.add_argument("--patches", type=int, default=960, help="of an epoch of training")
-    parser.add_argument("--width", type=int, default=32, help="of the U-Net that learns")
     parser.add_argument("--rounds", type=int, default=3, help="the median of this many is told")
     parser.add_argument("--results", default=results.RESULTS, help="file for the tables")
     return parser.parse_args(argv)
@@ -64,9 +63,6 @@ def main(args):
             title, text = PARTS[part](args, Path(folder))
         command = " ".join(["python3 -m benchmarks.scaling", *sys.argv[1:]])
         results.write_section(title, f"`{command}`: {text}", args.results, since)
-
-
-# --- the scripts
 
 
 def measure_cutting(args, folder: Path):
@@ -113,18 +109,16 @@ def measure_learning(args, folder: Path):
     root = data.tissue(folder / "data", None, 4)
     data.cut(root, "--patch_stride", 64)
     take(root, folder / "sample", {"train": args.patches, "val": 8})
-    flags = ["--root", folder / "sample", "--epoch", 2, "--dimensions", args.width, "--gpu_id", -1]
+    flags = ["--root", folder / "sample", "--epoch", 2, "--dimensions", 32, "--gpu_id", -1]
     found = {way: [] for way in WAYS}
-    for number in range(args.rounds):
-        for way, (before, threads) in WAYS.items():
-            log = folder / f"{number} {way}"
-            spent = call([*before, "train.py", *flags, "--log", log], threads)
-            (table,) = log.glob("*/metrics.csv")
-            speed = list(csv.DictReader(table.read_text().splitlines()))[-1]["patches_per_second"]
-            found[way].append([float(speed), *spent])
-            print(way, *found[way][-1], flush=True)
+    for number, (way, (before, threads)) in product(range(args.rounds), WAYS.items()):
+        log = folder / f"{number} {way}"
+        spent = call([*before, "train.py", *flags, "--log", log], threads)
+        (table,) = log.glob("*/metrics.csv")
+        speed = list(csv.DictReader(table.read_text().splitlines()))[-1]["patches_per_second"]
+        found[way].append([float(speed), *spent])
     rows = [[way, *np.median(its, axis=0).round(1)] for way, its in found.items()]
-    text = f"U-Net of width {args.width}, batch 8, two epochs of {args.patches} patches; patches a "
+    text = f"U-Net of width 32, batch 8, two epochs of {args.patches} patches; patches a "
     text += f"second in the second; median of {args.rounds}.\n\n"
     header = ["", "patches/s", "s, whole command", "processor s"]
     return "More processes: learning", text + results.table(header, rows)
@@ -137,9 +131,6 @@ def call(arguments, threads=None) -> tuple[float, float]:
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
     after = os.times()
     return after.elapsed - before.elapsed, sum(after[2:4]) - sum(before[2:4])
-
-
-# --- a folder of results
 
 
 def measure_folder(args, folder: Path):
@@ -157,7 +148,7 @@ def measure_folder(args, folder: Path):
     (many / records.ROWS).mkdir(parents=True)
     images.mkdir()
     for number in args.folder:
-        for place in range(len(list(images.iterdir())), number):
+        for place in range(len(os.listdir(images)), number):
             add_finished(few, many, drawn[place % 3], images / f"Image_{place:06}.tif")
         spent.clear()
         infer("--images", images, "--image_folder", many)
@@ -171,9 +162,9 @@ def measure_folder(args, folder: Path):
         print(*rows[-1], flush=True)
     header = ["images", *STEPS, "--report_only", "page, MB", "tables, MB"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB, on Linux
-    text = "processor seconds of a call that finds all images done and of its steps (status.csv is "
-    text += f"written twice), and of --report_only; without imports. Images of {args.size} x "
-    text += f"{args.size} pixels without references; at most {peak:.2f} GiB.\n\n"
+    text = "processor seconds of a call that finds all done and of its steps (status.csv twice), "
+    text += f"and of --report_only, without imports; images of {args.size} x {args.size} pixels "
+    text += f"without references; at most {peak:.2f} GiB.\n\n"
     return "A folder of many results", text + results.table(header, rows)
 
 
@@ -195,8 +186,7 @@ def add_finished(few: Path, many: Path, drawn: Path, image: Path) -> None:
     record = records.read(few, drawn.stem)
     for kind in record["files"]:
         os.link(records.path_of(few, drawn.stem, kind), records.path_of(many, image.stem, kind))
-    row = record["row"] | {"image": image.stem}
-    records.write(many, row, record["made_with"], record["shown"])
+    records.write(many, record["row"] | {"image": image.stem}, record["made_with"], record["shown"])
 
 
 PARTS = {"cut": measure_cutting, "learn": measure_learning, "infer": measure_inference}

@@ -278,4 +278,4 @@ def flags_of(module):
         return set()
     with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
         show(["--help"])
-    return set(re.findall(r"^ +(--\w+)", shown.getvalue(), re.MULTILINE))
+    return set(re.findall(r"(?:^ +|, )(--[\w-]+)", shown.getvalue(), re.MULTILINE))
