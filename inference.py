@@ -229,10 +229,8 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     found = inputs.find_images(args.images, args.masks, args.root, args.pixel_sizes)
     folder = Path(args.image_folder)
     rank, processes = Team().place
-
-    def is_mine(index):
-        return index % processes == rank
-
+    mine = inputs.of_shard(range(len(found.pairs)), args.shard)[rank::processes]
+    is_mine = set(mine).__contains__  # other shards look at their images themselves
     tasks, notes, faults = inputs.open_tasks(found, folder, network.checkpoint.get("bits"), is_mine)
     if args.regions:
         tasks, more = marked.with_regions(tasks, args.regions, args.only_regions, is_mine)

@@ -41,6 +41,21 @@ def test_reading_annotations_is_measured(tmp_path):
     assert "opened, 50 nuclei counted" in path.read_text()
 
 
+def test_what_many_images_cost_is_measured(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from benchmarks import scaling
+
+    for owner, name in scaling.STEPS.values():
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # as it was, afterwards
+    path = tmp_path / "RESULTS.md"
+    small = ["--parts", "folder", "cut", "--folder", "2", "5", "--images", "2", "3"]
+    small += ["--size", "148", "--rounds", "1", "--results", str(path)]
+    scaling.main(scaling.parse_args(small))
+    rows = [line.split(" | ") for line in path.read_text().splitlines()]
+    assert [row[0] for row in rows if len(row) == 9][2:] == ["| 2", "| 5"]
+    assert [row[0] for row in rows if len(row) == 5][2:] == ["| 2", "| 3"]
+
+
 def test_a_big_image_is_counted_as_a_small_one(tmp_path, monkeypatch):
     pytest.importorskip("monai", reason="the benchmark measures beside MONAI")
     from benchmarks import inference_speed

@@ -55,6 +55,15 @@ def test_shards_leave_what_one_call_does_and_the_last_makes_the_tables(
     assert tables[0] == tables[1] and len(tables[0]) == 3
 
 
+def test_a_shard_looks_at_its_own_images_alone(pictures, checkpoint, tmp_path):  # noqa: F811
+    flags = ["--ckpt", checkpoint, "--images", pictures, "--shard"]
+    damaged = pictures / "b.png"  # the second of three of one size
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    infer(tmp_path / "out", *flags, "1/2")
+    with pytest.raises(InputError, match=damaged.name):
+        infer(tmp_path / "out", *flags, "2/2")
+
+
 def test_tables_and_page_are_made_of_the_records_alone(pictures, checkpoint, tmp_path, capsys):  # noqa: F811
     results = tmp_path / "out"
     infer(results, "--ckpt", checkpoint, "--images", pictures)

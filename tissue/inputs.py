@@ -229,7 +229,7 @@ def _assumed(task):
     return notes
 
 
-def of_shard(tasks: list[Task], shard: str | None) -> list[Task]:
+def of_shard(tasks: Sequence, shard: str | None) -> Sequence:
     """The tasks of shard "i/n", every n'th from the i'th on, which have about the same sizes."""
     if not shard:
         return tasks
