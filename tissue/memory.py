@@ -2,7 +2,11 @@
 
 import contextlib
 import ctypes
+import itertools
 from collections.abc import Iterator
+
+OFTEN = 32  # times that memory is kept before it is given back: it lies ever more apart
+_times = itertools.count(1)
 
 
 @contextlib.contextmanager
@@ -11,7 +15,8 @@ def freed_memory_kept() -> Iterator[None]:
 
     The network's activations are tens of megabytes; fetching zeroed pages for each of them anew
     takes as long as the network itself. Everything else is better off without: blocks of all sizes
-    in one heap leave ever more gaps. Elsewhere than with glibc nothing happens.
+    in one heap leave ever more gaps, so that now and then all that is free is given back. Elsewhere
+    than with glibc nothing happens.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
@@ -23,6 +28,8 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         mallopt(-4, 65536)  # the default
+        if next(_times) % OFTEN == 0:
+            give_back()
 
 
 def share_one_heap() -> None:
