@@ -41,20 +41,20 @@ class ContourCounter:
     def add(self, mask: np.ndarray, y: int, x: int) -> None:
         """Add a tile, bool (h, w), whose first pixel lies at row `y` and column `x`."""
         above = self.surroundings.above(x, y, mask.shape[1])
-        _, around = self.surroundings.add(~mask, y, x)
+        around, node_of = self.surroundings.add(~mask, y, x)
         h, w = mask.shape
         at_edge = (around[0], y == 0), (around[-1], y + h == self.height)
         at_edge += (around[:, 0], x == 0), (around[:, -1], x + w == self.width)
         for edge, is_images in at_edge:
             if is_images:
-                self.surroundings.unite(edge, np.where(edge >= 0, OUTSIDE, -1))
+                self.surroundings.unite(node_of(edge), np.where(edge > 0, OUTSIDE, -1))
 
         known = self.objects.nodes
         labels, _ = self.objects.add(mask, y, x)
         nodes = np.arange(known, self.objects.nodes)
         row, column = np.divmod(_first_pixels(labels, len(nodes) + 1)[1:], w)
         # The pixel above an object's first one belongs to what surrounds it.
-        surrounded = np.where(row > 0, around[row - 1, column], above[column])
+        surrounded = np.where(row > 0, node_of(around[row - 1, column]), above[column])
         places = (y + row) * self.width + x + column
         shared = np.isin(nodes - known + 1, _on_border(labels))
         self.firsts.append(np.stack([nodes, places, surrounded], axis=1)[shared])
@@ -94,25 +94,31 @@ class _Regions:
         return last[1 + x : 1 + x + width].copy() if y else np.full(width, OUTSIDE)
 
     def add(self, mask, y, x):
-        """A tile's pieces, int32 (h, w), 1 to n, and their nodes, int64 (h, w), -1 for none."""
+        """A tile's pieces, int32 (h, w), 1 to n, 0 for none, and what gives the nodes of these
+        numbers, int64 of any shape, -1 for none.
+        """
         if x == 0:
             self.last_row, self.row = self.row, np.full_like(self.row, -1)
         count, labels = cv2.connectedComponents(
             mask.view(np.uint8), connectivity=8 if self.corners else 4
         )
-        nodes = labels.astype(np.int64) + (self.nodes - 1)
-        nodes[labels == 0] = -1
+        before = self.nodes - 1
+
+        def node_of(numbers):
+            return np.where(numbers > 0, numbers.astype(np.int64) + before, -1)
+
         self.nodes += count - 1
+        top, left = node_of(labels[0]), node_of(labels[:, 0])
         for shift in (-1, 0, 1) if self.corners else (0,):
-            self.unite(self.last_row[1 + x + shift :][: mask.shape[1]] if y else None, nodes[0])
+            self.unite(self.last_row[1 + x + shift :][: mask.shape[1]] if y else None, top)
         if x > 0:
-            self.unite(self.column, nodes[:, 0])
+            self.unite(self.column, left)
             if self.corners:
-                self.unite(self.column[1:], nodes[:-1, 0])
-                self.unite(self.column[:-1], nodes[1:, 0])
-        self.row[1 + x : 1 + x + mask.shape[1]] = nodes[-1]
-        self.column = nodes[:, -1].copy()
-        return labels, nodes
+                self.unite(self.column[1:], left[:-1])
+                self.unite(self.column[:-1], left[1:])
+        self.row[1 + x : 1 + x + mask.shape[1]] = node_of(labels[-1])
+        self.column = node_of(labels[:, -1])
+        return labels, node_of
 
     def unite(self, ones, others):
         """Unite nodes that face each other; negative ones are none."""
