@@ -137,7 +137,8 @@ def call(tree, command):
 
 def environment(tree):
     """That of a user who has called `source .venv/bin/activate`; pytest names tests, runs none."""
-    found = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "PIP"))}
+    others = "PYTHON", "PYTEST", "PIP", "MAKE", "MFLAGS"  # make prints more within make
+    found = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     found["PATH"] = f"{tree / '.venv' / 'bin'}{os.pathsep}{found['PATH']}"
     return found | {"PYTEST_ADDOPTS": "--collect-only --ignore-glob=*/test_[!w]*"}
 

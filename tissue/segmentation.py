@@ -99,7 +99,7 @@ def predict(
     pixels = np.array([0, 1, 1]) * float(all_pixels - met_pixels)
     advance(pixels[1] * processes / 1e6)
     predicted = tiling.predict_tiles(task.image, met, network)
-    for size, seen in tiling.ahead(keep, predicted, 4):
+    for size, seen in tiling.ahead(keep, predicted, 1):
         pixels += seen
         advance(size * processes / 1e6)
     for opened in {regions, *limits} - {None}:

@@ -106,7 +106,7 @@ def predict_tiles(image: Windows, tiles: Iterable[Tile], network: Network) -> It
         np.multiply(mean, tissue[inside], out=outputs[inside])
         return Predicted(tile, outputs, tissue)
 
-    yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 2)
+    yield from ahead(finish, zip(tiles, parts, outcomes, strict=True), 1)
 
 
 def tissue_of(image: Windows, tiles: Iterable[Tile], scale: float) -> Iterator[tuple]:
