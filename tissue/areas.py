@@ -210,16 +210,6 @@ def _painted(path, shape):
     return Areas(_Painted(source, values, shape), regions, shape, tuple(notes))
 
 
-def nearest(
-    part: tuple[int, int, int, int], sides: tuple[int, int], shape: tuple[int, int]
-) -> list[np.ndarray]:
-    """Rows and columns of a picture of `sides` pixels, enlarged to `shape`, that a window shows."""
-    return [
-        (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
-        for start, count, side, whole in zip(part[:2], part[2:], sides, shape, strict=True)
-    ]
-
-
 class _Painted:
     """Windows of an image of numbers as runs of regions, enlarged by the nearest pixel."""
 
@@ -228,7 +218,7 @@ class _Painted:
 
     def runs(self, y, x, height, width):
         sides = self.source.height, self.source.width
-        rows, columns = nearest((y, x, height, width), sides, self.shape)
+        rows, columns = windows.nearest((y, x, height, width), sides, self.shape)
         top, left = int(rows[0]), int(columns[0])
         part = self.source.read(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
         number = np.searchsorted(self.values, part) + 1

@@ -14,7 +14,7 @@ import shapely
 from PIL import Image
 
 from tissue import measures, tiling, windows
-from tissue.areas import nearest, open_areas
+from tissue.areas import open_areas
 from tissue.background import glass_and_black
 from tissue.files import InputError, replacing
 from tissue.windows import Scaled, Windows
@@ -179,13 +179,13 @@ class Map:
 
     def meets(self, y: int, x: int, height: int, width: int) -> bool:
         """Whether any pixel of a window is tissue."""
-        rows, columns = nearest((y, x, height, width), self.classes.shape, self.shape)
+        rows, columns = windows.nearest((y, x, height, width), self.classes.shape, self.shape)
         part = self.classes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         return bool((part == TISSUE).any())
 
     def within(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """Whether each pixel of a window is tissue, bool (h, w)."""
-        rows, columns = nearest((y, x, height, width), self.classes.shape, self.shape)
+        rows, columns = windows.nearest((y, x, height, width), self.classes.shape, self.shape)
         return (self.classes == TISSUE)[np.ix_(rows, columns)]
 
     def pixels(self) -> dict[str, float]:

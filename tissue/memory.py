@@ -41,7 +41,7 @@ def share_one_heap() -> None:
 
 
 def give_back() -> None:
-    """Give what `freed_memory_kept` has kept back to the system, where no tile comes next."""
+    """Give what is free, and what `freed_memory_kept` has kept, back to the system."""
     if trim := _of_glibc("malloc_trim"):
         trim(0)
 

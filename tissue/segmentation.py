@@ -76,8 +76,8 @@ def predict(
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
     regions = areas.open_areas(task.regions, task.shape) if task.regions else None
     in_regions = np.zeros(len(regions.regions) if regions else 0, np.int64)
-    limits = [regions if task.only_regions else None, open_tissue(task)]
-    limits = [limit for limit in limits if limit is not None]
+    marked = open_tissue(task)
+    limits = [regions] * task.only_regions + [marked] * (marked is not None)
     met = [part for part in mine if all(limit.meets(*part) for limit in limits)]
 
     def keep(predicted):

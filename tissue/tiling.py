@@ -17,7 +17,7 @@ import numpy as np
 
 from tissue.background import REACH, background, frame_of
 from tissue.stain import Stain, for_network, stain_of
-from tissue.windows import Part, Scaled, Windows, interpolate
+from tissue.windows import Part, Scaled, Windows, interpolate, nearest
 
 TILE = 1024  # pixels; a smaller one wastes more on its halo, a larger one more memory
 EVEN = 16  # pixels; windows are mirrored up to multiples, a coarser grid is the network's affair
@@ -119,7 +119,7 @@ def tissue_of(image: Windows, tiles: Iterable[Tile], scale: float) -> Iterator[t
     def look(tile):
         tissue = np.zeros((tile.height, tile.width), bool)
         if part := _within(tile, frame):
-            rows, columns = places = _nearest(part, sides, ends)
+            rows, columns = places = nearest(part, ends, sides)
             starts, lengths = zip(
                 *((int(at[0]), int(np.ptp(at)) + 1) for at in places), strict=True
             )
@@ -164,14 +164,6 @@ def _with_context(starts, lengths, ends):
     return *first, *(b - a for a, b in zip(first, last, strict=True))
 
 
-def _nearest(part, sides, ends):
-    """Rows and columns, of an image of the sides `ends`, that a part of it shows at `sides`."""
-    return [
-        ((np.arange(start, start + length) * end + end // 2) // side).clip(0, end - 1)
-        for start, length, side, end in zip(part[:2], part[2:], sides, ends, strict=True)
-    ]
-
-
 def _predict_at(image, tiles, network, size, shown):
     """(What of each tile is tissue, bool (h, w); its outputs, or None for windows without tissue)
     of `predict_tiles` at one of its sizes.
@@ -205,7 +197,7 @@ def _predict_at(image, tiles, network, size, shown):
         window = np.pad(
             window, ((0, -lengths[0] % EVEN), (0, -lengths[1] % EVEN), (0, 0)), "reflect"
         )
-        rows, columns = _nearest(part, whole, ends)
+        rows, columns = nearest(part, ends, whole)
         tissue = ~nothing[np.ix_(rows - starts[0], columns - starts[1])]
         return part, sides, window, tissue, not nothing.all()
 

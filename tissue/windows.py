@@ -316,6 +316,16 @@ def interpolate(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np
     return cv2.remap(values, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
+def nearest(
+    part: tuple[int, int, int, int], sides: tuple[int, int], shape: tuple[int, int]
+) -> list[np.ndarray]:
+    """Rows and columns of a picture of `sides` pixels, enlarged to `shape`, that a window shows."""
+    return [
+        (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
+        for start, count, side, whole in zip(part[:2], part[2:], sides, shape, strict=True)
+    ]
+
+
 def _finer_level(levels, scale):
     """(index, shape) of the coarsest level whose pixels are at most `scale` times the image's."""
     fits = [i for i, (_, width) in enumerate(levels) if levels[0][1] / width <= scale * 1.001]
