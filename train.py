@@ -217,6 +217,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
             run.record.line(f"stopped by {stopped.name}; go on with: train.py --resume {folder}")
         raise
     except (InputError, RuntimeError, OSError, EOFError) as error:
+        end_processes()  # first: of one killed, torch would tell again while the run is closed
         sets.check()
         explain(error)
         raise

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import time
 
 import torch
@@ -79,10 +80,12 @@ class StopSignal:
 
 def ignore_signals(worker: int) -> None:
     """For loader processes: signals to the whole group reach them too, but it is the training
-    process that ends them, after its step (`end_processes`).
+    process that ends them, after its step (`end_processes`), and that tells how it ended: their
+    threads, which then hand a batch to nobody, are silent.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = lambda *error: None  # errors of patches go to the training process otherwise
 
 
 def end_processes() -> None:
