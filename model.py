@@ -189,20 +189,28 @@ class EvenConv(Conv2dSame):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = [
-            max((kernel - 1) * dilation + 1 - stride, 0)
-            for kernel, stride, dilation in zip(
-                self.kernel_size, self.stride, self.dilation, strict=True
-            )
-        ]
-        behind = [(padding + 1) // 2 for padding in whole]
-        more = [side - padding // 2 for side, padding in zip(behind, whole, strict=True)]
+        padding, more = self.paddings()
+        weight = self.weight
         # A zero of a dilated kernel would be too far away; and ONNX takes no padded kernel.
         if any(more) and (max(self.dilation) > 1 or torch.compiler.is_exporting()):
             x = F.pad(x, (0, more[1], 0, more[0]))
-            behind, more = [side - one for side, one in zip(behind, more, strict=True)], [0, 0]
-        weight = F.pad(self.weight, (more[1], 0, more[0], 0)) if any(more) else self.weight
-        return F.conv2d(x, weight, self.bias, self.stride, behind, self.dilation, self.groups)
+            padding = [side - one for side, one in zip(padding, more, strict=True)]
+        else:
+            weight = self.padded_weight()
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def paddings(self) -> tuple[list[int], list[int]]:
+        """Pixels of padding on both sides, with a kernel that has so many zeros (0 or 1) in front;
+        of rows and of columns.
+        """
+        geometry = zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        whole = [max((size - 1) * dilation + 1 - stride, 0) for size, stride, dilation in geometry]
+        return [(padding + 1) // 2 for padding in whole], [padding % 2 for padding in whole]
+
+    def padded_weight(self) -> Tensor:
+        """The kernel with its zeros in front."""
+        rows, columns = self.paddings()[1]
+        return F.pad(self.weight, (columns, 0, rows, 0)) if rows or columns else self.weight
 
 
 def create_encoder(arch: str, **settings) -> nn.Module:

@@ -291,11 +291,12 @@ def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
 
     Equal content gives equal bytes, whatever the file's name.
     """
+    content = io.BytesIO()  # where an exception breaks into writing a file, torch ends the process
+    torch.save(checkpoint, content)
     with replacing(path) as beside:
         try:
-            with beside.open("wb") as file:  # given a name, torch writes that into the file too
-                torch.save(checkpoint, file)
-        except (RuntimeError, OSError) as error:  # torch's writer does not say OSError
+            beside.write_bytes(content.getbuffer())
+        except OSError as error:
             raise OSError(
                 f"{path}: could not be written (is the disk full?); the last whole one is kept"
             ) from error

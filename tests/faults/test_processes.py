@@ -23,6 +23,7 @@ from tissue.manifest import MANIFEST
 
 SCRIPTS = pytest.mark.parametrize("script", COMMANDS)
 INTERRUPTS = 4  # of each script, in the tests
+LOADERS_KILLED = 10
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,22 @@ def test_where_a_rank_is_killed_the_others_end_and_the_run_goes_on(rank, place):
     code, _, err = end_of(start(place, ["train.py", "--log", "log", "--resume"], torchrun))
     assert code == 0, err
     same_training(*(next(place.glob(f"{log}/*")) for log in ("log", "whole")))
+
+
+@pytest.mark.slow
+def test_a_loader_process_killed_at_any_moment_is_one_line(place):
+    """Torch tells of one in the middle of whatever is being done, be it last.pt."""
+    generator = random.Random("loader")
+    for _ in range(LOADERS_KILLED):
+        process = start(place, [*LEARN, "--epoch", "500", "--workers", "2"])
+        wait_for(lambda: list(place.glob("log/*/last.pt")), process)
+        time.sleep(generator.uniform(0, 1))
+        loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(generator.choice(loaders)), signal.SIGKILL)
+        code, _, err = end_of(process)
+        assert code == 2 and err.count("\n") == 1 and "killed from outside" in err, err
+        load_checkpoint(next(place.glob("log/*/last.pt")))
+        shutil.rmtree(place / "log")
 
 
 @pytest.mark.slow
