@@ -14,7 +14,7 @@ from tissue import files
 from tissue.depth import NOT_ANNOTATED
 from tissue.files import replacing
 
-VERSION = "0.1.0"
+VERSION = "1.0.0"
 
 
 # --- scores -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Whether inference.py with its shipped weights became faster: beside another checkout of it.
 
-    git worktree add ../before 0.1.0
+    git worktree add ../before 9844c31    # 0.1.0
     python3 -m benchmarks.versions --before ../before
 
 Both do the whole command on one synthetic image, in turns, multiplying in float32, as most CPUs do.
