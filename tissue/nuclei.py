@@ -142,7 +142,7 @@ def find_nuclei(
     sigma, smallest = split.sigma / um, split.smallest / um**2
 
     for window, ids in _windows(stats, large, reach=math.ceil(8 * sigma) + 8):
-        own = chosen[objects[window]]
+        own = np.isin(objects[window], ids, kind="table")
         depths = None if deep is None else deep[window]
         basins, pairs, saddles, peak, area = _flood(mask[window], own, sigma, depths)
         nucleus = _join(pairs, saddles, peak, area, split.h, smallest)
