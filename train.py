@@ -2,7 +2,6 @@
 
     python3 train.py --root ./data/demo/ --gpu_id -1 --dimensions 16 --epoch 4
     python3 train.py --init log/ckpt/nuclei.pt
-    python3 train.py --gpu_id 0
     python3 train.py --gpu_id 0 --lr 2e-5 --dimensions 64      (as the first version was called)
     python3 train.py --root data/one data/other --sampler balanced --augment moderate
     python3 train.py --resume

@@ -16,8 +16,6 @@ split from them as inference.py does. Writes a section of benchmarks/RESULTS.md.
 """
 
 import argparse
-import contextlib
-import io
 import shutil
 import subprocess
 import sys
@@ -29,7 +27,7 @@ import tifffile
 
 import inference
 from benchmarks import data, results
-from experiments.study import REPOSITORY
+from experiments.study import REPOSITORY, infer
 from tissue import agreement, masks, nuclei
 from tissue.files import InputError, Parser, run_script
 from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, Pair, find_pairs
@@ -118,10 +116,7 @@ def learn(pairs: list[Pair], place: Path, flags: list[str]) -> Path:
 def predict(ckpt, root: Path, out: Path) -> None:
     """Run inference.py, with its default flags, on a folder of `link`."""
     references = next(folder for folder in root.iterdir() if folder.name != IMAGE_FOLDER)
-    flags = ["--ckpt", ckpt, "--images", root / IMAGE_FOLDER, "--masks", references]
-    flags += ["--image_folder", out, "--gpu_id", -1]
-    with contextlib.redirect_stdout(io.StringIO()):
-        inference.main(inference.parse_args(list(map(str, flags))))
+    infer(ckpt, root / IMAGE_FOLDER, references, out)
 
 
 def score(pair: Pair, folder: Path) -> list[Scores]:

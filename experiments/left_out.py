@@ -11,22 +11,18 @@ shown. Writes a section of benchmarks/RESULTS.md.
 """
 
 import argparse
-import contextlib
-import io
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import inference
 from benchmarks import results
-from experiments.study import REPOSITORY
+from experiments.study import REPOSITORY, infer
 from tissue.files import InputError, Parser, run_script
 from tissue.manifest import read_manifest
 from tissue.masks import LABEL_FOLDER
 from tissue.pairs import find_images
-from tissue.results import read_table
 from tissue.splits import spread
 
 SCORES = ("dice", "least dice", "aji", "count error")
@@ -106,11 +102,7 @@ def images_of(root: str, place: Path, most: int) -> tuple[Path, Path, float | No
 
 def score(run: Path, images, masks, um: float | None, out: Path) -> dict[str, float]:
     """What inference.py makes of a folder of images, by the SCORES."""
-    flags = ["--ckpt", run, "--images", images, "--masks", masks, "--image_folder", out]
-    flags += ["--gpu_id", -1, *(["--pixel_size", um] if um else [])]
-    with contextlib.redirect_stdout(io.StringIO()):
-        inference.main(inference.parse_args(list(map(str, flags))))
-    rows = read_table(out / "counts.csv")
+    rows = infer(run, images, masks, out, um)
     assert len(rows) == len(find_images(images))
     found = [(float(row["nuclei"]), float(row["gt_nuclei"])) for row in rows]
     errors = [abs(count - truth) / truth for count, truth in found if truth]

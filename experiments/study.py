@@ -1,6 +1,8 @@
 """What the experiments share: dealing images into folds, training on some, scoring on others."""
 
+import contextlib
 import csv
+import io
 import random
 import statistics
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import inference
 from learning import checkpoints
 from learning.predictor import Predictor
 from tissue import agreement, nuclei, patches, tiling, windows
@@ -17,6 +20,7 @@ from tissue.files import InputError
 from tissue.manifest import write_manifest
 from tissue.masks import read_mask
 from tissue.pairs import Pair
+from tissue.results import read_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIRM = "validation"  # in place of a fold's number
@@ -94,6 +98,19 @@ def call_train(sample: Path, **settings) -> tuple[Path, float]:
     with (run / "metrics.csv").open(newline="") as file:
         (epoch,) = csv.DictReader(file)
     return run / "last.pt", float(epoch["seconds"])
+
+
+def infer(
+    ckpt: Path | str, images: Path, references: Path, out: Path, um: float | None = None
+) -> list[dict[str, str]]:
+    """Run inference.py on folders of images and their masks or label maps, without what it prints;
+    the rows of counts.csv. `um` is the pixel size that it is told.
+    """
+    flags = ["--ckpt", ckpt, "--images", images, "--masks", references, "--image_folder", out]
+    flags += ["--gpu_id", -1, *(["--pixel_size", um] if um else [])]
+    with contextlib.redirect_stdout(io.StringIO()):
+        inference.main(inference.parse_args(list(map(str, flags))))
+    return read_table(out / "counts.csv")
 
 
 def score_checkpoint(

@@ -13,8 +13,6 @@ an SVG.
 """
 
 import argparse
-import contextlib
-import io
 import random
 import statistics
 import subprocess
@@ -30,13 +28,12 @@ from matplotlib.figure import Figure
 import inference
 from benchmarks import data, results
 from experiments.left_out import parse_also
-from experiments.study import REPOSITORY
+from experiments.study import REPOSITORY, infer
 from learning.checkpoints import load_checkpoint
 from tissue import agreement, masks, nuclei, pictures
 from tissue.files import InputError, Parser, check_numbers, run_script
 from tissue.images import read_image
 from tissue.pairs import IMAGE_FOLDER, LABEL_FOLDER, Pair, find_pairs, label_folder
-from tissue.results import read_table
 from tissue.tiling import Tile, tiles_of
 
 FIELD = 256  # pixels, side of what is annotated at once
@@ -204,12 +201,8 @@ def link(pairs: list[Pair], place: Path) -> tuple[Path, Path]:
 
 def score(ckpt, images, references, out: Path, um: float | None = None) -> dict[str, dict]:
     """SCORES of each image, by name, as inference.py has them."""
-    flags = ["--ckpt", ckpt, "--images", images, "--masks", references, "--image_folder", out]
-    flags += ["--gpu_id", -1, *(["--pixel_size", um] if um else [])]
-    with contextlib.redirect_stdout(io.StringIO()):
-        inference.main(inference.parse_args(list(map(str, flags))))
     scores = {}
-    for row in read_table(out / "counts.csv"):
+    for row in infer(ckpt, images, references, out, um):
         found, there = float(row["nuclei"]), float(row["gt_nuclei"])
         error = abs(found - there) / max(there, 1)
         scores[row["image"]] = {k: float(row[k]) for k in ("dice", "aji")} | {"count_error": error}
