@@ -114,9 +114,9 @@ def measured(network: Predictor, path: Path, reference: Path) -> dict[str, np.nd
 def predicted(image: windows.Windows, network: Predictor, axes: tuple) -> np.ndarray:
     """What a network gives for an image whose tiles it sees flipped, float32 (C, H, W)."""
 
-    def predict(tiles):
+    def predict(tiles, kept):
         outputs = network.predict(np.ascontiguousarray(np.flip(tiles, axes)))
-        return np.flip(outputs, [axis + 1 for axis in axes])
+        return np.flip(outputs, [axis + 1 for axis in axes])[..., *kept]
 
     return tiling.predict_image(image, replace(network, predict=predict))
 

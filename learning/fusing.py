@@ -1,17 +1,20 @@
-"""A network made faster for prediction: convolutions take in batch norm and activation."""
+"""A network made faster for prediction: convolutions take in batch norm and activation, and what is
+not kept of a tile is left out as soon as nothing looks at it.
+"""
 
 from collections import Counter, defaultdict
 
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from learning.devices import choose_precision
-from model import DoubleConv, EncoderUNet, EvenConv
+from model import DoubleConv, EncoderUNet, EvenConv, UNet, usable
 
 BAND = 256  # rows
-MARGIN = 4  # rows that four convolutions of 3 x 3 look further, two of the stem, two of the stage
+LOOK = 2  # pixels that two convolutions of 3 x 3 look further
 
 
 class FusedConv(nn.Module):
@@ -69,19 +72,94 @@ class FusedDoubleConv(DoubleConv):
         return x
 
 
-class BandedEncoderUNet(EncoderUNet):
-    """An EncoderUNet that does its last stage, at full resolution, band by band: the stage has half
-    of all that is in memory at once, and looks MARGIN rows beyond a band.
+Part = tuple[slice, slice]  # rows and columns of an image, or of what has a part of its resolution
+
+
+class LeanUNet(UNet):
+    """A UNet whose decoder computes what is kept of an image, and what that depends on, alone."""
+
+    def forward(self, x: torch.Tensor, kept: Part | None = None) -> torch.Tensor:
+        kept = kept or whole(x)
+        if any(side % self.grid for side in x.shape[2:]):
+            return cut(super().forward(x), kept)
+        skips = [self.conv1(x)]
+        for down in (self.down1, self.down2, self.down3):
+            skips.append(down(skips[-1]))
+        y = self.down4(skips[-1])
+        part, seen = whole(y), seen_for(kept, LOOK, x, len(skips))
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            y = up.up.up_scale(cut(y, halved(seen[-1]), part))
+            part = seen.pop()
+            y = up.conv(y, cut(skips.pop(), part))
+        return self.last_conv(cut(y, kept, part))
+
+
+class LeanEncoderUNet(EncoderUNet):
+    """An EncoderUNet whose decoder computes what is kept of an image, and what that depends on,
+    alone; its last stage, at full resolution, which has half of all that is in memory at once, band
+    by band.
     """
 
-    def at_full_resolution(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        bands, height = [], x.shape[2]
-        for top in range(0, height, BAND):
-            first, last = max(0, top - MARGIN), min(height, top + BAND + MARGIN)
-            half = y[:, :, first // 2 : last // 2]
-            logits = super().at_full_resolution(x[:, :, first:last], half)
-            bands.append(logits[:, :, top - first : top - first + BAND])
-        return torch.cat(bands, dim=2)
+    def forward(self, x: torch.Tensor, kept: Part | None = None) -> torch.Tensor:
+        kept = kept or whole(x)
+        height, width = x.shape[2:]
+        if height % self.grid or width % self.grid:
+            x = pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
+        *skips, y = usable(self.encoder, x)
+        skips = [*[None] * (4 - len(skips)), *skips]  # of 1/2, ... 1/16
+        look = 2 * LOOK  # the stem's, and the last stage's
+        part, (_, *seen) = whole(y), seen_for(kept, look, x, 5)
+        for scale, conv in zip(self.scales[:-1], self.convs[:-1], strict=True):
+            y = scale(cut(y, halved(seen[-1]), part))
+            part, skip = seen.pop(), skips.pop()
+            y = conv(y, None if skip is None else cut(skip, part))
+        rows, columns = kept
+        logits = []
+        for top in range(rows.start, rows.stop, BAND):
+            band = slice(top, min(top + BAND, rows.stop)), columns
+            wide = around(band, look, x)
+            found = self.at_full_resolution(cut(x, wide), cut(y, halved(wide), part))
+            logits.append(cut(found, band, wide))
+        return torch.cat(logits, dim=2)
+
+
+def whole(x: torch.Tensor) -> Part:
+    return slice(0, x.shape[2]), slice(0, x.shape[3])
+
+
+def cut(x: torch.Tensor, part: Part, of: Part | None = None) -> torch.Tensor:
+    """A part of an image, which `x` (N, C, h, w) is, or has the part `of` alone."""
+    starts = [side.start for side in of] if of else (0, 0)
+    rows, columns = (
+        slice(side.start - start, side.stop - start)
+        for side, start in zip(part, starts, strict=True)
+    )
+    return x[:, :, rows, columns]
+
+
+def around(part: Part, look: int, x: torch.Tensor, shrunk: int = 1) -> Part:
+    """`part` and so many pixels more on all sides, from even to even ones, as far as `x` goes: an
+    image, whose height and width are those of the part's by `shrunk`, and even by it.
+    """
+    ends = (side // shrunk for side in x.shape[2:])
+    return tuple(
+        slice(max(side.start - look, 0) // 2 * 2, min(side.stop + look + 1, end) // 2 * 2)
+        for side, end in zip(part, ends, strict=True)
+    )
+
+
+def halved(part: Part) -> Part:
+    return tuple(slice(side.start // 2, side.stop // 2) for side in part)
+
+
+def seen_for(kept: Part, look: int, x: torch.Tensor, stages: int) -> list[Part]:
+    """What the stages of a decoder have to see, at 1, 1/2, ... of the image's resolution, so that
+    the last one gives the part `kept` of it; that one looks so many pixels further.
+    """
+    seen = [around(kept, look, x)]
+    for stage in range(1, stages):
+        seen.append(around(halved(seen[-1]), LOOK, x, 2**stage))
+    return seen
 
 
 def fuse(model: nn.Module, device: torch.device) -> nn.Module:
@@ -104,8 +182,7 @@ def fuse(model: nn.Module, device: torch.device) -> nn.Module:
     for module in model.modules():
         if isinstance(module, DoubleConv) and isinstance(module.conv[0], FusedConv):
             module.__class__ = FusedDoubleConv
-    if device.type == "cpu" and type(model) is EncoderUNet:
-        model.__class__ = BandedEncoderUNet
+    model.__class__ = {UNet: LeanUNet, EncoderUNet: LeanEncoderUNet}.get(type(model), type(model))
     return model
 
 

@@ -134,7 +134,7 @@ class Predictor(Finder):
 def _predict(
     model: nn.Module, checkpoint: dict, device: torch.device, flips_and_turns: bool
 ) -> Callable:
-    """`Predictor.predict` for batches that fit the memory."""
+    """`Predictor.predict` for batches that fit the memory; without `kept` all is."""
     model = fuse(copy.deepcopy(model).eval(), device)
     model = model.to(device, memory_format=torch.channels_last)
     precision = choose_precision(device)
@@ -148,7 +148,7 @@ def _predict(
     ways = ways if flips_and_turns else ways[:1]
 
     @torch.inference_mode()
-    def predict(tiles: np.ndarray) -> np.ndarray:
+    def predict(tiles: np.ndarray, kept: tuple[slice, slice] | None = None) -> np.ndarray:
         threads.adapt()
         batch = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)  # (N, 3, H, W), NHWC inside
         batch = (batch.flip(1) if swapped else batch).float().sub(mean).div(std)
@@ -159,12 +159,14 @@ def _predict(
             laid = laid.contiguous(memory_format=torch.channels_last)
             mixed = torch.autocast(device.type, precision, enabled=precision != torch.float32)
             with mixed, freed_memory_kept():
-                logits = model(laid)
+                logits = model(laid, None if flips_and_turns else kept)
             finite &= logits.isfinite().all()
             outputs = logits.float().sigmoid()
             outputs = outputs.flip(3) if flip else outputs
             outputs = outputs.rot90(-turns, (2, 3)) if turns else outputs
             total = outputs if total is None else total.add_(outputs)
+        if kept and flips_and_turns:
+            total = total[:, :, *kept]
         outputs = total.div_(len(ways)).cpu().numpy()
         if not finite:
             raise InputError(
@@ -183,13 +185,13 @@ def halving(predict: Callable) -> Callable:
     """
     most = None
 
-    def in_parts(tiles: np.ndarray) -> np.ndarray:
+    def in_parts(tiles: np.ndarray, kept: tuple[slice, slice] | None = None) -> np.ndarray:
         nonlocal most
         while True:
             size = min(most or len(tiles), len(tiles))
             parts = np.split(tiles, range(size, len(tiles), size))
             try:
-                return np.concatenate([predict(part) for part in parts])
+                return np.concatenate([predict(part, kept) for part in parts])
             except RuntimeError as error:  # the GPU's has a class of its own, the CPU's has not
                 on_gpu = isinstance(error, torch.OutOfMemoryError)
                 if not on_gpu and "DefaultCPUAllocator" not in str(error):

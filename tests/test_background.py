@@ -25,9 +25,9 @@ def with_margins(image, colour, top=100, left=120, bottom=100, right=120):
     return page
 
 
-def red(tiles):
+def red(tiles, kept):
     """A network that returns a colour: the prediction is that colour's plane, and never 0."""
-    return tiles[:, None, ..., 0].astype(np.float32) + 1
+    return tiles[:, None, *kept, 0].astype(np.float32) + 1
 
 
 def noisy(colour, shape, generator):

@@ -384,6 +384,26 @@ class Twice(nn.Module):
         return self.last_conv(self.relu(self.with_gelu(x)))
 
 
+@pytest.mark.parametrize("arch", ["unet", LITE0, "test_convnext"])
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        ((160, 352), np.s_[64:96, 64:320]),
+        ((288, 96), np.s_[0:270, 31:96]),  # a tile at three edges of its image
+        ((75, 90), np.s_[3:75, 88:90]),
+    ],
+)
+def test_what_is_kept_of_a_tile_is_what_it_is_in_all_of_it(monkeypatch, arch, shape, kept):
+    monkeypatch.setattr("learning.fusing.choose_precision", lambda device: torch.float32)
+    torch.manual_seed(0)
+    network = with_statistics(build({"arch": arch, "dimensions": 4}))
+    fused = fuse(copy.deepcopy(network), torch.device("cpu"))
+    images = torch.randn(2, 3, *shape)
+    with torch.inference_mode():
+        expected, found = network(images)[:, :, *kept], fused(images, kept)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 288, 64), (1, 3, 544, 33), (1, 3, 32, 32)])
 def test_bands_of_rows_give_what_the_whole_gives(monkeypatch, shape):
     monkeypatch.setattr("learning.fusing.choose_precision", lambda device: torch.float32)

@@ -123,7 +123,8 @@ def drawing():
     return image.astype(np.uint8), kept
 
 
-def as_drawn(tiles):
+def as_drawn(tiles, kept):
+    tiles = tiles[:, *kept]
     probability = tiles[..., 0] < 150
     depth = (tiles[..., 2] - 100.0) / 100 * probability
     return np.stack([probability, depth], axis=1, dtype=np.float32)

@@ -93,8 +93,8 @@ def test_tiles_take_the_colour_of_the_whole_image(picture, scale):
     half = picture.copy()
     half[:, 200:] = 255 - (255 - half[:, 200:]) // 3  # a pale part, whose own colour is another
 
-    def red(tiles):
-        return tiles[:, None, ..., 0].astype(np.float32)
+    def red(tiles, kept):
+        return tiles[:, None, *kept, 0].astype(np.float32)
 
     network = tiling.Network(predict=red, scale=scale, stain=TARGET, halo=16)
     untiled, tiled = (

@@ -30,7 +30,8 @@ SIZES = (1.0, 4 / 3)
 class Network:
     """A network, and all that must be known of it to predict an image of any size."""
 
-    predict: Callable[[np.ndarray], np.ndarray]  # RGB uint8 (N, h, w, 3) -> float32 (N, C, h, w)
+    # RGB uint8 (N, h, w, 3), and which rows and columns are kept of it -> float32 (N, C, h', w')
+    predict: Callable[[np.ndarray, tuple[slice, slice]], np.ndarray]
     outputs: int = 1  # C: the probability of a nucleus, and what else the network gives
     grid: int = 16  # pixels; what it sees begins and ends at multiples
     halo: int = 96  # pixels of context around a tile, a multiple of the grid
@@ -178,16 +179,18 @@ def _predict_at(image, tiles, network, size, shown):
     grid = network.grid
 
     def read(part):
-        starts, lengths, sides = [], [], []
+        starts, lengths, kept, sides = [], [], [], []
         for start, length, step, end in zip(part[:2], part[2:], scale, ends, strict=True):
             first = int((start + 0.5) / step - 0.5) // grid * grid - network.halo
             # One length for all, whatever the rounding, so that windows make batches.
             is_even = step == 1 and start % grid == 0
             room = network.tile_size if is_even else network.tile_size / step + grid + 2
-            stop = min(first + _up(room, grid) + 2 * network.halo, end)
+            last = first + _up(room, grid) + 2 * network.halo
             starts.append(max(first, 0))
-            lengths.append(stop - starts[-1])
-            sides.append((np.arange(start, start + length) + 0.5) / step - 0.5 - starts[-1])
+            lengths.append(min(last, end) - starts[-1])
+            inner = first + network.halo, min(last - network.halo, end)
+            kept.append(slice(*(side - starts[-1] for side in inner)))
+            sides.append((np.arange(start, start + length) + 0.5) / step - 0.5 - inner[0])
         y, x, height, width = _with_context(starts, lengths, ends)
         at = np.s_[starts[0] - y :, starts[1] - x :]
         window, nothing = (
@@ -199,17 +202,15 @@ def _predict_at(image, tiles, network, size, shown):
         )
         rows, columns = nearest(part, ends, whole)
         tissue = ~nothing[np.ix_(rows - starts[0], columns - starts[1])]
-        return part, sides, window, tissue, not nothing.all()
+        return part, sides, window, tissue, (window.shape, tuple(kept), not nothing.all())
 
-    def shape(item):
-        return item[2].shape, item[4]
-
-    for (_, worth), alike in groupby(ahead(read, tiles, 2 * network.batch_size), key=shape):
+    read_ahead = ahead(read, tiles, 2 * network.batch_size)
+    for (_, kept, worth), alike in groupby(read_ahead, key=lambda item: item[-1]):
         for items in _batches(alike, network.batch_size):
             if not worth:
-                yield from ((tissue, None) for *_, tissue, _ in items)
+                yield from ((tissue, None) for _, _, _, tissue, _ in items)
                 continue
-            predicted = network.predict(np.stack([window for _, _, window, *_ in items]))
+            predicted = network.predict(np.stack([window for _, _, window, *_ in items]), kept)
             for (part, (rows, columns), _, tissue, _), values in zip(items, predicted, strict=True):
                 if scale == (1, 1):
                     y, x = round(rows[0]), round(columns[0])
