@@ -44,6 +44,11 @@ def command_of(script: str, folder: Path, minutes: float) -> list[str]:
     return ["inference.py", *flags]
 
 
+def hear_ctrl_c() -> None:
+    """Undo that what runs in the background ignores Ctrl-C, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def held(process: int) -> tuple[int, int]:
     """Memory of a process and of all that it started, KiB, and how many files they have open.
 
@@ -102,7 +107,9 @@ def main(argv=None) -> None:
         command = command_of(args.script, Path(folder), args.minutes)
         command = [sys.executable, *map(str, command), "--gpu_id", "-1"]
         with (Path(folder) / "output.txt").open("w") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=output, preexec_fn=hear_ctrl_c
+            )
             try:
                 samples = watch(process, 60 * args.minutes)
             finally:

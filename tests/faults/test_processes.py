@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="two of the scripts need it")
 
 from learning.checkpoints import load_checkpoint
 from tests.faults.kill import COMMANDS, INFER, LEARN, ROOT, check_inference, ended, prepare
+from tests.faults.long_run import hear_ctrl_c
 from tests.test_training import same_training
 from tissue import results
 from tissue.manifest import MANIFEST
@@ -50,11 +51,6 @@ def start(place, argv, launcher=(sys.executable,)):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
-
-
-def hear_ctrl_c():
-    """Undo that tests which run in the background ignore it, and their children with them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_of(process):
