@@ -164,16 +164,22 @@ class EncoderUNet(nn.Module):
         self.last_conv = nn.Conv2d(dimensions, 1 + instances, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        is_even = height % self.grid == 0 and width % self.grid == 0
-        if not is_even:
-            x = F.pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
-        *skips, y = usable(self.encoder, x)
-        skips = [*[None] * (4 - len(skips)), *skips]  # of 1/2, ... 1/16
+        padded = self.padded(x)
+        skips, y = self.features(padded)
         for scale, conv in zip(self.scales[:-1], self.convs[:-1], strict=True):
             y = conv(scale(y), skips.pop())
-        logits = self.at_full_resolution(x, y)
-        return logits if is_even else logits[:, :, :height, :width]
+        logits = self.at_full_resolution(padded, y)
+        return logits if padded is x else logits[:, :, : x.shape[2], : x.shape[3]]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Images as they are, or with more rows and columns behind, up to multiples of the grid."""
+        below, right = -x.shape[2] % self.grid, -x.shape[3] % self.grid
+        return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+    def features(self, x: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        """The encoder's features at 1/2, 1/4, 1/8, 1/16 (None for none), and at 1/32."""
+        *skips, y = usable(self.encoder, x)
+        return [*[None] * (4 - len(skips)), *skips], y
 
     def at_full_resolution(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits of images (N, 3, H, W) and what the decoder has at half their resolution."""

@@ -7,11 +7,10 @@ from collections import Counter, defaultdict
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
-from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from learning.devices import choose_precision
-from model import DoubleConv, EncoderUNet, EvenConv, UNet, usable
+from model import DoubleConv, EncoderUNet, EvenConv, UNet
 
 BAND = 256  # rows
 LOOK = 2  # pixels that two convolutions of 3 x 3 look further
@@ -102,11 +101,8 @@ class LeanEncoderUNet(EncoderUNet):
 
     def forward(self, x: torch.Tensor, kept: Part | None = None) -> torch.Tensor:
         kept = kept or whole(x)
-        height, width = x.shape[2:]
-        if height % self.grid or width % self.grid:
-            x = pad(x, (0, -width % self.grid, 0, -height % self.grid), mode="replicate")
-        *skips, y = usable(self.encoder, x)
-        skips = [*[None] * (4 - len(skips)), *skips]  # of 1/2, ... 1/16
+        x = self.padded(x)
+        skips, y = self.features(x)
         look = 2 * LOOK  # the stem's, and the last stage's
         part, (_, *seen) = whole(y), seen_for(kept, look, x, 5)
         for scale, conv in zip(self.scales[:-1], self.convs[:-1], strict=True):
