@@ -111,13 +111,15 @@ def parse_args(argv=None):
     regions = parser.add_argument_group("regions and density")
     regions.add_argument("--regions", metavar="FOLDER", help="outlines or class maps of the images")
     regions.add_argument("--only_regions", action="store_true", help="find nuclei in these alone")
-    regions.add_argument("--tissue", metavar="FOLDER", help="what is tissue; all: no artefacts")
+    regions.add_argument(
+        "--tissue", metavar="FOLDER", help="files that mark tissue; all: artefacts are tissue too"
+    )
     regions.add_argument("--density", action="store_true", help="map it in small images too")
     tiles = parser.add_argument_group("tiles, for large images")
     tiles.add_argument("--tile_size", type=int, default=tiling.TILE, help="side of a tile, pixels")
     tiles.add_argument(
         "--overlap", type=int,
-        help="pixels of context around a tile; without it all that the network sees: exact",
+        help="pixels of context around a tile; without it 96 (exact), with an encoder 64",
     )  # fmt: skip
     machine = parser.add_argument_group("machine")
     machine.add_argument("--gpu_id", type=int, default=0, help="number of the GPU; -1: the CPU")

@@ -84,7 +84,7 @@ def add_files(group) -> None:
     group.add_argument("--init", metavar="CKPT", help="checkpoint to fine-tune")
     group.add_argument(
         "--keep", type=float, default=0.5,
-        help="share of the weights of --init in those that are kept; 0: go on learning as ever",
+        help="share of the old weights in the new ones; 0: nothing of them is kept",
     )  # fmt: skip
     group.add_argument(
         "--replay", nargs="+", default=[], metavar="ROOT",
@@ -137,7 +137,7 @@ def add_learning(group) -> None:
     )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="seed of weights, order, augmentation")
     group.add_argument(
-        "--patience", type=int, default=0, help="epochs without a better Dice to the end; 0: all",
+        "--patience", type=int, default=0, help="end after N epochs of no better Dice; 0: never",
     )  # fmt: skip
 
 

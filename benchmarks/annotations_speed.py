@@ -46,7 +46,7 @@ def main(args):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows, gibibytes = pool.apply(measure, (path, side))
     table = results.table(["", "seconds", "of them on the processor"], rows)
-    text = f"""`python3 -m benchmarks.annotations_speed`: {args.nuclei:,} nuclei in one gzipped
+    text = f"""{args.nuclei:,} nuclei in one gzipped
 GeoJSON of {megabytes:.0f} MB, of an image of {side:,} x {side:,} pixels, in one process that held
 at most {gibibytes:.2f} GiB, libraries included.
 

@@ -62,7 +62,7 @@ def trainings(root, args) -> str:
         ratios = [b / a for a, b in zip(rates[way, 1], rates[way, 2], strict=True)]
         rows.append([way, f"{one:.1f}", f"{two:.1f}", f"{statistics.median(ratios):.2f}"])
     return (
-        f"`python3 -m benchmarks.beside`: patches a second of `train.py --dimensions {args.width}` "
+        f"Patches a second of `train.py --dimensions {args.width}` "
         f"on drawn tissue, of two at once added up; median of {args.rounds} rounds in which all "
         f"ways take turns, the ratio by round.\n\n"
         + results.table(["threads", "one alone", "two at once", "two / one"], rows)
@@ -113,7 +113,7 @@ def demo(root, args) -> str:
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     rows = [[way, f"{statistics.median(its):.0f}"] for way, its in seconds.items()]
     return (
-        f"`python3 -m benchmarks.beside --demo`: seconds of `make demo` after its installation, "
+        f"Seconds of `make demo` after its installation, "
         f"alone and beside `train.py --dimensions {args.width}`; median of {args.rounds} rounds. "
         f"Ratio, median of the rounds': {statistics.median(ratios):.2f}.\n\n"
         + results.table(["`make demo`", "seconds"], rows)

@@ -71,7 +71,7 @@ def main(args):
         for way, found in table.items()
     ]
     text = (
-        f"`python3 -m benchmarks.elsewhere --images ... --masks ...`: mean Dice of {len(masks)} "
+        f"Mean Dice of {len(masks)} "
         f"images, the largest difference of one image to itself unchanged, and pixels of margins "
         f"and corners that became mask.\n\n"
         + results.table(["images", "Dice", "largest difference", "pixels outside"], rows)

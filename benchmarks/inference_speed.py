@@ -99,7 +99,7 @@ def speed(args):
                 rows[-1].append(f"{rate / statistics.median(r['megapixels_per_second'] for r in found['ours', tiling.TILE]):.2f}x")  # noqa: E501  # fmt: skip
             print(table(("image", "way", "tile", "Mpx/s", "GiB", "contours", "of ours"), rows))
     text = (
-        "`python3 -m benchmarks.inference_speed`: from the file to mask and contour count, drawn "
+        "From the file to mask and contour count, drawn "
         f"tissue, U-Net of width {dimensions} with random weights; megapixels a second (median of "
         f"{', '.join(f'{n} rounds at {side}²' for side, n in ROUNDS.items())}, all ways in turns) "
         "and the most memory that the process held. MONAI: sliding_window_inference at 25 % "
@@ -246,7 +246,7 @@ def seams(args):
     for name in masks:
         header += [f"{name}: pixels", "contours"]
     text = (
-        "`python3 -m benchmarks.inference_speed --seams FOLDER --ckpt CKPT`: pixels of the mask "
+        "Pixels of the mask "
         "and contours that differ from the untiled prediction, on the user's images (tile 512; "
         f"MONAI: roi 512, 25 % overlap, Gaussian blending). U-Net of width "
         f"{checkpoint['config']['dimensions']}.\n\n" + table(header, rows)

@@ -338,9 +338,8 @@ def told(args, rows: list[dict]) -> str:
         f"{score} at {share:g}" for score in ("Dice", "AJI", "count error") for share in SHARES
     ]
     text = (
-        f"`python3 -m benchmarks.peers --minutes {args.minutes:g} --rounds {args.rounds}`: scores "
-        f"of held-out images after a quarter, a half and all of {args.minutes:g} processor minutes "
-        f"of training, peers in {'the format of ours' if args.bfloat16 else 'float32'}.\n"
+        f"Scores of held-out images after a quarter, a half and all of {args.minutes:g} processor "
+        f"minutes of training, peers in {'the format of ours' if args.bfloat16 else 'float32'}.\n"
     )
     header += ["processor seconds a mm²", "GiB", "lines"]
     for tissue in dict.fromkeys(row["tissue"] for row in rows):

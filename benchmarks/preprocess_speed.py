@@ -76,7 +76,7 @@ def main(args):
     header = "", "seconds", "patches/s", "against the plain loop", "MB written"
     results.write_section(
         "Cutting patches",
-        f"`python3 -m benchmarks.preprocess_speed`: {patches:,} patches of {DIM} x {DIM} pixels at "
+        f"{patches:,} patches of {DIM} x {DIM} pixels at "
         f"stride {STRIDE}, with their masks, of {data.source(args.root)}; median of {args.rounds} "
         f"rounds in which all ways take turns. The plain loop writes with `patchify` and "
         f"`cv2.imwrite`; it hashes nothing, checks nothing and draws no preview.\n\n"

@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +23,11 @@ def write_section(
 ) -> None:
     """Print a section and put it into the results file: in place of the one of that title, if any.
 
-    The machine and the date are added, and how busy others kept the processors `since` a
-    `devices.moment()`. Other sections stay as they are.
+    The command that made it, the machine and the date are added, and how busy others kept the
+    processors `since` a `devices.moment()`. Other sections stay as they are.
     """
     path = Path(path)
-    section = f"## {title}\n\n{text.strip()}\n\n{machine_line()}\n"
+    section = f"## {title}\n\n`{command_line()}`\n\n{text.strip()}\n\n{machine_line()}\n"
     if since and Path("/proc/stat").is_file():
         seconds, others = (now - then for now, then in zip(moment(), since, strict=True))
         share = max(0.0, others / seconds / os.cpu_count())
@@ -53,6 +55,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def command_line() -> str:
+    """What was called, without folders of this machine."""
+    words = [re.sub(r"(?<![^=:])/[^=:]*/", "", word) for word in sys.orig_argv[1:]]
+    return shlex.join(["python3", *words])
 
 
 def machine_line() -> str:

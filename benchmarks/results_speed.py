@@ -76,7 +76,7 @@ def main(args):
             lambda: report.write_report(page, folder, counts, {}),
             lambda: page,
         )
-    text = f"""`python3 -m benchmarks.results_speed`: {args.nuclei:,} nuclei of one image, by
+    text = f"""{args.nuclei:,} nuclei of one image, by
 windows of image and mask, as inference.py finds and writes them above 64 megapixels (the process
 held at most {memory:.2f} GiB, libraries included); and the report.
 

@@ -61,8 +61,7 @@ def main(args):
         since = results.moment()
         with tempfile.TemporaryDirectory() as folder:
             title, text = PARTS[part](args, Path(folder))
-        command = " ".join(["python3 -m benchmarks.scaling", *sys.argv[1:]])
-        results.write_section(title, f"`{command}`: {text}", args.results, since)
+        results.write_section(title, text, args.results, since)
 
 
 def measure_cutting(args, folder: Path):
@@ -96,7 +95,7 @@ def over_images(args, folder, ways, measure) -> str:
         rows.append([number, *(f"{v:.1f}" for its in found.values() for v in its[-1])])
         print(*rows[-1], flush=True)
     header = ["images", *(f"{way}: {unit}" for way in ways for unit in ("s", "processor s"))]
-    text = f"the whole command on drawn images of {args.size} x {args.size} pixels; median of "
+    text = f"The whole command on drawn images of {args.size} x {args.size} pixels; median of "
     text += f"{args.rounds}.\n\n{results.table(header, rows)}\n"
     for way, its in found.items():
         (more, busier), (first, busy) = np.polyfit(args.images, np.array(its), 1)
@@ -162,7 +161,7 @@ def measure_folder(args, folder: Path):
         print(*rows[-1], flush=True)
     header = ["images", *STEPS, "--report_only", "page, MB", "tables, MB"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB, on Linux
-    text = "processor seconds of a call that finds all done and of its steps (status.csv twice), "
+    text = "Processor seconds of a call that finds all done and of its steps (status.csv twice), "
     text += f"and of --report_only, without imports; images of {args.size} x {args.size} pixels "
     text += f"without references; at most {peak:.2f} GiB.\n\n"
     return "A folder of many results", text + results.table(header, rows)

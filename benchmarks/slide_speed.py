@@ -18,7 +18,6 @@ if __name__ == "__main__":  # as inference.py has it
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import threading
 import time
@@ -110,9 +109,8 @@ def main(args: argparse.Namespace) -> None:
     rest = processor - sum(spent.values())
     rows.append(["else", f"{rest:.0f}", f"{rest / processor:.0%}"])
     text = (
-        f"`python3 -m benchmarks.slide_speed {' '.join(sys.argv[1:])}`: {seconds:.0f} s, "
-        f"**{seconds / area:.1f} s per mm²**, {3600 / seconds:.1f} such slides an hour, at most "
-        f"{peak:.2f} GiB; {processor:.0f} s of processor time.\n\n"
+        f"{seconds:.0f} s, **{seconds / area:.1f} s per mm²**, {3600 / seconds:.1f} such slides "
+        f"an hour, at most {peak:.2f} GiB; {processor:.0f} s of processor time.\n\n"
     )
     text += table(["step", "processor seconds", "share"], rows)
     what = f"{image.height} x {image.width} pixels, {area:.1f} mm²"

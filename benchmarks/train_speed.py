@@ -299,7 +299,7 @@ def write_speeds(args, device: torch.device, rates: list[float], speeds: dict, s
     header += "b, TFLOP/s", "share of products", "memory of b", "on the GPU"
     results.write_section(
         "Training speed",
-        f"`python3 -m benchmarks.train_speed`: patches of {DIM} x {DIM} pixels a second at batch "
+        f"Patches of {DIM} x {DIM} pixels a second at batch "
         f"{BATCH} on {data.source(args.root)}; median of {args.rounds} rounds in which all ways "
         f"take turns, ratios a round. a: fp32, contiguous, one process reads PNG and learns. b: "
         f"`train.py` with its defaults, its second epoch. c: its step ({precision}) on one batch "

@@ -63,7 +63,7 @@ def main(args):
     ]
     results.write_section(
         "inference.py before and now",
-        f"`python3 -m benchmarks.versions --before ...`: seconds of the whole command with the "
+        f"Seconds of the whole command with the "
         f"weights that ship, on an image of {args.side} x {args.side} pixels in float32; median of "
         f"{args.rounds} rounds in turns. Now it is {ratio:.2f} times as fast.\n\n"
         + results.table(["checkout", "seconds"], rows),

@@ -181,9 +181,10 @@ def write_report(output: Path, args, study: dict, rows: list[dict]) -> None:
     confirmed = [row for row in rows if row["fold"] == CONFIRM]
     text = [
         "# What sampling, augmentation, network and loss are worth",
-        f"`python3 -m experiments.ablation`, {data.source(args.root)}: {args.budget} patches a "
-        f"training, width {args.dimensions}, scored on whole images of organs that it has not "
-        f"seen, at threshold {THRESHOLD}. Every training is in `ablation.csv`.",
+        f"`{results.command_line()}`",
+        f"{data.source(args.root)}: {args.budget} patches a training, width {args.dimensions}, "
+        f"scored on whole images of organs that it has not seen, at threshold {THRESHOLD}. Every "
+        f"training is in `ablation.csv`.",
     ]
     if folds:
         text += [

@@ -71,12 +71,10 @@ def main(args):
         rows.append([title, "", *errors, *(means if key == "mean_relative_error" else [""] * 3)])
     header = ("image", "annotated", "contours", "nuclei", "nuclei, left out", "Dice", "AJI", "PQ")
     masks_of = "a network's predictions" if args.ckpt else "the reference's own masks"
-    flags = (" --ckpt CKPT" if args.ckpt else "") + (" --tta" if args.tta else "")
     text = (
-        f"`python3 -m experiments.counts --images FOLDER --labels FOLDER{flags}`: counts on "
-        f"{masks_of}. Nuclei are split by the defaults, and ('left out') by the parameters that "
-        "are best on all other images. Mean error: of |count - annotated| / annotated. Limits of "
-        f"agreement: 95 %.\n\n{results.table(header, rows)}"
+        f"Counts on {masks_of}. Nuclei are split by the defaults, and ('left out') by the "
+        "parameters that are best on all other images. Mean error: of |count - annotated| / "
+        f"annotated. Limits of agreement: 95 %.\n\n{results.table(header, rows)}"
     )
     title = "Counts on predictions" if args.ckpt else "Counts on reference masks"
     results.write_section(f"{title}{args.name and f', {args.name}'}", text, args.results)

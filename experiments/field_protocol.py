@@ -159,10 +159,8 @@ def text_of(args, by_fold: list[list[list[Scores]]]) -> str:
     folds = ", ".join(f"{mean_dice(fold):.4f}" for fold in by_fold)
     header = ["border zone left out", "Dice", "AJI", "PQ", "Dice, worst image"]
     header += [f"{name}, weighted by nuclei" for name in ("Dice", "AJI", "PQ")]
-    flags = " ".join(Path(flag).name for flag in args.train)  # paths are nobody's business
-    flags = f" --folds {args.folds} --train {flags}" if args.folds else ""
     return (
-        f"`python3 -m experiments.field_protocol ...{flags}`: means over {len(images)} images.\n\n"
+        f"Means over {len(images)} images.\n\n"
         f"{results.table(header, rows)}\n\n"
         f"Nuclei: {found.sum()} found, {there.sum()} in the reference "
         f"({found.sum() / there.sum() - 1:+.1%}); mean relative count error {errors.mean():.1%}. "

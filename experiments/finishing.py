@@ -77,7 +77,7 @@ def main(args):
     header += ["Dice, other stain", "contour count error, out-of-domain"] if args.other else []
     results.write_section(
         "The end of a training",
-        f"`python3 -m experiments.finishing`, {data.source(args.root)}: {args.budget} patches with "
+        f"{data.source(args.root)}: {args.budget} patches with "
         f"{START} augmentation, and as many after them, width {args.dimensions}; mean over "
         f"{args.folds} folds, whole images of organs that were left out, threshold "
         f"{study.THRESHOLD}, one seed.\n\n" + results.table(header, lines),

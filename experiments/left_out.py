@@ -67,7 +67,7 @@ def main(args):
                 rows.append([learned, name, *(f"{scores[key]:.3f}" for key in SCORES)])
                 print(*rows[-1], flush=True)
     text = (
-        f"`python3 -m experiments.left_out --train {' '.join(args.train)}`: mean Dice and the "
+        f"Mean Dice and the "
         f"least of an image, mean AJI, and mean error of the count of nuclei as a share of the "
         f"reference's, of at most {args.images} images a set; about {args.budget} patches a "
         f"training.\n\n" + results.table(["learned from", "scored on", *SCORES], rows)

@@ -230,10 +230,9 @@ def write(args, trials: list[Trial], also: list[str]) -> None:
         means = [tuple(map(statistics.mean, zip(*column, strict=True))) for column in columns]
         count = round(statistics.mean(trial.nuclei for trial in same))
         rows.append([what, "mean", count, *map(arrow, means)])
-    flags = " ".join(Path(flag).name for flag in args.train)  # paths are nobody's business
     results.write_section(
         args.title,
-        f"`python3 -m experiments.transfer ... --train {flags}`: scores of "
+        f"Scores of "
         f"{args.held_out} images held out, in {args.draws} draws; those of --also by their "
         f"Dice.\n\n" + results.table(header, rows),
         args.results,

@@ -10,13 +10,27 @@ from tissue.pairs import find_pairs
 from tissue.synthetic import write_demo
 
 
-def test_a_section_is_replaced_and_the_others_stay(tmp_path):
+def test_a_section_is_replaced_and_the_others_stay(tmp_path, monkeypatch):
+    called = [
+        "python3",
+        "-m",
+        "some.script",
+        "--root",
+        "/home/her/tnbc",
+        "--also=a=/x/b:/x/c",
+        "a b",
+    ]
+    monkeypatch.setattr("sys.orig_argv", called)
     path = tmp_path / "RESULTS.md"
     for title, text in (("One", "first"), ("Two", "second"), ("One", "third")):
         results.write_section(title, text, path)
     content = path.read_text()
     assert content.startswith("# Results")
-    assert content.index("## One\n\nthird") < content.index("## Two\n\nsecond")
+    command = "`python3 -m some.script --root tnbc --also=a=b:c 'a b'`"
+    first, second = (
+        f"## {name}\n\n{command}\n\n{text}" for name, text in (("One", "third"), ("Two", "second"))
+    )
+    assert content.index(first) < content.index(second)
     assert "first" not in content and content.count("## ") == 2
 
 
