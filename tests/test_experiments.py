@@ -1,13 +1,25 @@
 """What decides a default is measured from the trainings to the table, in small."""
 
+import json
 import re
 import shutil
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
 
-from experiments import ablation, counts, field_protocol, finishing, left_out, review, transfer
+from benchmarks import data
+from experiments import (
+    ablation,
+    counts,
+    cross_validation,
+    field_protocol,
+    finishing,
+    left_out,
+    review,
+    transfer,
+)
 from learning.predictor import Predictor
 from model import UNet
 from tests.scripts import checkpoint_of, cut, infer, learn, table_of
@@ -136,6 +148,45 @@ def test_one_set_after_the_other_is_left_out(tmp_path):
     for text in ("Third", "Third=a", "=a:b"):
         with pytest.raises(InputError, match="--also: found"):
             left_out.parse_also(text)
+
+
+@pytest.mark.slow
+def test_each_image_of_all_sets_is_segmented_by_a_network_that_did_not_learn_its_group(tmp_path):
+    names = ["Aa_01", "Aa_02", "Bb_01", "Cc_01", "Dd_01"]
+    for root in (tmp_path / "one", tmp_path / "two"):
+        write_demo(root, 5, 160, seed=len(root.name))
+        shutil.rmtree(root / "mask binary")
+        for kind in ("tissue_images", "instance_labels"):
+            for name, path in zip(names, sorted((root / kind).iterdir()), strict=True):
+                path.rename(path.with_stem(name))
+        flags = "--patch_stride 32 --pixel_size 0.3 --patch_pixel_size 0.25 --val_fraction 0.2"
+        data.cut(root, *flags.split(), "--group_pattern", "^[A-Z]")
+    out = tmp_path / "out"
+
+    def run(folds):
+        flags = ["--root", tmp_path / "one", tmp_path / "two", "--out", out, "--folds", folds]
+        flags += ["--train", "--dimensions", 2, "--gpu_id", -1]
+        cross_validation.main(cross_validation.parse_args(list(map(str, flags))))
+
+    with pytest.raises(InputError, match="--folds: found 5, expected 2 to 4"):
+        run(5)
+    run(2)
+    for name in ("one", "two"):
+        assert [row["image"] for row in table_of(out / name / "counts.csv")] == names
+        for fold, held_out in ((1, "AC"), (2, "BD")):
+            manifest = read_manifest(out / f"fold-{fold}" / "data" / name)
+            assert manifest["pixel_size_um"] == 0.25
+            learned = [image["name"] for image in manifest["images"]]
+            assert learned == [each for each in names if each[0] not in held_out]
+            (run_folder,) = (out / f"fold-{fold}" / "log").iterdir()
+            best = sha256((run_folder / "best.pt").read_bytes()).hexdigest()
+            for each in names:
+                record = json.loads((out / name / "rows" / f"{each}.json").read_text())
+                assert (record["made_with"]["checkpoint"] == best) == (each[0] in held_out)
+                assert record["made_with"]["pixel_size"] == pytest.approx(0.3)
+    runs = sorted(out.glob("fold-*/log/*"))
+    run(2)  # all is there
+    assert sorted(out.glob("fold-*/log/*")) == runs
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def choose(
         split_of = by_pattern(pairs, pattern)
         if len(set(split_of.values())) == 2:
             if wanted.group_pattern:
-                lines += said_of_both(_groups(names, wanted.group_pattern), split_of)
+                lines += said_of_both(groups_of(names, wanted.group_pattern), split_of)
             return split_of, chosen_by | {"val_pattern": pattern}, lines
         missing = "training" if "val" in split_of.values() else "validation"
         if wanted.val_pattern is not None:
@@ -96,7 +96,7 @@ def by_groups(
     for training. Raises InputError for an
     expression that is none, names without a match, or a single group.
     """
-    groups = _groups(names, group_pattern)
+    groups = groups_of(names, group_pattern)
     drawn = sorted(set(groups.values()))
     if len(drawn) < 2:
         raise InputError(
@@ -113,8 +113,8 @@ def by_groups(
     return splits, sorted(chosen)
 
 
-def _groups(names, pattern):
-    """{name: its group}."""
+def groups_of(names, pattern):
+    """{name: its group}, as --group_pattern finds it; InputError where that is not possible."""
     if pattern is None:
         return {name: name for name in names}
     try:
