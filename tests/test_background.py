@@ -92,6 +92,21 @@ def test_a_picture_of_one_colour_has_nothing_to_predict():
     assert outcome.outputs is None and not outcome.tissue.any()
 
 
+@pytest.mark.parametrize("stripes", [(0, 255), (0, 128, 255)], ids=["two", "three"])
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+def test_margins_that_meet_leave_nothing_to_predict(stripes, turned):
+    grey = np.repeat(np.array(stripes, np.uint8), 64)[:, None, None]
+    page = np.repeat(np.repeat(grey, 128, axis=1), 3, axis=2)
+    image = from_array(np.ascontiguousarray(page.swapaxes(0, 1)) if turned else page)
+    if turned and len(stripes) == 3:  # rows are looked at first, and have no margin here
+        assert frame_of(image) == (0, 64, 128, 64)
+    else:
+        assert frame_of(image) == (0, 0, 0, image.width)
+    for scale in (1.0, 0.5):
+        network = tiling.Network(predict=red, stain=TARGET, halo=16, scale=scale)
+        assert not tiling.predict_image(image, network).any()
+
+
 def test_no_line_is_cut_off_where_the_edge_is_tissue(tissue):
     assert frame_of(from_array(tissue)) == (0, 0, 200, 240)
     striped = tissue.copy()

@@ -49,7 +49,7 @@ def frame_of(image) -> tuple[int, int, int, int]:
     `image` has `height`, `width` and `read(y, x, height, width)`, as windows.Windows. A margin are
     rows or columns at an edge, of 32 pixels or more, that all have the colour of the image's corner
     there, and up to 8 more lines that JPEG has blurred a little. Nothing is left, a height of 0, of
-    an image of one colour.
+    an image of one colour, and where the margins meet: (0, 0, 0, width).
     """
     height, width = image.height, image.width
     top = _margin(lambda at, n: image.read(at, 0, n, width), height)
@@ -57,12 +57,16 @@ def frame_of(image) -> tuple[int, int, int, int]:
         return 0, 0, 0, width
     bottom = _margin(lambda at, n: image.read(height - at - n, 0, n, width)[::-1], height - top)
     inside = height - top - bottom
+    if not inside:
+        return 0, 0, 0, width
 
     def columns(at, n):
         return image.read(top, at, inside, n).swapaxes(0, 1)
 
     left = _margin(columns, width)
     right = _margin(lambda at, n: columns(width - at - n, n)[::-1], width - left)
+    if left + right == width:
+        return 0, 0, 0, width
     return top, left, inside, width - left - right
 
 
