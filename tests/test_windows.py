@@ -158,6 +158,21 @@ def test_a_coloured_mask_is_refused_by_windows_too(tmp_path, picture):
         windows.open_mask(tmp_path / "a.tif", big=1).read(0, 0, 9, 9)
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_pyramid_of_other_channels_is_refused_as_a_plain_file_is(tmp_path, channels, dtype):
+    pixels = np.full((128, 128, channels), 200, dtype)
+    kind = {"photometric": "rgb" if channels == 5 else "minisblack", "planarconfig": "contig"}
+    kind |= {"extrasamples": [0] * (channels - (3 if channels == 5 else 1)), "tile": (64, 64)}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(pixels, subifds=1, **kind)
+        tif.write(pixels[::2, ::2], subfiletype=1, **kind)
+    tifffile.imwrite(tmp_path / "plain.tif", pixels, **kind)
+    for name, big in (("a.tif", None), ("plain.tif", 1)):
+        with pytest.raises(InputError, match=rf"{name}: found {channels} channels, expected RGB"):
+            windows.open_image(tmp_path / name, big=big)
+
+
 def test_a_small_pyramid_of_16_bit_is_read_whole(tmp_path, picture):
     write_ome = {"photometric": "rgb", "tile": (64, 64)}
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as tif:

@@ -267,7 +267,7 @@ def _decode_tiff(path, tif):
     pixels = plane.asarray()
     if (axis := _channel_axis(plane)) is not None:
         pixels = np.moveaxis(pixels, axis, -1)
-        pixels = pixels[..., :3] if _colour_count(path, plane) == 3 else pixels[..., 0]
+        pixels = pixels[..., :3] if colour_count(path, plane) == 3 else pixels[..., 0]
     if is_negative(tif, page):
         pixels = positive(pixels, page)
     palette = None
@@ -283,8 +283,8 @@ def _channel_axis(plane):
     return next((plane.axes.index(axis) for axis in "SC" if axis in plane.axes), None)
 
 
-def _colour_count(path, plane):
-    """How many channels are colours, 1 or 3, and not alpha."""
+def colour_count(path, plane) -> int:
+    """How many channels of a TIFF's plane are colours, 1 or 3, and not alpha; else InputError."""
     axis = _channel_axis(plane)
     if axis is None:
         return 1
@@ -313,7 +313,7 @@ def positive(pixels: np.ndarray, page) -> np.ndarray:
 
 def _largest_sample(path, tif, plane):
     """The largest value of a uint16 image's colours, with one strip or tile in memory at once."""
-    colours = _colour_count(path, plane)
+    colours = colour_count(path, plane)
     negative = is_negative(tif, plane.keyframe)
     largest = 0
     for number, page in enumerate(plane.pages):

@@ -13,6 +13,7 @@ from tissue import masks
 from tissue.files import InputError
 from tissue.images import (
     ORIENTATION,
+    colour_count,
     decoding,
     is_negative,
     positive,
@@ -35,6 +36,8 @@ class Segments:
             self.odd = next(
                 filter(None, (_oddity(plane, page, is_mask) for page in self.pages)), None
             )
+            if not (is_mask or self.odd):
+                colour_count(path, plane)  # InputError
             self.negative = [is_negative(tif, page) for page in self.pages]
             for page in self.pages:  # what tifffile reads at need, and the file is closed then
                 page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
