@@ -219,7 +219,7 @@ def check(plans: list[Plan], pool) -> None:
         raise InputError("; ".join(faults))
     for plan in plans:
         cutting.check_pictures(plan)
-        plan.settings["bits"] = cutting.bits_of_set(plan, pool)
+        cutting.settle_bits(plan, pool)
 
 
 def cut(new: Path, plan: Plan, workers: int) -> dict:

@@ -30,8 +30,9 @@ from tests.pictures import (
     with_palette,
 )
 from tissue import windows
+from tissue.bits import Bits, bit_lines
 from tissue.files import InputError
-from tissue.images import bits_in_use, image_shape, read_image
+from tissue.images import bits_in_use, bits_of, image_shape, read_image
 from tissue.masks import read_mask
 from tissue.pairs import Pair, check_pair, find_images, find_pairs
 from tissue.pixel_size import pixel_size_um
@@ -445,9 +446,9 @@ def test_check_pair_reports_both_files_that_cannot_be_read(tmp_path):
 
 
 def deep(largest, shape=(40, 50)):
-    """16-bit grey pixels, 1000 but for one that is `largest`."""
+    """16-bit grey pixels, 1000 but for a row that is `largest`."""
     pixels = np.full(shape, 1000, np.uint16)
-    pixels[3, 4] = largest
+    pixels[3] = largest
     return pixels
 
 
@@ -498,8 +499,38 @@ def test_one_number_of_bits_makes_one_brightness_of_a_set(tmp_path, suffix):
         assert (read_image(path, bits)[0, 0] == 1000 // 16).all()
         assert (windows.open_image(path, bits=bits).read(0, 0, 1, 1) == 1000 // 16).all()
     assert (read_image(dim)[0, 0] == 1000 // 4).all()
-    refusal(lambda path: read_image(path, 10), bright, "4000", "1023")
     np.testing.assert_array_equal(read_image(bright, 12)[3, 4], [250] * 3)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "tiles.tif", "a.png"])
+def test_a_scale_bar_does_not_make_a_12_bit_image_black(tmp_path, name):
+    pixels = np.full((200, 100, 3), 1600, np.uint16)
+    pixels[:, 50:] = 4000
+    pixels[:100, :90] = 0  # padding fits any number of bits: it does not count
+    pixels[180:182, 30:60] = 65535  # 0.5 % of the others
+    layout = {"tile": (64, 64), "compression": "zlib"} if name == "tiles.tif" else {}
+    path = tmp_path / name
+    (opencv(pixels) if name == "a.png" else tiff(pixels, photometric="rgb", **layout))(path)
+    assert bits_of(path) == (12, 16) and bits_in_use(path) == 12
+    window = windows.open_image(path, big=1).read(0, 0, 200, 100)
+    for image in (read_image(path), read_image(path, 12), window):
+        for (y, x), value in {(0, 0): 0, (120, 0): 100, (120, 60): 250, (181, 59): 255}.items():
+            assert image[y, x].tolist() == [value] * 3
+    assert read_image(path, 16)[181, 59].tolist() == [255] * 3
+    assert read_image(path, 16)[120, 60].tolist() == [4000 // 256] * 3
+
+
+def test_lines_say_which_16_bit_images_lose_their_brightest_or_are_darker():
+    found = {"bar": Bits(12, 16), "plain": Bits(12, 12), "dim": Bits(10, 10), "few": Bits(8, 8)}
+    assert bit_lines(found, 12) == [
+        "16-bit images: 12 bits are in use, of which the upper 8 are kept",
+        "bar: 12 bits hold 99 % of it; what is brighter, as a scale bar, is white",
+        "dim (10 bits), few (8 bits): fewer bits are in use than 12, and it is read darker; if "
+        "that is its camera and not its light, save it as 8-bit RGB",
+    ]
+    assert bit_lines({"plain": Bits(12, 12)}, 12) == [
+        "16-bit images: 12 bits are in use, of which the upper 8 are kept"
+    ]
 
 
 def test_bits_do_not_touch_images_of_8_bit(tmp_path):

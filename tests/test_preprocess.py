@@ -347,6 +347,20 @@ def test_16_bit_images_of_a_set_are_of_one_brightness(tmp_path):
                 assert patch[0, 0].tolist() == [1000 >> 8] * 3
 
 
+def test_a_scale_bar_of_one_16_bit_image_does_not_darken_the_set(tmp_path, capsys):
+    for number in (1, 3):
+        put(tmp_path, f"a_{number:02}", seed=number)
+        path = tmp_path / "tissue_images" / f"a_{number:02}.tif"
+        pixels = read_image(path).astype(np.uint16) << (4 if number == 1 else 2)
+        pixels[90, :60] = 65535 if number == 1 else 1023
+        tifffile.imwrite(path, pixels, photometric="rgb")
+    run(tmp_path)
+    assert read_manifest(tmp_path)["bits"] == 12
+    lines = capsys.readouterr().out.splitlines()
+    assert "a_01: 12 bits hold 99 % of it; what is brighter, as a scale bar, is white" in lines
+    assert any(line.startswith("a_03 (10 bits): fewer bits are in use than 12") for line in lines)
+
+
 # --- files of all kinds
 
 

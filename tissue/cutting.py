@@ -16,10 +16,11 @@ import numpy as np
 
 from tissue import manifest, masks, patches, pictures, regions, windows
 from tissue.annotations import compare
+from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash
 from tissue.given_sizes import read_sizes
-from tissue.images import bits_in_use, read_image
+from tissue.images import bits_of, read_image
 from tissue.nuclei import reference_labels
 from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair
 from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of, size_by_nuclei
@@ -35,7 +36,7 @@ Written = tuple[list[dict], Stain | None, np.ndarray | None]
 
 @dataclass
 class Plan:
-    """A set that is to be cut: what there is, and how. `sources` and `facts` are filled in later.
+    """A set that is to be cut: what there is, and how. What has a default is filled in later.
 
     `settings` has what `manifest` stores of them: patch_dim and patch_stride in pixels, how the
     split was chosen, pixel_size_given_um, and from `settle_pixel_size` and `check` on also
@@ -50,6 +51,7 @@ class Plan:
     sizes: dict[str, float | None]  # micrometres a pixel, of each image
     sources: list[dict] = field(default_factory=list)  # what the manifest says of each pair
     facts: list[PairFacts] = field(default_factory=list)  # of each pair
+    bit_lines: list[str] = field(default_factory=list)  # on its 16-bit images
 
     @property
     def known_sizes(self) -> list[float]:
@@ -221,21 +223,21 @@ def check_pictures(plan: Plan) -> None:
         )
 
 
-def bits_of_set(plan: Plan, pool: Executor) -> int | None:
-    """How many bits the set's 16-bit images use, the most of all; None without any.
+def settle_bits(plan: Plan, pool: Executor) -> None:
+    """Put into a plan how many bits the set's 16-bit images use, the most of all; None without any.
 
     One number for all, so that they are as bright as they are to each other.
     """
-    bits = pool.map(bits_in_use, [pair.image for pair in plan.pairs])
-    return max(filter(None, bits), default=None)
+    found = pool.map(bits_of, [pair.image for pair in plan.pairs])
+    names = [pair.name for pair in plan.pairs]
+    found = {name: bits for name, bits in zip(names, found, strict=True) if bits}
+    plan.settings["bits"] = bits = max((each.used for each in found.values()), default=None)
+    plan.bit_lines = bit_lines(found, bits) if bits else []
 
 
 def assumptions(plan: Plan) -> list[str]:
     """Lines that say what is assumed of a set's images and masks."""
-    lines = []
-    if bits := plan.settings["bits"]:
-        lines.append(f"16-bit images: {bits} bits are in use, of which the upper 8 are kept")
-    lines += resampling_lines(plan.sizes, plan.settings["pixel_size_um"])
+    lines = plan.bit_lines + resampling_lines(plan.sizes, plan.settings["pixel_size_um"])
     lines += sorted({note for facts in plan.facts for note in facts.notes})
     return lines + annotated_nuclei(plan)
 

@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from tissue import ending
 
+NAMED = 5  # images that a line names, before it says how many more there are
+
 # The hidden name of a file that is being written: `.<12 digits>.part<suffix>`.
 PART, DIGITS = ".part", "[0-9a-f]" * 12
 _RIGHT = "ask its owner for the right to write there, or choose another folder"
@@ -297,3 +299,10 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     except KeyboardInterrupt:
         ending.stopped()
         sys.exit(130)
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of names, for a line, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

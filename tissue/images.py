@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from tissue import strict
+from tissue.bits import Bits, bits_for, to_uint8, told_bits, upper_bytes
 from tissue.files import InputError
 from tissue.scanners import Scan, is_scan
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
@@ -27,7 +28,6 @@ LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is w
 PROMISED = 2**28  # bytes of pixels that a file of any size may promise
 MOST_PACKED = 1400  # times that pixels are as long as their file: deflate has 1032, LZW 1365
 ORIENTATION = 0x0112  # tag of TIFF and EXIF; TIFF 6.0, page 36
-_MAX_SAMPLE_VALUE = 281  # tag of TIFF
 _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
 
 
@@ -46,11 +46,10 @@ def read_image(path: str | Path, bits: int | None = None) -> np.ndarray:
     Grey is repeated over the channels, a palette becomes its colours, alpha is dropped, the
     orientation of EXIF (JPEG) or TIFF is applied, and a pyramid gives its full resolution.
     16 bit becomes 8 bit by keeping the upper 8 of `bits`, which images of one set must share, or
-    else they differ in brightness; without it those of `bits_in_use`. The contrast of the image
-    plays no other part.
+    else they differ in brightness; without it those of `bits_in_use`. What is brighter than they
+    hold is white. The contrast of the image plays no other part.
 
-    Raises InputError for a file that is damaged, no image, a stack, of other channels or types, or
-    of values that need more than `bits`.
+    Raises InputError for a file that is damaged, no image, a stack, or of other channels or types.
     """
     path = Path(path)
     with decoding(path):
@@ -67,15 +66,22 @@ def read_image(path: str | Path, bits: int | None = None) -> np.ndarray:
 def bits_in_use(path: str | Path) -> int | None:
     """Return how many bits of its samples a 16-bit image uses: 8, 10, 12, 14 or 16; else None.
 
-    The fewest that hold its largest value, because cameras of 10 to 14 bits store in 16 without
-    saying so, and no less than it says (TIFF's MaxSampleValue, OME's SignificantBits; that all 16
-    are in use is what writers say who do not know). Raises InputError as `read_image` does.
+    The fewest that hold 99 % of its samples (`bits.bits_for`), because cameras of 10 to 14 bits
+    store in 16 without saying so, and no less than it says (TIFF's MaxSampleValue, OME's
+    SignificantBits; that all 16 are in use is what writers say who do not know). Raises InputError
+    as `read_image` does.
     """
+    found = bits_of(path)
+    return found.used if found else None
+
+
+def bits_of(path: str | Path) -> Bits | None:
+    """As `bits_in_use`, and how many bits the largest sample needs."""
     path = Path(path)
     with decoding(path):
         signature = signature_of(path)
         if signature.startswith(b"\x89PNG") and signature[24] == 16:
-            return _bits_for(decode(path).pixels.max(initial=0), None)
+            return bits_for(upper_bytes(decode(path).pixels), None)
         if not signature.startswith(TIFF_SIGNATURES) or is_scan(path):
             return None
         with open_tiff(path) as tif:
@@ -83,7 +89,7 @@ def bits_in_use(path: str | Path) -> int | None:
             if plane.dtype != np.uint16 or plane.keyframe.photometric.name == "PALETTE":
                 return None
             strict.check_pieces(tif, plane)
-            return _bits_for(_largest_sample(path, tif, plane), _depth(plane.keyframe))
+            return bits_for(_upper_bytes(path, tif, plane), told_bits(plane.keyframe))
 
 
 def image_shape(path: str | Path) -> tuple[int, int]:
@@ -275,7 +281,7 @@ def _decode_tiff(path, tif):
         palette = page.colormap.T  # (N, 3), 16 bit by the standard, 8 bit by some writers
         palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
     orientation = page.tags.valueof(ORIENTATION, default=1)
-    return Stored(_upright(pixels, orientation), palette, lossy, _depth(page))
+    return Stored(_upright(pixels, orientation), palette, lossy, told_bits(page))
 
 
 def _channel_axis(plane):
@@ -311,58 +317,15 @@ def positive(pixels: np.ndarray, page) -> np.ndarray:
     return pixels ^ pixels.dtype.type((1 << page.bitspersample) - 1)
 
 
-def _largest_sample(path, tif, plane):
-    """The largest value of a uint16 image's colours, with one strip or tile in memory at once."""
+def _upper_bytes(path, tif, plane):
+    """`bits.upper_bytes` of a uint16 image's colours, with one strip or tile in memory at once."""
     colours = colour_count(path, plane)
     negative = is_negative(tif, plane.keyframe)
-    largest = 0
+    counts = np.zeros(256, np.int64)
     for number, page in enumerate(plane.pages):
         for segment, (sample, *_), _ in page.segments(maxworkers=1):
             if segment is None or (len(plane.pages) > 1 and number >= colours) or sample >= colours:
                 continue
             values = positive(segment, plane.keyframe) if negative else segment
-            largest = max(largest, int(values[..., :colours].max()))
-    return largest
-
-
-def _depth(page):
-    """How many bits of uint16 samples the file says are in use, None if it says 16 or nothing."""
-    if page.dtype != np.uint16:
-        return None
-    if page.bitspersample != 16:
-        return page.bitspersample  # packed
-    largest = page.tags.valueof(_MAX_SAMPLE_VALUE, default=0)
-    told = int(np.max(largest)).bit_length()
-    if ome := re.search(r"SignificantBits=[\"'](\d+)[\"']", page.description):
-        told = max(told, int(ome[1]))
-    return told if 8 < told < 16 else None
-
-
-def _bits_for(largest, depth):
-    """The number of bits that holds `largest`, and `depth` if that is told: 8, 10, 12, 14, 16."""
-    bits = max(8, int(largest).bit_length(), depth or 0)
-    return bits + bits % 2
-
-
-def to_uint8(path: Path, pixels: np.ndarray, bits: int | None, depth: int | None) -> np.ndarray:
-    """Return bool, 8-bit or 16-bit pixels as uint8; the rule is in `read_image`.
-
-    `depth` is how many of 16 bits the file says are in use. Raises InputError for other types.
-    """
-    if pixels.dtype == bool:
-        return pixels * np.uint8(255)
-    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
-        raise InputError(
-            f"{path}: found {pixels.dtype} pixels, expected unsigned integers of 8 or 16 bit, save "
-            f"it as 8-bit RGB"
-        )
-    if pixels.dtype.itemsize == 1:
-        return pixels
-    largest = int(pixels.max(initial=0))
-    bits = bits or _bits_for(largest, depth)
-    if largest >> bits:
-        raise InputError(
-            f"{path}: found the value {largest}, expected at most {(1 << bits) - 1}: {bits} bits "
-            f"are in use in this set of 16-bit images; make the set with this image in it"
-        )
-    return (pixels >> (bits - 8)).astype(np.uint8)
+            counts += upper_bytes(values[0, ..., :colours])
+    return counts

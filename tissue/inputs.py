@@ -12,9 +12,10 @@ from tissue.annotations import (
     image_name,
     open_annotation,
 )
+from tissue.bits import bit_lines
 from tissue.files import InputError
 from tissue.given_sizes import read_sizes
-from tissue.images import bits_in_use
+from tissue.images import bits_of
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.unused import passed_over
@@ -179,14 +180,14 @@ def open_tasks(
     bits, tasks, notes, faults = {}, [], [], []
     for pair in found.pairs:
         try:
-            if used := bits_in_use(pair.image):
+            if used := bits_of(pair.image):
                 bits[pair.name] = used
         except (InputError, OSError) as error:
             faults.append(str(error))
     if bits:
-        most = max(*bits.values(), learned_bits or 0)
+        most = max(learned_bits or 0, *(found_bits.used for found_bits in bits.values()))
+        notes += bit_lines(bits, most)
         bits = dict.fromkeys(bits, most)
-        notes.append(f"16-bit images: {most} bits are in use, of which the upper 8 are kept")
     for pair in found.pairs:
         used, label_map = bits.get(pair.name), found.label_maps.get(pair.name)
         try:

@@ -4,10 +4,10 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tissue.files import InputError
+from tissue.files import InputError, some
 from tissue.images import decoding, open_raster
 from tissue.scanners import Scan, is_scan
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
@@ -44,7 +44,6 @@ _APERIO_OBJECTIVE = re.compile(r"\bAppMag\s{0,9}=\s{0,9}([^\s|]{1,60})")
 _NUMBER = re.compile(r"\d*\.?\d+(?:[eE][-+]?\d+)?")  # for those 60 characters, not for a text
 _TOLD = re.compile(r"(\S{1,60})")
 _IMAGEJ_UNIT = re.compile(r"^unit=([^\r\n]{1,60})", re.MULTILINE)
-NAMED = 5  # images that a line names, before it says how many more there are
 
 
 def pixel_size_um(path: str | Path) -> float | None:
@@ -168,15 +167,9 @@ def resampling_lines(sizes: Mapping[str, float | None], wanted: float | None) ->
             change = f"enlarged {1 / scale:.3g}" if scale < 1 else f"reduced {scale:.3g}"
             line = f"{size:.3g} um a pixel, {change} times to {wanted:.3g} um"
             resampled.setdefault(line, []).append(name)
-    lines = [f"{_some(names)}: {line}" for line, names in resampled.items()]
+    lines = [f"{some(names)}: {line}" for line, names in resampled.items()]
     if unknown:
         lines.append(
-            f"No pixel size in {_some(unknown)}: taken as {wanted:.3g} um; --pixel_size tells it"
+            f"No pixel size in {some(unknown)}: taken as {wanted:.3g} um; --pixel_size tells it"
         )
     return lines
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

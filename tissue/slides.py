@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from tissue import masks
+from tissue.bits import to_uint8
 from tissue.files import InputError
 from tissue.images import (
     ORIENTATION,
@@ -18,7 +19,6 @@ from tissue.images import (
     is_negative,
     positive,
     tiff_plane,
-    to_uint8,
 )
 from tissue.tiff import open_tiff
 
