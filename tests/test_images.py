@@ -37,6 +37,13 @@ from tissue.masks import read_mask
 from tissue.pairs import Pair, check_pair, find_images, find_pairs
 from tissue.pixel_size import pixel_size_um
 
+
+def on_white(pixels):
+    """What a viewer shows of `pixels` with ALPHA before a white ground."""
+    alpha = ALPHA[..., None].astype(int)
+    return np.rint((pixels * alpha + 255 * (255 - alpha)) / 255).astype(np.uint8)
+
+
 IMAGES = {
     "plain.tif": (tiff(RGB, photometric="rgb"), RGB),
     "lzw.tif": (tiff(RGB, photometric="rgb", compression="lzw", predictor=True), RGB),
@@ -54,12 +61,27 @@ IMAGES = {
         RGB,
     ),
     "three_plain_samples.tif": (tiff(RGB, photometric="minisblack", planarconfig="contig"), RGB),
-    "rgba.tif": (tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"]), RGB),
+    "rgba.tif": (tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"]), on_white(RGB)),
+    "rgba_separate.tif": (
+        tiff(
+            np.moveaxis(RGBA, -1, 0).astype(np.uint16) * 257,
+            photometric="rgb",
+            planarconfig="separate",
+            extrasamples=["unassalpha"],
+        ),
+        on_white(RGB),
+    ),
+    "premultiplied.tif": (tiff(RGBA, photometric="rgb", extrasamples=["assocalpha"]), RGB),
+    "opaque.tif": (
+        tiff(np.dstack([RGB, 0 * ALPHA + 255]), photometric="rgb", extrasamples=["unassalpha"]),
+        RGB,
+    ),
+    "opaque.png": (pillow(np.dstack([RGB, 0 * ALPHA + 255])), RGB),
     "rgb_and_unnamed.tif": (tiff(RGBA, photometric="rgb", extrasamples=["unspecified"]), RGB),
     "grey.tif": (tiff(GREY), grey3(GREY)),
     "grey_alpha.tif": (
         tiff(np.dstack([GREY, ALPHA]), photometric="minisblack", extrasamples=["unassalpha"]),
-        grey3(GREY),
+        on_white(grey3(GREY)),
     ),
     "white_is_zero.tif": (tiff(255 - GREY, photometric="miniswhite"), grey3(GREY)),
     "palette.tif": (
@@ -72,12 +94,12 @@ IMAGES = {
     "slide.svs": (aperio, RGB),
     "pillow.tif": (pillow(RGB, compression="tiff_lzw"), RGB),
     "rgb.png": (pillow(RGB), RGB),
-    "rgba.png": (pillow(RGBA), RGB),
+    "rgba.png": (pillow(RGBA), on_white(RGB)),
     "grey.png": (pillow(GREY), grey3(GREY)),
-    "grey_alpha.png": (pillow(np.dstack([GREY, ALPHA])), grey3(GREY)),
+    "grey_alpha.png": (pillow(np.dstack([GREY, ALPHA])), on_white(grey3(GREY))),
     "bool.png": (pillow(MASK), grey3(BYTES)),
     "opencv.png": (opencv(RGB), RGB),
-    "opencv_alpha16.png": (opencv(RGBA.astype(np.uint16) * 257), RGB),
+    "opencv_alpha16.png": (opencv(RGBA.astype(np.uint16) * 257), on_white(RGB)),
     "palette.png": (
         with_palette(LABELS, 10 * np.arange(24).reshape(8, 3)),
         10 * np.arange(24, dtype=np.uint8).reshape(8, 3)[LABELS],

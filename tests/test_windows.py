@@ -152,6 +152,25 @@ def test_alpha_is_no_foreground_by_windows_either(tmp_path, generator, samples):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("samples", [2, 4])
+@pytest.mark.parametrize("alpha", ["unassalpha", "assocalpha"])
+def test_what_is_transparent_is_white_by_windows_too(tmp_path, generator, dtype, samples, alpha):
+    pixels = np.full((150, 200, samples), 90, dtype)
+    pixels[..., -1] = 255
+    pixels[:100, :120, -1] = 0  # erased, and its colours are still there
+    pixels[100:, :, -1] = 51  # a fifth
+    pixels = pixels * 257 if dtype == np.uint16 else pixels
+    kind = {"photometric": "rgb" if samples == 4 else "minisblack", "planarconfig": "contig"}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, tile=(64, 64), extrasamples=[alpha], **kind)
+    image = windows.open_image(path, big=1, bits=16 if dtype == np.uint16 else None)
+    is_laid = alpha == "unassalpha"  # the others' colours are what is shown already
+    for (y, x), shown in {(0, 0): 255, (99, 119): 255, (0, 120): 90, (120, 5): 222}.items():
+        assert image.read(y, x, 1, 1)[0, 0].tolist() == [shown if is_laid else 90] * 3
+    check_windows(image, read_image(path, 16), generator)
+
+
 def test_a_coloured_mask_is_refused_by_windows_too(tmp_path, picture):
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", tile=(64, 64))
     with pytest.raises(InputError, match=r"a\.tif: .*several colours"):

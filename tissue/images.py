@@ -21,7 +21,7 @@ from PIL import Image
 from tissue import strict
 from tissue.bits import Bits, bits_for, to_uint8, told_bits, upper_bytes
 from tissue.files import InputError
-from tissue.scanners import Scan, is_scan
+from tissue.scanners import Scan, is_scan, on_white
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
 LARGEST = 10**11  # pixels; no scanner makes more, so a header that says so is wrong
@@ -32,19 +32,21 @@ _SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap height and width
 
 
 class Stored(NamedTuple):
-    """A file's pixels, upright and without alpha, before they become an image or a mask."""
+    """A file's pixels, upright, before they become an image or a mask."""
 
     pixels: np.ndarray  # (H, W) or (H, W, 3), any dtype; indices into the palette if there is one
     palette: np.ndarray | None  # (N, 3) uint8
     lossy: bool  # JPEG: values near the stored ones
     depth: int | None = None  # bits of a sample of two bytes, where the file tells of less than 16
+    alpha: np.ndarray | None = None  # (H, W) of the pixels' dtype, 0 is transparent; None without
 
 
 def read_image(path: str | Path, bits: int | None = None) -> np.ndarray:
     """Return the image as RGB uint8 (H, W, 3), C-contiguous and writeable.
 
-    Grey is repeated over the channels, a palette becomes its colours, alpha is dropped, the
-    orientation of EXIF (JPEG) or TIFF is applied, and a pyramid gives its full resolution.
+    Grey is repeated over the channels, a palette becomes its colours, the orientation of EXIF
+    (JPEG) or TIFF is applied, and a pyramid gives its full resolution. What alpha makes transparent
+    is laid on white, unless a TIFF says that its colours are multiplied by it or not what it is.
     16 bit becomes 8 bit by keeping the upper 8 of `bits`, which images of one set must share, or
     else they differ in brightness; without it those of `bits_in_use`. What is brighter than they
     hold is white. The contrast of the image plays no other part.
@@ -60,7 +62,10 @@ def read_image(path: str | Path, bits: int | None = None) -> np.ndarray:
             pixels = to_uint8(path, stored.pixels, bits, stored.depth)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
-        return np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+        pixels = np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+        if stored.alpha is not None:
+            lay_on_white(pixels, stored.alpha)
+        return pixels
 
 
 def bits_in_use(path: str | Path) -> int | None:
@@ -215,10 +220,13 @@ def decode(path):
             colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
             palette = np.zeros((256, 3), np.uint8)  # an index may lie beyond the colours
             palette[: len(colours)] = colours
+        alpha = None
         if pixels.ndim == 3:
+            if picture.format == "PNG" and pixels.shape[2] in (2, 4):  # a BMP's means nothing
+                alpha = pixels[..., -1]
             pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]
-        pixels = _upright(pixels, _raster_orientation(picture))
-        return Stored(pixels, palette, lossy=picture.format in ("JPEG", "MPO"))
+        pixels = _upright(pixels, _raster_orientation(picture))  # of a PNG, which has alpha, 1
+        return Stored(pixels, palette, picture.format in ("JPEG", "MPO"), alpha=alpha)
 
 
 def _raster_orientation(picture):
@@ -270,9 +278,12 @@ def _decode_tiff(path, tif):
     known = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE")
     if kind not in known and not (kind == "YCBCR" and lossy):  # the JPEG decoder gives RGB
         raise InputError(f"{path}: found {kind} colours, expected RGB or grey, convert it to RGB")
-    pixels = plane.asarray()
+    pixels, alpha = plane.asarray(), None
+    orientation = page.tags.valueof(ORIENTATION, default=1)
     if (axis := _channel_axis(plane)) is not None:
         pixels = np.moveaxis(pixels, axis, -1)
+        if has_alpha(page):
+            alpha = _upright(pixels[..., -1], orientation)
         pixels = pixels[..., :3] if colour_count(path, plane) == 3 else pixels[..., 0]
     if is_negative(tif, page):
         pixels = positive(pixels, page)
@@ -280,13 +291,29 @@ def _decode_tiff(path, tif):
     if kind == "PALETTE":
         palette = page.colormap.T  # (N, 3), 16 bit by the standard, 8 bit by some writers
         palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
-    orientation = page.tags.valueof(ORIENTATION, default=1)
-    return Stored(_upright(pixels, orientation), palette, lossy, told_bits(page))
+    return Stored(_upright(pixels, orientation), palette, lossy, told_bits(page), alpha)
 
 
 def _channel_axis(plane):
     """The axis of colours, None without."""
     return next((plane.axes.index(axis) for axis in "SC" if axis in plane.axes), None)
+
+
+def has_alpha(page) -> bool:
+    """Whether a TIFF's last channel is said to be alpha by which its colours are not multiplied."""
+    if page.samplesperpixel not in (2, 4) or page.photometric.name == "MINISWHITE":
+        return False
+    return bool(page.extrasamples) and page.extrasamples[-1] == 2 and page.dtype.kind == "u"
+
+
+def lay_on_white(pixels: np.ndarray, alpha: np.ndarray) -> None:
+    """Lay RGB uint8 (H, W, 3) on white, in place, by its `alpha`, uint8 or uint16 (H, W)."""
+    rows = max(1, 2**20 // alpha.shape[1])
+    for y in range(0, len(alpha), rows):
+        part = alpha[y : y + rows]
+        part = (part >> 8).astype(np.uint8) if part.dtype.itemsize > 1 else part
+        if part.min() < 255:
+            pixels[y : y + rows] = on_white(np.dstack([pixels[y : y + rows], part]))
 
 
 def colour_count(path, plane) -> int:
@@ -296,10 +323,10 @@ def colour_count(path, plane) -> int:
         return 1
     count = plane.shape[axis]
     extra = plane.keyframe.extrasamples
-    has_alpha = extra and extra[-1] in (1, 2)  # associated or not
+    has_other = extra and extra[-1] in (1, 2)  # alpha, associated or not
     # Many writers do not say.
-    has_alpha = has_alpha or (plane.keyframe.photometric.name == "RGB" and count == 4)
-    colours = count - 1 if has_alpha else count
+    has_other = has_other or (plane.keyframe.photometric.name == "RGB" and count == 4)
+    colours = count - 1 if has_other else count
     if colours not in (1, 3):
         raise InputError(f"{path}: found {count} channels, expected RGB or grey, save it as RGB")
     return colours

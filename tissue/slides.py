@@ -16,7 +16,9 @@ from tissue.images import (
     ORIENTATION,
     colour_count,
     decoding,
+    has_alpha,
     is_negative,
+    lay_on_white,
     positive,
     tiff_plane,
 )
@@ -41,6 +43,7 @@ class Segments:
             self.negative = [is_negative(tif, page) for page in self.pages]
             for page in self.pages:  # what tifffile reads at need, and the file is closed then
                 page.jpegtables, page.dataoffsets, page.decode  # noqa: B018
+        self.alpha = has_alpha(self.pages[0])
         self.dtype, self.lossy = self.pages[0].dtype, "JPEG" in self.pages[0].compression.name
         self.levels = [(page.imagelength, page.imagewidth) for page in self.pages]
         self.size = path.stat().st_size
@@ -140,11 +143,17 @@ def _oddity(plane, page, is_mask):
     return None
 
 
-def colours(path, bits, segment):
-    """A decoded segment, 8 or 16 bit (h, w, samples), as RGB uint8 (h, w, 3)."""
-    colours = segment[..., :1] if segment.shape[2] < 3 else segment[..., :3]  # without alpha
+def colours(path, bits, alpha, segment):
+    """A decoded segment, 8 or 16 bit (h, w, samples), as RGB uint8 (h, w, 3); `alpha` says whether
+    its last sample is one to be laid on white by.
+    """
+    colours = segment[..., :1] if segment.shape[2] < 3 else segment[..., :3]
     colours = to_uint8(path, colours, bits, None)
-    return np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
+    colours = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
+    if alpha:
+        colours = np.require(colours, requirements="W")
+        lay_on_white(colours, segment[..., -1])
+    return colours
 
 
 def _values(path, segment):

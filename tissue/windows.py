@@ -89,7 +89,7 @@ def open_image(path: str | Path, big: float | None = None, bits: int | None = No
     if isinstance(parts, Segments):
         if parts.dtype == np.uint16 and bits is None:
             bits = bits_in_use(path)
-        parts.convert = partial(colours, path, bits)
+        parts.convert = partial(colours, path, bits, parts.alpha)
     pixels = parts or _Whole(lambda: read_image(path, bits))
     return Windows(path, pixels, parts.levels if parts else [shape], is_big)
 
