@@ -9,12 +9,13 @@ import pytest
 import tifffile
 from shapely.geometry import Polygon, box, mapping
 
-from tests.pictures import refusal
+from tests.pictures import refusal, with_palette
 from tests.scripts import call, infer, table_of
 from tests.test_review import checkpoint  # noqa: F401, a fixture
 from tissue import masks
 from tissue.areas import open_areas
 from tissue.files import InputError
+from tissue.palettes import MAP_COLOURS
 from tissue.synthetic import draw_tissue
 
 SHAPE = (200, 300)
@@ -163,6 +164,35 @@ def test_an_image_of_numbers_is_a_region_for_each_value_at_full_size_or_less(tmp
     np.testing.assert_array_equal(areas.within(90, 190, 30, 30), pixels[90:120, 190:220] > 0)
     assert any("2 values" in note for note in areas.notes)
     assert any("enlarged from 50 x 75" in note for note in areas.notes) == (step == 4)
+
+
+PALETTES = {  # colours, the index of the region's pixels and of the others, the region's number
+    "white first": ([(255,) * 3, (0,) * 3], 0, 1, "255"),
+    "black first": ([(0,) * 3, (255,) * 3], 1, 0, "255"),
+    "greys": ([(90,) * 3, (0,) * 3, (30,) * 3], 2, 1, "30"),
+    "colours": ([(0, 0, 0), (200, 0, 0), (0, 0, 200)], 2, 0, "2"),
+    "colours on white": ([(255, 255, 255), (200, 0, 0)], 1, 0, "1"),
+    "inverting LUT of ImageJ": ([(255 - i,) * 3 for i in range(256)], 255, 0, "255"),
+    "map of inference.py": ([*MAP_COLOURS], 5, 0, "5"),
+}
+
+
+@pytest.mark.parametrize("case", PALETTES.values(), ids=PALETTES)
+def test_regions_of_a_palette_of_greys_are_what_it_shows_and_of_colours_its_indices(tmp_path, case):
+    colours, inside, outside, number = case
+    pixels = np.full(SHAPE, outside, np.uint8)
+    pixels[:50, :100] = inside
+    with_palette(pixels, colours)(tmp_path / "a.png")
+    areas = open_areas(tmp_path / "a.png", SHAPE)
+    assert counts_of(areas, [(20, 20, 3.0)]) == [(number, number, 5000, 1, 3.0)]
+    assert areas.within(49, 99, 2, 2).tolist() == [[True, False], [False, False]]
+
+
+def test_a_palette_of_colours_whose_black_is_not_first_is_refused(tmp_path):
+    pixels = np.zeros(SHAPE, np.uint8)
+    pixels[:50] = 1
+    with_palette(pixels, [(200, 0, 0), (0, 0, 0)])(tmp_path / "a.png")
+    refusal(lambda p: open_areas(p, SHAPE), tmp_path / "a.png", "black is not index 0")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tissue import measures, tiling, windows
 from tissue.areas import open_areas
 from tissue.background import glass_and_black
 from tissue.files import InputError, replacing
+from tissue.palettes import MAP_COLOURS
 from tissue.windows import Scaled, Windows
 
 # Pixels of the thumbnail, micrometres, about: one is a nucleus, so that textures are gone and the
@@ -24,7 +25,6 @@ from tissue.windows import Scaled, Windows
 UM = 8.0
 SIDE_UM = 1000.0  # artefacts are looked for in images of this and more both ways
 CLASSES = "glass", "tissue", "pen", "fold", "blur", "black"  # by their values in a map
-COLOURS = (255, 255, 255), (240, 170, 200), (0, 70, 200), (230, 120, 0), (120, 120, 120), (0, 0, 0)
 TISSUE, ARTEFACTS = CLASSES.index("tissue"), CLASSES[2:]
 LEAST_UM2 = 10_000.0  # smaller artefacts are left, and smaller holes in tissue are tissue
 SPECK = 4  # pixels; less than this in glass is dust
@@ -203,7 +203,7 @@ class Map:
         """
         with replacing(picture) as beside:
             indexed = Image.fromarray(self.classes)
-            indexed.putpalette(np.array(COLOURS, np.uint8).ravel().tolist())
+            indexed.putpalette(np.array(MAP_COLOURS, np.uint8).ravel().tolist())
             indexed.save(beside, "PNG")
         label, row, first, last = measures.runs_of(self.classes)
         y, x = (whole / side for whole, side in zip(self.shape, self.classes.shape, strict=True))
@@ -220,7 +220,7 @@ class Map:
 
 def _feature(kind, polygon):
     """An annotation as QuPath reads it (QuPathTypeAdapters.java)."""
-    colour = COLOURS[CLASSES.index(kind)]
+    colour = MAP_COLOURS[CLASSES.index(kind)]
     return {
         "type": "Feature",
         "geometry": json.loads(shapely.to_geojson(polygon)),

@@ -17,6 +17,7 @@ from skimage.measure import label
 
 from tissue.files import InputError
 from tissue.images import decode, decoding
+from tissue.palettes import check_background
 
 # What lies in a folder of one of these names has one number per nucleus.
 LABEL_FOLDER, ANNOTATION_FOLDER = "instance_labels", "annotations"
@@ -171,12 +172,7 @@ def _palette_values(path, indices, palette):
                 note = f"{path}: its palette is inverted: what it shows black is taken as nucleus"
                 return indices, (note,)
         return palette[:, 0][indices], ()
-    black = used[~colours.any(axis=1)]
-    if black.any():
-        raise InputError(
-            f"{path}: found a palette in which black is not index 0, expected index 0 as the "
-            f"background, save it as a grey or label image"
-        )
+    check_background(path, used, colours)
     return indices, ()
 
 

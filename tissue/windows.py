@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tissue import masks
+from tissue import masks, palettes
 from tissue.images import (
     bits_in_use,
     check_memory,
@@ -149,7 +149,9 @@ def open_mask(path: str | Path, big: float | None = None) -> MaskWindows:
 
 
 def open_depth(path: str | Path, big: float | None = None) -> Windows:
-    """Open a depth map of ours, uint8 (H, W), for reading by windows, as `open_image` does."""
+    """Open a depth map of ours, uint8 (H, W), or a picture of regions for reading by windows, as
+    `open_image` does.
+    """
     path = Path(path)
     segments, shape, is_big = _open(path, big, is_mask=True)
     pixels = segments or _Whole(lambda: _stored(path))
@@ -157,9 +159,12 @@ def open_depth(path: str | Path, big: float | None = None) -> Windows:
 
 
 def _stored(path):
-    """The values of a file as they are, (H, W)."""
+    """The values of a file as they are, (H, W); of one with a palette as `palettes.numbers`."""
     with decoding(path):
-        pixels = decode(path).pixels
+        stored = decode(path)
+        pixels = stored.pixels
+        if stored.palette is not None:
+            return palettes.numbers(path, pixels, stored.palette)
         return masks.grey(path, pixels) if pixels.ndim == 3 else pixels
 
 
