@@ -292,6 +292,8 @@ def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: clai
     """Write all files of an image and its record, or why there is none."""
     started = time.monotonic()
     try:
+        if not job.overwrite:
+            team.first(lambda: results.set_aside(task.results, task.pair.name))
         row = infer(task, network, team, job.advance)
         if team.place[0] == 0:
             row.setdefault("seconds", time.monotonic() - started)

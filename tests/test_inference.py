@@ -596,6 +596,50 @@ def test_a_file_that_was_deleted_or_cut_is_made_anew(
         assert {name: (results / f"a_{name}").read_bytes() for name in ALL_FILES} == whole
 
 
+def corrected(path, text):
+    """What a person makes of a file of results, saved over it."""
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("settings", [[], ["--threshold", 0.6]])
+def test_a_corrected_file_is_kept_before_the_image_is_made_anew(
+    pictures, checkpoint, tmp_path, capsys, settings
+):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags, "--export")
+    made = corrected(out / "a_nuclei.geojson", "corrected").with_name("a_nuclei.geojson.changed")
+    corrected(out / "a_rois.zip", "corrected too")
+    (out / "a_nuclei.csv").unlink()
+    capsys.readouterr()
+    infer(out, *flags, *settings)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "changed" in line)
+    assert "a_nuclei.geojson" in line.partition(": gone or changed")[0] and "made anew" in line
+    assert line.endswith(
+        "made anew, the changed a_nuclei.geojson kept as a_nuclei.geojson.changed, "
+        "a_rois.zip kept as a_rois.zip.changed"
+    )
+    assert made.read_text() == "corrected"
+    assert (out / "a_rois.zip.changed").read_text() == "corrected too"
+    assert not (out / "a_nuclei.csv.changed").exists() and (out / "a_nuclei.csv").is_file()
+    assert json.loads((out / "a_nuclei.geojson").read_text())["features"]
+
+    corrected(out / "a_nuclei.geojson", "corrected again")  # never instead of the first
+    infer(out, *flags, *settings)
+    assert "kept as a_nuclei.geojson.changed-2" in capsys.readouterr().out
+    assert made.read_text() == "corrected"
+    assert (out / "a_nuclei.geojson.changed-2").read_text() == "corrected again"
+
+
+def test_overwrite_keeps_no_corrected_file(pictures, checkpoint, tmp_path):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags)
+    corrected(out / "a_nuclei.geojson", "corrected")
+    infer(out, *flags, "--overwrite")
+    assert json.loads((out / "a_nuclei.geojson").read_text())["features"]
+    assert not list(out.glob("*.changed*"))
+
+
 def test_exports_of_a_finished_image_are_checked(pictures, checkpoint, tmp_path, capsys):
     results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
     infer(results, *flags, "--export")

@@ -277,12 +277,16 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
         both = {*task.formats, *(key for key in exports.MORE if key in kept)}
         both = tuple(key for key in exports.FORMATS if key in both)
         task = task._replace(formats=both)
-        if overwrite or record is None or record["made_with"] != task.made_with:
+        if overwrite or record is None:
             todo.append(task)
             continue
         lost = results.lost(folder, record)
         if lost:
-            notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew")
+            kept_as = _said_of_changed(folder, record)
+            notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew{kept_as}")
+        if record["made_with"] != task.made_with:
+            todo.append(task)
+            continue
         missing = {*lost, *(key for key in both if key not in kept)}
         if missing - {*exports.FORMATS, *OF_NUCLEI}:
             todo.append(task)
@@ -301,6 +305,14 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
     if more := len(with_row) - exported:
         notes.append(f"{more} of these get regions or a density map from the nuclei that are there")
     return todo, notes
+
+
+def _said_of_changed(folder, record):
+    """Where files that somebody has changed will be kept, as the end of a line."""
+    name = record["row"]["image"]
+    paths = [results.path_of(folder, name, kind) for kind in results.changed(folder, record)]
+    kept = [f"{path.name} kept as {results.place_aside(path).name}" for path in paths]
+    return f", the changed {', '.join(kept)}" if kept else ""
 
 
 def _outdated(task, record):

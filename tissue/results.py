@@ -212,6 +212,34 @@ def _size(path):
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
+def changed(folder: Path | str, record: Record) -> list[str]:
+    """Of the files that are lost, the kinds of those that somebody has changed: there is something
+    in them.
+    """
+    paths = {kind: path_of(folder, record["row"]["image"], kind) for kind in lost(folder, record)}
+    return [kind for kind, path in paths.items() if _size(path)]
+
+
+def place_aside(path: Path) -> Path:
+    """Where a changed file is kept: `<file>.changed`, or the next of that kind that is free."""
+    number, place = 1, path.with_name(f"{path.name}.changed")
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{path.name}.changed-{number}")
+    return place
+
+
+def set_aside(folder: Path | str, name: str) -> None:
+    """Rename what somebody has changed since an image was finished, before it is made anew."""
+    try:
+        record = read(folder, name)
+    except InputError:
+        return  # nobody knows what the files were
+    for kind in changed(folder, record) if record else ():
+        path = path_of(folder, name, kind)
+        path.rename(place_aside(path))
+
+
 def forget(folder: Path | str, name: str, kinds: Sequence[str] = ()) -> None:
     """Say that an image is not finished any more, before any of its files changes.
 
