@@ -240,7 +240,9 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     if args.tissue and args.tissue != "all":
         tasks, more = marked.with_tissue(tasks, args.tissue, is_mine)
         notes, faults = notes + more.notes, faults + more.faults
-    faults = everyones(faults) + inputs.faults_of_place(folder, found.pairs)
+    beside = [path for task in tasks for path in (task.regions, task.tissue) if path]
+    beside += [Path(args.pixel_sizes)] if args.pixel_sizes else []
+    faults = everyones(faults) + inputs.faults_of_place(folder, found, beside)
     made_with, planned = network.made_with(), []
     for task in tasks:
         size = args.pixel_size or task.told_um

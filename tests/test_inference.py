@@ -208,6 +208,49 @@ def test_results_do_not_go_into_the_folder_of_the_images(slide, checkpoint):
     assert [path.name for path in slide.parent.iterdir()] == ["big.tif"]
 
 
+@pytest.mark.parametrize("name", ["counts.csv", "status.csv", "report.html", "big_labels.tif"])
+def test_files_in_a_folder_without_records_are_not_overwritten(slide, checkpoint, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    (tmp_path / "mine" / "notes.txt").touch()  # which is in nobody's way
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(InputError, match=f"found .*{name} without the folder rows") as error:
+            infer(tmp_path / "mine", "--ckpt", checkpoint, "--images", slide, *more)
+        assert "\n" not in str(error.value)
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {name, "notes.txt"}
+    assert (tmp_path / "mine" / name).read_text() == "mine"
+    (tmp_path / "mine" / name).rename(tmp_path / "mine" / "small_labels.tif")  # of no image here
+    infer(tmp_path / "mine", "--ckpt", checkpoint, "--images", slide)
+
+
+@pytest.mark.parametrize("flag", ["--regions", "--tissue"])
+@pytest.mark.parametrize("link", [False, True])
+def test_files_given_to_a_call_are_not_overwritten_by_it(slide, checkpoint, tmp_path, flag, link):
+    """Nor in a folder that has results of an earlier call."""
+    out, given = tmp_path / "out", tmp_path / "out"
+    (out / "rows").mkdir(parents=True)
+    file = out / "big_labels.tif"
+    tifffile.imwrite(file, np.tri(320, 400, dtype=np.uint8))
+    before = file.read_bytes()
+    if link:
+        given = tmp_path / "given"
+        given.mkdir()
+        (given / "big.tif").symlink_to(file)
+    with pytest.raises(InputError, match="among the files of this call, which results in"):
+        infer(out, "--ckpt", checkpoint, "--images", slide, flag, given)
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in out.rglob("*")) == ["big_labels.tif", "rows"]
+
+
+def test_a_table_of_pixel_sizes_is_not_overwritten(slide, checkpoint, tmp_path):
+    table = tmp_path / "out" / "counts.csv"
+    (tmp_path / "out" / "rows").mkdir(parents=True)
+    table.write_text("image,pixel_size_um\nbig,0.25\n")
+    with pytest.raises(InputError, match=r"counts\.csv among the files of this call"):
+        infer(table.parent, "--ckpt", checkpoint, "--images", slide, "--pixel_sizes", table)
+    assert table.read_text() == "image,pixel_size_um\nbig,0.25\n"
+
+
 def test_without_masks_no_reference_of_an_earlier_run_stays(slide, checkpoint, tmp_path):
     (tmp_path / "masks").mkdir()
     write_image(tmp_path / "masks" / "big.png", np.ones((320, 400), bool))

@@ -240,11 +240,15 @@ def of_shard(tasks: Sequence, shard: str | None) -> Sequence:
     return tasks[int(place) - 1 :: int(shards)]
 
 
-def faults_of_place(folder: Path, found: Sequence[pairs.Pair]) -> list[str]:
-    """What keeps the results of these images from lying in a folder."""
-    faults = results.check_names(folder, [pair.name for pair in found])
+def faults_of_place(folder: Path, found: Found, more: Sequence[Path]) -> list[str]:
+    """What keeps the results of these images from lying in a folder, so that no file of the user's
+    is overwritten: none of the images and references, and of the files given beside them, `more`.
+    """
+    names = [pair.name for pair in found.pairs]
+    faults = results.check_names(folder, names)
+    given = [path for pair in found.pairs for path in pair[1:] if path]
     own = folder.resolve()
-    inside = [str(p) for pair in found for p in pair[1:] if p and p.parent.resolve() == own]
+    inside = [str(path) for path in given if path.parent.resolve() == own]
     if inside:
         faults.append(
             f"--image_folder: found input in {folder} ({inside[0]}), expected another folder: "
@@ -252,7 +256,9 @@ def faults_of_place(folder: Path, found: Sequence[pairs.Pair]) -> list[str]:
         )
     try:
         results.check_folder(folder)
-    except InputError as error:
+        fault = results.fault_of_files(folder, names, [*given, *found.label_maps.values(), *more])
+        faults += [fault] * bool(fault and not inside)
+    except (InputError, OSError) as error:
         faults.append(str(error))
     return faults
 

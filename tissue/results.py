@@ -133,6 +133,33 @@ def check_folder(folder: Path | str) -> None:
                 raise InputError(f"{entry.path}: found a folder, expected a file; remove it")
 
 
+def fault_of_files(folder: Path, names: Sequence[str], given: Iterable[Path]) -> str | None:
+    """Why the results of these images would overwrite files that are not ours, if they would.
+
+    Such are the files `given` to the call, and all in a folder without records: the folder of them
+    is made before any result.
+    """
+    files = {f"{name}{ending}" for name in names for ending in ENDINGS.values()}
+    files |= {*TABLES, STATUS}
+    own = os.path.realpath(folder)
+    written = {os.path.join(own, name) for name in files}
+    for path in given:
+        entry = os.path.join(os.path.realpath(path.parent), path.name)
+        if not written.isdisjoint((entry, os.path.realpath(path))):
+            return (
+                f"--image_folder: found {path} among the files of this call, which results in "
+                f"{folder} would overwrite, expected another folder"
+            )
+    there = sorted(files.intersection(os.listdir(folder))) if folder.is_dir() else []
+    if there and not os.path.lexists(folder / ROWS):
+        more = f" and {len(there) - 1} more" * (len(there) > 1)
+        return (
+            f"--image_folder: found {folder / there[0]}{more} without the folder {ROWS} of results "
+            f"of ours, expected nothing that results would overwrite; choose another folder"
+        )
+    return None
+
+
 def read(folder: Path | str, name: str) -> Record | None:
     """An image's record, None without one; InputError that says what is wrong with it."""
     path = path_of(folder, name, "record")
