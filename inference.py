@@ -243,6 +243,7 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     beside = [path for task in tasks for path in (task.regions, task.tissue) if path]
     beside += [Path(args.pixel_sizes)] if args.pixel_sizes else []
     faults = everyones(faults) + inputs.faults_of_place(folder, found, beside)
+    faults += [] if args.overwrite or faults else inputs.faults_of_names(tasks)
     made_with, planned = network.made_with(), []
     for task in tasks:
         size = args.pixel_size or task.told_um
@@ -299,6 +300,7 @@ def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: clai
         row = infer(task, network, team, job.advance)
         if team.place[0] == 0:
             row.setdefault("seconds", time.monotonic() - started)
+            row["source"] = task.source
             with job.finishing():
                 results.write(task.results, row, task.made_with, shown)
     except (InputError, OSError) as error:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from tissue import exports, files, images, masks, nuclei, nuclei_tables, windows
 from tissue.files import InputError
 from tissue.pictures import write_image
 from tissue.results import STATUS, TABLES
+from tissue.schema import seal
 from tissue.stain import TARGET, stain_of, to_stain
 from tissue.synthetic import draw_tissue
 
@@ -506,6 +508,40 @@ def test_images_of_several_calls_are_all_in_the_tables(pictures, checkpoint, tmp
     for row in tables[0] + tables[1]:
         row.pop("seconds")
     assert tables[0] == tables[1]
+
+
+def test_results_of_another_image_of_the_same_name_stay(pictures, checkpoint, tmp_path, capsys):
+    project = tmp_path / "project"
+    for patient, name in (("patient1", "a"), ("patient2", "b")):
+        (project / patient).mkdir(parents=True)
+        shutil.copy(pictures / f"{name}.png", project / patient / "HE.png")
+    out, flags = project / "out", ["--ckpt", checkpoint, "--images"]
+    infer(out, *flags, project / "patient1" / "HE.png")
+    before = fingerprint(out)
+    with pytest.raises(InputError) as error:
+        infer(out, *flags, project / "patient2" / "HE.png")
+    assert str(error.value) == (
+        f"{project}/patient2/HE.png: found results of another image of this name "
+        f"(patient1/HE.png) in {out}, expected another --image_folder, or --overwrite"
+    )
+    assert fingerprint(out) == before
+
+    # The same image: in a project that was moved, and edited in place.
+    project, out = project.rename(tmp_path / "moved"), tmp_path / "moved" / "out"
+    capsys.readouterr()
+    infer(out, *flags, project / "patient1" / "HE.png")
+    assert "1 of them finished already" in capsys.readouterr().out
+    shutil.copy(pictures / "c.png", project / "patient1" / "HE.png")
+    infer(out, *flags, project / "patient1" / "HE.png")
+    assert "finished already" not in capsys.readouterr().out
+
+    infer(out, *flags, project / "patient2" / "HE.png", "--overwrite")
+    record = json.loads((out / "rows" / "HE.json").read_text())
+    assert record["row"]["source"] == "patient2/HE.png"
+    record["row"].pop("source")  # as versions before wrote it: of which image nobody knows
+    record["sha256"] = seal(record)
+    (out / "rows" / "HE.json").write_text(json.dumps(record))
+    infer(out, *flags, project / "patient1" / "HE.png")
 
 
 def test_other_settings_stay_in_the_tables_and_are_said(pictures, checkpoint, tmp_path, capsys):

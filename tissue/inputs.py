@@ -1,5 +1,6 @@
 """Which images are segmented, opened and looked at once, so that faults show before any result."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,11 @@ class Task(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         return self.image.height, self.image.width
+
+    @property
+    def source(self) -> str:
+        """The image's file and its folder, by names that stay where a project is moved."""
+        return "/".join(Path(os.path.abspath(self.pair.image)).parts[-2:])
 
     @property
     def megapixels(self) -> float:
@@ -261,6 +267,22 @@ def faults_of_place(folder: Path, found: Found, more: Sequence[Path]) -> list[st
     except (InputError, OSError) as error:
         faults.append(str(error))
     return faults
+
+
+def faults_of_names(tasks: list[Task]) -> list[str]:
+    """A text if results of another image's file lie under the name of one, which would go."""
+    other = []
+    for task in tasks:
+        try:
+            record = results.read(task.results, task.pair.name)
+        except (InputError, OSError):
+            continue  # what it says is not to be trusted
+        made_of = record["row"].get("source") if record else None
+        if made_of and made_of != task.source:
+            other.append(f"{task.pair.image}: found results of another image of this name")
+            other[-1] += f" ({made_of}) in {task.results}"
+    more = f" (as for {len(other) - 1} more)" * (len(other) > 1)
+    return [f"{line}{more}, expected another --image_folder, or --overwrite" for line in other[:1]]
 
 
 def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
