@@ -253,6 +253,22 @@ def test_a_table_of_pixel_sizes_is_not_overwritten(slide, checkpoint, tmp_path):
     assert table.read_text() == "image,pixel_size_um\nbig,0.25\n"
 
 
+def test_a_loop_of_links_is_one_line(slide, checkpoint, tmp_path):
+    loop, images = tmp_path / "loop", ["--ckpt", checkpoint, "--images"]
+    loop.symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(loop)
+    with pytest.raises(
+        InputError, match=f"{loop}: found a link that leads nowhere, expected a folder"
+    ):
+        infer(loop, *images, slide)
+    with pytest.raises(FileNotFoundError, match=f"{loop}: no such file or folder"):
+        infer(tmp_path / "out", *images, loop)
+    (slide.parent / "a.png").symlink_to(slide.parent / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: found a link to a file that is not there"):
+        infer(tmp_path / "out", *images, slide.parent)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_masks_no_reference_of_an_earlier_run_stays(slide, checkpoint, tmp_path):
     (tmp_path / "masks").mkdir()
     write_image(tmp_path / "masks" / "big.png", np.ones((320, 400), bool))

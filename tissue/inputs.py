@@ -253,8 +253,8 @@ def faults_of_place(folder: Path, found: Found, more: Sequence[Path]) -> list[st
     names = [pair.name for pair in found.pairs]
     faults = results.check_names(folder, names)
     given = [path for pair in found.pairs for path in pair[1:] if path]
-    own = folder.resolve()
-    inside = [str(path) for path in given if path.parent.resolve() == own]
+    own = os.path.realpath(folder)  # of a loop of links too
+    inside = [str(path) for path in given if os.path.realpath(path.parent) == own]
     if inside:
         faults.append(
             f"--image_folder: found input in {folder} ({inside[0]}), expected another folder: "

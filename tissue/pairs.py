@@ -5,6 +5,7 @@ their letters, are one name: file systems differ in whether they can keep them a
 """
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -127,7 +128,9 @@ def find_images(*places: str | Path) -> Files:
         if not found:
             faults.append(_no_image(place))
         paths += found
-    paths = list({(path.name, path.resolve()): path for path in paths}.values())  # given twice
+    paths = list(
+        {(path.name, os.path.realpath(path)): path for path in paths}.values()
+    )  # given twice
     images, shared = _by_name(paths)
     if faults + shared:
         raise InputError("; ".join(faults + shared))

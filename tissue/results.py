@@ -119,7 +119,8 @@ def check_folder(folder: Path | str) -> None:
     """
     folder = Path(folder)
     if place := in_the_way(folder):
-        raise InputError(f"{place}: found a file, expected a folder of results; choose another")
+        what = "a file" if place.exists() else "a link that leads nowhere"
+        raise InputError(f"{place}: found {what}, expected a folder of results; choose another")
     rows = folder / ROWS
     if os.path.lexists(rows) and (rows.is_symlink() or not rows.is_dir()):
         raise InputError(f"{rows}: found a link or a file, expected a folder; remove it")
