@@ -40,8 +40,10 @@ from tissue.pairs import (
     IMAGE_FOLDER,
     Files,
     find_pairs,
+    image_files,
     label_folder,
     mask_folder,
+    name_of,
     set_folders,
 )
 from tissue.pixel_size import MICROSCOPE_UM
@@ -179,7 +181,11 @@ def given_to_each(given: list, roots: list[Path]) -> list[float | str | None]:
 def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     """A set's images, how they are split, and the pixel size of each as far as it is known."""
     folder = root / ANNOTATION_FOLDER
-    pairs = find_pairs(root, find_annotations(folder) if folder.is_dir() else None)
+    annotated = None
+    if folder.is_dir():
+        images = image_files(root / IMAGE_FOLDER) if (root / IMAGE_FOLDER).is_dir() else ()
+        annotated = find_annotations(folder, Files({name_of(path): path for path in images}))
+    pairs = find_pairs(root, annotated)
     patches.check_places(root)
     folders = root / IMAGE_FOLDER, mask_folder(root), root / LABEL_FOLDER
     names = [pair.name for pair in pairs]

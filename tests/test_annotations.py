@@ -20,6 +20,7 @@ from tests.test_outline_files import (
 )
 from tissue.annotations import Changes, compare, find_annotations, open_annotation
 from tissue.files import InputError
+from tissue.pairs import Files
 from tissue.pictures import write_image
 
 # --- found
@@ -53,6 +54,21 @@ def test_each_image_has_one_file_whatever_its_format(tmp_path):
     assert names == {file: name for file, name in files.items() if name}
     assert found["A"] == tmp_path / "a.geojson"
     assert not find_annotations(tmp_path / "none")
+
+
+def test_a_name_that_ends_as_our_exports_do_is_that_of_its_image(tmp_path):
+    images = Files({name: tmp_path for name in ("a_nuclei", "b_nuclei", "c", "d_labels")})
+    files = {
+        "a_nuclei.geojson": "a_nuclei",
+        "B_nuclei_nuclei.geojson.gz": "B_nuclei",
+        "c_nuclei.geojson": "c",
+        "d_labels.tif": "d_labels",
+        "e_nuclei.geojson": "e",
+    }
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    found = find_annotations(tmp_path, images)
+    assert {path.name: name for name, path in found.items()} == files
 
 
 def test_all_faults_of_a_folder_are_told_at_once(tmp_path):

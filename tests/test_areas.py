@@ -362,7 +362,9 @@ def test_only_regions_are_predicted_and_what_lies_outside_is_no_nucleus(
     ("flags", "words"),
     [
         (["--only_regions"], "--regions"),
-        (["--regions", "nowhere"], "no regions of any image"),
+        (["--regions", "nowhere"], "--regions nowhere: no such folder, expected"),
+        (["--regions", "bad/s1.geojson"], r"bad/s1\.geojson: found a file, expected a folder"),
+        (["--regions", "others"], "no regions of any image"),
         (["--regions", "regions", "--only_regions"], "s2"),
         (["--regions", "bad"], "feature 1"),
         (["--regions", "regions", "--only_regions", "--masks", "masks"], "references"),
@@ -374,6 +376,7 @@ def test_regions_that_cannot_be_used_are_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     write_regions(tmp_path / "regions" / "s1.geojson", feature(box(0, 0, 9, 9)))
     write_regions(tmp_path / "bad" / "s1.geojson", feature(box(900, 0, 909, 9)))
+    write_regions(tmp_path / "others" / "s3.geojson", feature(box(0, 0, 9, 9)))
     for name in ("s1", "s2"):
         painted(tmp_path / "masks" / f"{name}.png", np.zeros((320, 400), np.uint8))
     with pytest.raises(InputError, match=words):

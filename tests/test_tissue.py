@@ -302,7 +302,7 @@ def test_artefacts_of_a_slide_are_left_out_and_those_of_a_field_are_not_looked_f
     # Its own outlines give the same, given as a file of the user's.
     given = tmp_path / "given"
     given.mkdir()
-    (given / "i.geojson").write_bytes((out / "i_tissue.geojson").read_bytes())
+    (given / "i_tissue.geojson").write_bytes((out / "i_tissue.geojson").read_bytes())
     infer(tmp_path / "again", *flags, "--pixel_size", 0.99, "--tissue", given)
     same = [(f / "i_labels.tif").read_bytes() for f in (out, tmp_path / "again")]
     assert same[0] == same[1]
@@ -332,7 +332,9 @@ def test_a_slide_of_glass_alone_has_no_tissue(tmp_path, checkpoint):  # noqa: F8
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tissue", "nowhere"], "no tissue of any image"),
+        (["--tissue", "nowhere"], "--tissue nowhere: no such folder, expected"),
+        (["--tissue", "bad/s1.geojson"], r"bad/s1\.geojson: found a file, expected a folder"),
+        (["--tissue", "others"], "no tissue of any image"),
         (["--tissue", "bad"], "pen alone"),
         (["--tissue", "marked", "--masks", "masks"], "references"),
     ],
@@ -343,6 +345,7 @@ def test_files_of_tissue_that_cannot_be_used_are_refused_before_anything_is_writ
     monkeypatch.chdir(tmp_path)
     write_regions(tmp_path / "marked" / "s1.geojson", feature(Polygon([(0, 0), (9, 0), (9, 9)])))
     write_regions(tmp_path / "bad" / "s1.geojson", feature(box(0, 0, 9, 9), "Pen"))
+    write_regions(tmp_path / "others" / "s3.geojson", feature(box(0, 0, 9, 9)))
     for name in ("s1", "s2"):
         painted(tmp_path / "masks" / f"{name}.png", np.zeros((320, 400), np.uint8))
     with pytest.raises(InputError, match=words):

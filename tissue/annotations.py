@@ -5,6 +5,7 @@ They lie in `annotations/`, one file per image, of the image's name. docs/own_da
 
 import threading
 from collections import Counter
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,11 +77,14 @@ class Annotation(windows.MaskWindows):
         return Annotation(self.path, pixels, (height, width), self.classes, regions)
 
 
-def find_annotations(folder: str | Path) -> Files:
+def find_annotations(
+    folder: str | Path, images: Container[str] = (), more: Sequence[str] = ()
+) -> Files:
     """Return {image name: path} of the annotations in a folder; empty if it is not there.
 
-    Hidden files and other endings are passed over. Raises one InputError with all faults: several
-    files of one image, names no image can have, and files that cannot be read (`INSTEAD`).
+    `images` are the names known, and `more` endings beside ENDINGS (see `image_name`). Hidden files
+    and other endings are passed over. Raises one InputError with all faults: several files of one
+    image, names no image can have, and files that cannot be read (`INSTEAD`).
     """
     named, faults = {}, []
     folder = Path(folder)
@@ -91,25 +95,28 @@ def find_annotations(folder: str | Path) -> Files:
         if ending := next((ending for ending in INSTEAD if lower.endswith(ending)), None):
             faults.append(f"{path}: found a file that is not read, {INSTEAD[ending]}")
         elif lower.endswith(ENDINGS):
-            name = image_name(path)
+            name = image_name(path, images, more)
             if fault := name_fault(name):
                 faults.append(f"{path}: found {fault}, expected that of an image, rename it")
-            named.setdefault(same_name(name), []).append(path)
+            named.setdefault(same_name(name), []).append((name, path))
     for _, several in sorted(named.items()):
         if len(several) > 1:
             faults.append(
-                f"{' and '.join(map(str, several))}: found several annotations of image "
-                f"{image_name(several[0])}, expected one, remove the others"
+                f"{' and '.join(str(path) for _, path in several)}: found several annotations of "
+                f"image {several[0][0]}, expected one, remove the others"
             )
     if faults:
         raise InputError("; ".join(faults))
-    return Files({image_name(several[0]): several[0] for several in named.values()})
+    return Files(dict(several[0] for several in named.values()))
 
 
-def image_name(path: Path) -> str:
-    """The name of the image that a file of annotations belongs to."""
-    ending = next((e for e in ENDINGS if path.name.lower().endswith(e)), "")
-    return name_of(Path(f"{path.name[: len(path.name) - len(ending)]}.tif"))
+def image_name(path: Path, images: Container[str] = (), more: Sequence[str] = ()) -> str:
+    """The name of the image that a file of annotations belongs to: the longest that one of
+    `images` has, or else what is left without the longest ending.
+    """
+    endings = [e for e in (*more, *ENDINGS) if path.name.lower().endswith(e)] or [""]
+    names = [name_of(Path(f"{path.name[: len(path.name) - len(e)]}.tif")) for e in endings]
+    return next((name for name in reversed(names) if name in images), names[0])
 
 
 def open_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:

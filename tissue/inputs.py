@@ -129,8 +129,14 @@ def _find_images(images, mask_folder, root):
     folder = Path(mask_folder)
     if not folder.exists():
         raise FileNotFoundError(f"--masks {folder}: no such folder, expected masks or annotations")
-    if folder.is_dir() and any(is_outlines(p) and image_name(p) in found for p in folder.iterdir()):
-        references = find_annotations(folder)
+    outlined = sorted(filter(is_outlines, folder.iterdir())) if folder.is_dir() else []
+    if any(image_name(path, found) in found for path in outlined):
+        references = find_annotations(folder, found)
+    elif outlined and not pairs.image_files(folder):
+        raise InputError(
+            f"--masks: found outlines of other names in {folder} ({outlined[0].name}), expected "
+            f"files named as the images, such as {next(iter(found))}.geojson; rename them"
+        )
     else:
         references = pairs.find_images(folder)
         notes += passed_over(folder)

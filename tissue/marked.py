@@ -10,6 +10,9 @@ from tissue.annotations import find_annotations
 from tissue.areas import open_areas
 from tissue.files import InputError
 from tissue.inputs import Task
+from tissue.record import ENDINGS
+
+OF_TISSUE = tuple(ENDINGS[kind] for kind in ("tissue", "tissue_geojson"))  # our own, corrected
 
 
 def open_tissue(task: Task) -> artefacts.Map | artefacts.Marked | None:
@@ -76,8 +79,11 @@ def with_tissue(
 def _files_of(tasks, kind, folder, opened, is_mine):
     """The file of each task in the folder of a flag, or None, each opened once; what is Said."""
     place, said, paths = Path(folder), Said([], []), []
-    found = find_annotations(place)
+    if not place.is_dir():
+        what = "found a file" if place.exists() else "no such folder"
+        raise InputError(f"--{kind} {place}: {what}, expected a folder of files, one for an image")
     names = pairs.Files({task.pair.name: task.pair.image for task in tasks})
+    found = find_annotations(place, names, OF_TISSUE if kind == "tissue" else ())
     for index, task in enumerate(tasks):
         paths.append(path := found.get(task.pair.name))
         if path and is_mine(index):
