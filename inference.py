@@ -204,6 +204,11 @@ def load_network(args, device) -> Predictor:
     halo = network.halo if args.overlap is None else args.overlap
     for flag, pixels, least in (("tile_size", args.tile_size, halo), ("overlap", halo, 0)):
         if pixels % network.grid or pixels < least:
+            if args.overlap is not None and flag == "tile_size" and not pixels % network.grid:
+                raise InputError(
+                    f"--overlap {halo} --tile_size {pixels}: found more overlap than tile, "
+                    f"expected a smaller --overlap, or a --tile_size of {halo} or more"
+                )
             raise InputError(
                 f"--{flag}: found {pixels}, expected a multiple of {network.grid} of {least} or "
                 f"more"
@@ -264,7 +269,12 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
                 density=bool(size) and (args.density or min(task.shape) * size >= density.SIDE_UM),
             )
         )  # fmt: skip
-    return planned, found.notes + everyones(notes), list(dict.fromkeys(faults))
+    notes = found.notes + everyones(notes)
+    unknown = [task.pair.name for task in planned if not task.pixel_size_um]
+    if args.density and unknown:
+        more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
+        notes.append(f"No pixel size in {unknown[0]}{more}: no density map; --pixel_size tells it")
+    return planned, notes, list(dict.fromkeys(faults))
 
 
 def said_of_sizes(tasks: list[Task], network: Predictor) -> list[str]:

@@ -345,13 +345,14 @@ def test_an_exported_network_says_what_it_takes(checkpoint, tmp_path, capsys, na
         (["--tile_size", 100], "--tile_size: found 100, expected a multiple of 16"),
         (
             ["--tile_size", 64, "--overlap", 96],
-            "--tile_size: found 64, expected a multiple of 16 of 96",
+            "--overlap 96 --tile_size 64: found more overlap than tile",
         ),
         (["--overlap", 10], "--overlap: found 10, expected a multiple of 16"),
         (["--tile_size", 0], "--tile_size: found 0"),
         (["--tile_size", 10**9], "--tile_size: found 1000000000, expected 1 or more and at most"),
         (["--overlap", -16], "--overlap: found -16"),
         (["--overlap", 16 * 10**9], "--overlap: found 16000000000"),
+        (["--overlap", 2048], "--overlap 2048 --tile_size 1024: found more overlap than tile"),
         (["--batch_size", -1], "--batch_size: found -1"),
         (["--batch_size", "9" * 400], "--batch_size: found 9"),
         (["--gpu_id", -5], "--gpu_id: found -5"),
@@ -949,6 +950,27 @@ def test_what_is_resampled_is_said_in_a_line_for_each_size(checkpoint, tmp_path,
     assert "a, b: 0.5 um a pixel, enlarged 2 times to 0.25 um\n" in out
     assert "c: 0.125 um a pixel, reduced 2 times to 0.25 um\n" in out
     assert out.count("um a pixel") == 2
+
+
+def test_a_density_map_without_a_pixel_size_is_missed_in_a_line(
+    pictures, checkpoint, tmp_path, capsys
+):
+    flags = ["--ckpt", checkpoint, "--images", pictures / "a.png", "--density"]
+    line = "No pixel size in a: no density map; --pixel_size tells it"
+    infer(tmp_path / "out", *flags)
+    assert line in capsys.readouterr().out.splitlines()
+    infer(tmp_path / "out", *flags, "--pixel_size", 0.25)
+    assert "no density map" not in capsys.readouterr().out
+    assert (tmp_path / "out" / "a_density.tif").is_file()
+
+
+def test_outlines_of_other_names_are_told(pictures, checkpoint, tmp_path):
+    (tmp_path / "outlines").mkdir()
+    (tmp_path / "outlines" / "a.png.geojson").write_text('{"type": "FeatureCollection"}')
+    flags = ["--ckpt", checkpoint, "--images", pictures, "--masks", tmp_path / "outlines"]
+    with pytest.raises(InputError, match=r"found outlines of other names in .*a\.png\.geojson"):
+        infer(tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_without_a_pixel_size_resamples_nothing_and_says_so(checkpoint, tmp_path, capsys):
