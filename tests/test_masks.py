@@ -147,6 +147,37 @@ def test_in_the_folder_of_label_maps_every_number_is_a_nucleus(tmp_path, name):
     assert not mask.notes
 
 
+@pytest.mark.parametrize("folder", ["instance_labels", "masks"])
+def test_a_background_that_has_a_number_is_refused(tmp_path, folder):
+    """As a watershed leaves it: 0 on the lines between basins, one of which is the background."""
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder / "a.tif"
+    basins = np.where(NUCLEI, NUMBERS + 1, 1)
+    basins[NUCLEI & (cv2.erode(WHITE, np.ones((3, 3))) == 0)] = 0
+    tiff(basins.astype(np.uint16))(path)
+    refusal(masks.read, path, "value 1 on", "% of the image", "0 for the background")
+
+
+def test_one_large_nucleus_in_a_small_crop_is_a_nucleus(tmp_path):
+    (tmp_path / "instance_labels").mkdir()
+    numbers = np.zeros((64, 64), np.uint16)
+    numbers[2:62, 6:58] = 1  # three quarters
+    for number in range(2, 10):  # and eight that the edge has cut
+        numbers[7 * number - 12 : 7 * number - 9, 0] = number
+    tiff(numbers)(tmp_path / "instance_labels" / "a.tif")
+    np.testing.assert_array_equal(masks.read_label_map(tmp_path / "instance_labels/a.tif"), numbers)
+
+
+def test_a_black_background_that_is_not_index_0_is_refused(tmp_path):
+    (tmp_path / "instance_labels").mkdir()
+    path = tmp_path / "instance_labels" / "a.png"
+    indices = np.choose(LABELS, [1, 1, 0, 2, 3, 4, 5, 6]).astype(np.uint8)
+    with_palette(indices, [VOC[6], *VOC[:6]])(path)
+    refusal(masks.read, path, "palette in which black is not index 0")
+    with_palette(LABELS, [(255,) * 3, *BRIGHT[1:3], (0,) * 3, *BRIGHT[3:]])(path)  # of a nucleus
+    np.testing.assert_array_equal(masks.read_label_map(path), LABELS)
+
+
 def test_a_mask_in_the_folder_of_label_maps_is_refused(tmp_path):
     folder = tmp_path / "instance_labels"
     folder.mkdir()

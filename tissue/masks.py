@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from skimage.measure import label
 
 from tissue.files import InputError
 from tissue.images import decode, decoding
-from tissue.palettes import check_background
+from tissue.palettes import black_is_not_first, check_background
+from tissue.places import places_of
 
 # What lies in a folder of one of these names has one number per nucleus.
 LABEL_FOLDER, ANNOTATION_FOLDER = "instance_labels", "annotations"
@@ -25,6 +23,7 @@ BAND = 4 * 10**6  # pixels that are judged at once
 _MOST_MARKED = 0.6  # of a mask; the densest tissue (lymph nodes, thymus) has up to 58 % of nuclei
 _MOST_PIECES = 3  # of a nucleus, on average
 _FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can have by its kind
+_LARGEST, _TIMES_THE_MEDIAN, _LEAST_NUMBERS = 0.5, 50, 10  # of a map: a larger one is no nucleus
 _FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
 
@@ -58,7 +57,8 @@ def read(path: str | Path) -> Mask:
     bool arrays: there the stored value counts.
 
     Raises InputError for what `images.read_image` does, and for classes (values that lie in several
-    places), colours, pictures, values below 0, and a JPEG that is not black and white.
+    places), colours, pictures, values below 0, a JPEG that is not black and white, and a label map
+    whose background has a number.
     """
     path = Path(path)
     with decoding(path):
@@ -107,6 +107,8 @@ def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meanin
         return Meaning(127, False, notes + _share_notes(path, values, pixels, 127))
     marked = values[values > 0]
     if numbered:
+        if whole:  # first: a background of many places is no number that was cut to 8 bits
+            _check_largest(path, values, pixels)
         _check_numbers(path, bands, marked, whole)
         return Meaning(least, True, _share_notes(path, values, pixels, least, most=1))
     if len(values) == 1 or (len(marked) == 1 and values[0] == 0):  # nothing, everything, or both
@@ -126,7 +128,8 @@ def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meanin
             f"{path}: found values from {values[0]:g} to {values[-1]:g} and no 0: everything is "
             f"marked, expected 0 for the background, save it so"
         )
-    _check_pieces(path, marked, _pieces(bands(), marked))
+    _check_pieces(path, marked, _places(bands(), marked))
+    _check_largest(path, values, pixels)
     note = f"{path}: taken as a label map: each of its {len(marked)} values is one connected piece"
     return Meaning(least, True, (note,))
 
@@ -157,6 +160,7 @@ def _palette_values(path, indices, palette):
     used = np.unique(indices).astype(int)
     colours = palette[used].astype(int)
     if _is_numbered(path):
+        _check_black(path, indices, used[~colours.any(axis=1)])
         return indices, ()
     if (colours == colours[:, :1]).all():
         greys = colours[:, 0]
@@ -174,6 +178,17 @@ def _palette_values(path, indices, palette):
         return palette[:, 0][indices], ()
     check_background(path, used, colours)
     return indices, ()
+
+
+def _check_black(path, indices, black):
+    """Raise InputError where a label map's background is black, and black not index 0.
+
+    `black` are the used indices of that colour. One that has fewer pixels than index 0 is a nucleus
+    that happens to be black.
+    """
+    pixels = np.bincount(indices.ravel(), minlength=1)
+    if 0 not in black and len(black) and pixels[black].max() > pixels[0]:
+        raise black_is_not_first(path)
 
 
 def _tally(path, bands):
@@ -258,7 +273,8 @@ def _check_numbers(path, bands, marked, whole):
     A nucleus may be in two pieces; numbers in many are a mask, classes, a picture, or a label map
     that was resized by interpolation.
     """
-    places = int(_pieces(bands(), marked).sum()) if whole else 0
+    each = _places(bands(), marked) if whole else np.zeros(1, int)
+    places = int(each.sum())
     most = 1 if len(marked) == 1 else _MOST_PIECES * len(marked)
     if whole and places <= most:
         return
@@ -268,6 +284,28 @@ def _check_numbers(path, bands, marked, whole):
         f"{path}: found {found}, expected one whole number per nucleus; put a mask into a folder "
         f"of masks"
     )
+
+
+def _places(bands, marked):
+    """`places_of` the values of a mask, whatever its type."""
+    return places_of((_comparable(Path(), band) for band in bands), marked)
+
+
+def _check_largest(path, values, pixels):
+    """Raise InputError where a number of a label map can only be its background's.
+
+    A small crop may have one large nucleus and a few cut ones, and so few numbers tell nothing.
+    """
+    areas = pixels[values > 0]
+    if len(areas) < _LEAST_NUMBERS:
+        return
+    share, median = areas.max() / pixels.sum(), np.median(areas)
+    if share > _LARGEST and areas.max() > _TIMES_THE_MEDIAN * median:
+        value = values[values > 0][areas.argmax()]
+        raise InputError(
+            f"{path}: found value {value:g} on {100 * share:.0f} % of the image, {median:.0f} "
+            f"pixels in the median number, expected 0 for the background, save {value:g} as 0"
+        )
 
 
 def _check_pieces(path, marked, places):
@@ -323,44 +361,3 @@ def _has_soft_edges(bands, values, pixels, full) -> bool:
         highest = is_between & (cv2.dilate(band, np.ones((3, 3))) == band)
         alone += np.count_nonzero(highest[1:-1, 1:-1])
     return flat <= 0.15 * between and alone <= 0.5 * between and thick <= 0.05 * grey
-
-
-def _pieces(bands: Iterable, marked: np.ndarray) -> np.ndarray:
-    """In how many places each of the values `marked` (sorted) lies: pieces of 8 neighbours."""
-    places = np.zeros(len(marked), np.int64)
-    above, above_values = None, np.zeros(0, marked.dtype)  # pieces in the last row, 1 to n
-    for band in bands:
-        band = _comparable(Path(), band)
-        pieces, count = label(band, background=0, connectivity=2, return_num=True)
-        piece_values = np.zeros(count + 1, band.dtype)
-        piece_values[pieces] = band
-        known = len(above_values)
-        values = np.concatenate([above_values, piece_values[1:]]).astype(marked.dtype)
-        first = pieces[0] + known * (pieces[0] > 0)
-        one, other = _touching(above, first, np.append(0, values))
-        links = coo_matrix((np.ones(len(one)), (one - 1, other - 1)), (len(values),) * 2)
-        total, joined = connected_components(links, directed=False)
-        joined_values = np.zeros(total, marked.dtype)
-        joined_values[joined] = values
-        # Those from above are counted already.
-        np.add.at(places, np.searchsorted(marked, joined_values), 1)
-        np.add.at(places, np.searchsorted(marked, above_values), -1)
-        last = np.append(0, joined[known:] + 1)[pieces[-1]]
-        kept, places_in_kept = np.unique(last[last > 0], return_inverse=True)
-        above = np.zeros_like(last)
-        above[last > 0] = places_in_kept + 1
-        above_values = joined_values[kept - 1]
-    return places
-
-
-def _touching(above, row, values):
-    """Pairs of pieces of one value in two rows that touch, their corners included."""
-    if above is None:
-        return np.zeros((2, 0), int)
-    pairs = []
-    for shift in (-1, 0, 1):
-        upper = above[max(0, shift) : len(above) + min(0, shift)]
-        lower = row[max(0, -shift) : len(row) + min(0, -shift)]
-        same = (upper > 0) & (lower > 0) & (values[upper] == values[lower])
-        pairs.append([upper[same], lower[same]])
-    return np.concatenate(pairs, axis=1)

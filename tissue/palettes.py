@@ -15,10 +15,15 @@ MAP_COLOURS = (
 def check_background(path: Path, used: np.ndarray, colours: np.ndarray) -> None:
     """Raise InputError where one of the indices `used` (N,) but 0 is black, by `colours` (N, 3)."""
     if used[~colours.any(axis=1)].any():
-        raise InputError(
-            f"{path}: found a palette in which black is not index 0, expected index 0 as the "
-            f"background, save it as a grey or label image"
-        )
+        raise black_is_not_first(path)
+
+
+def black_is_not_first(path: Path) -> InputError:
+    """The error for a palette whose background is not index 0."""
+    return InputError(
+        f"{path}: found a palette in which black is not index 0, expected index 0 as the "
+        f"background, save it as a grey or label image"
+    )
 
 
 def numbers(path: Path, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
