@@ -178,6 +178,20 @@ def test_a_black_background_that_is_not_index_0_is_refused(tmp_path):
     np.testing.assert_array_equal(masks.read_label_map(path), LABELS)
 
 
+def test_a_number_that_stands_for_many_nuclei_is_refused(tmp_path):
+    (tmp_path / "instance_labels").mkdir()
+    path = tmp_path / "instance_labels" / "a.png"
+    pillow(np.minimum(NUMBERS, 38).astype(np.uint8))(path)  # 38 to 49 share a number
+    refusal(masks.read, path, "value 38 in 12 places", "8 bits")
+    few = np.minimum(NUMBERS, 40)
+    pillow(few.astype(np.uint8))(path)  # 10 places: pieces of one nucleus, for all that is known
+    np.testing.assert_array_equal(masks.read_label_map(path), few)
+    cut = np.minimum(NUMBERS, 38)
+    cut[[14, 22], :36] = 0  # nucleus 1 has 3 places, a fourth of those of 38: a map of pieces
+    pillow(cut.astype(np.uint8))(path)
+    np.testing.assert_array_equal(masks.read_label_map(path), cut)
+
+
 def test_a_mask_in_the_folder_of_label_maps_is_refused(tmp_path):
     folder = tmp_path / "instance_labels"
     folder.mkdir()

@@ -23,6 +23,7 @@ BAND = 4 * 10**6  # pixels that are judged at once
 _MOST_MARKED = 0.6  # of a mask; the densest tissue (lymph nodes, thymus) has up to 58 % of nuclei
 _MOST_PIECES = 3  # of a nucleus, on average
 _FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can have by its kind
+_MOST_PLACES, _TIMES_THE_NEXT = 10, 5  # of one number, where all others lie in fewer
 _LARGEST, _TIMES_THE_MEDIAN, _LEAST_NUMBERS = 0.5, 50, 10  # of a map: a larger one is no nucleus
 _FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
@@ -58,7 +59,7 @@ def read(path: str | Path) -> Mask:
 
     Raises InputError for what `images.read_image` does, and for classes (values that lie in several
     places), colours, pictures, values below 0, a JPEG that is not black and white, and a label map
-    whose background has a number.
+    whose background has a number or one number of which stands for many nuclei.
     """
     path = Path(path)
     with decoding(path):
@@ -277,6 +278,7 @@ def _check_numbers(path, bands, marked, whole):
     places = int(each.sum())
     most = 1 if len(marked) == 1 else _MOST_PIECES * len(marked)
     if whole and places <= most:
+        _check_places(path, marked, each)
         return
     numbers = f"one number, {marked[0]:g}," if len(marked) == 1 else f"{len(marked)} numbers"
     found = f"{numbers} in {places} places" if whole else "fractions"
@@ -289,6 +291,18 @@ def _check_numbers(path, bands, marked, whole):
 def _places(bands, marked):
     """`places_of` the values of a mask, whatever its type."""
     return places_of((_comparable(Path(), band) for band in bands), marked)
+
+
+def _check_places(path, marked, places):
+    """Raise InputError where one of several numbers stands for many nuclei, or for no nucleus."""
+    if len(marked) < 2:
+        return
+    *_, next_most, most = np.sort(places)
+    if most > max(_MOST_PLACES, _TIMES_THE_NEXT * next_most):
+        raise InputError(
+            f"{path}: found value {marked[places.argmax()]:g} in {most} places, expected one "
+            f"nucleus a number; was it saved with 8 bits? save it with 16, and outlines as 0"
+        )
 
 
 def _check_largest(path, values, pixels):
