@@ -125,6 +125,9 @@ def main(args):
                 todo.append(plan)
         # --- check: every fault of every image, before anything is written ---
         check(todo, pool)
+        cutting.check_pictures(plans)
+        for plan in todo:
+            plan.settings["bits"] = cutting.bits_of_set(plan, pool)
 
     # --- cut: beside the old set, in whose place it is put when it is complete ---
     for plan in todo:
@@ -224,7 +227,6 @@ def check(plans: list[Plan], pool) -> None:
     if faults:
         raise InputError("; ".join(faults))
     for plan in plans:
-        cutting.check_pictures(plan)
         cutting.settle_bits(plan, pool)
 
 

@@ -31,7 +31,7 @@ class Sets(NamedTuple):
     @classmethod
     def of(cls, roots: list[str], replay: list[str]) -> "Sets":
         """Those in the folders of --root and --replay; raises as `patches.read_manifests`, and
-        InputError for one that is in both.
+        InputError for one that is in both, and for an image that is learned and validated.
         """
         if both := set(map(os.path.realpath, roots)) & set(map(os.path.realpath, replay)):
             raise InputError(
@@ -39,6 +39,7 @@ class Sets(NamedTuple):
                 f"sets; leave it out of one"
             )
         manifests = read_manifests([*roots, *replay])
+        check_apart([*roots, *replay], manifests, len(roots))
         return cls([*roots, *replay], manifests, set_hash(*roots, *replay), manifests[: len(roots)])
 
     @property
@@ -71,6 +72,26 @@ class Sets(NamedTuple):
                 f"expected the same until its end; last.pt is from before: cut the set as it was "
                 f"and go on with --resume, or start a new run"
             )
+
+
+def check_apart(roots: list[str], manifests: list[dict], own: int) -> None:
+    """Raise InputError where a file is learned in one set and validated in another.
+
+    The first `own` sets are those of --root; those after them are not validated.
+    """
+    learned = {}  # an image of each file, as its root and name
+    for root, manifest in zip(roots, manifests, strict=True):
+        for image in manifest["images"]:
+            if image["split"] == "train":
+                learned.setdefault(image["image_sha256"], f"{root}: {image['name']}")
+    for root, manifest in zip(roots[:own], manifests, strict=False):
+        for image in manifest["images"]:
+            if image["split"] == "val" and image["image_sha256"] in learned:
+                raise InputError(
+                    f"{root}: {image['name']}: found this validation image among the training "
+                    f"images, too ({learned[image['image_sha256']]}), expected other ones; remove "
+                    f"one of both, or cut the sets with other --val_pattern"
+                )
 
 
 def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:

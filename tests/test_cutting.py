@@ -68,10 +68,10 @@ def test_a_picture_in_both_splits_is_named(tmp_path):
         return cutting.PairFacts(64, 64, None, 0.3, digest, ())
 
     its_plan.facts = [facts("one"), facts("one"), facts("two")]
-    cutting.check_pictures(its_plan)  # twice in training is the user's choice
+    cutting.check_pictures([its_plan])  # twice in training is the user's choice
     its_plan.facts = [facts("one"), facts("two"), facts("one")]
     with pytest.raises(InputError, match=r"\(a = c\)"):
-        cutting.check_pictures(its_plan)
+        cutting.check_pictures([its_plan])
 
 
 def test_a_mask_has_the_depth_of_its_label_map_and_where_that_has_none_it_is_unknown(label_map):

@@ -1,6 +1,7 @@
 """Fine-tuning helps or says that it does not, forgets little, and goes on where it was stopped."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -181,6 +182,16 @@ def test_replay_of_what_is_learned_anyway_is_refused(root, tmp_path, start):
     with pytest.raises(InputError, match=r"--replay: found .*data in --root, too"):
         tune(root, tmp_path / "log", start, "--replay", root)
     assert not (tmp_path / "log").exists()
+
+
+def test_replay_of_an_image_that_is_validated_is_refused(root, tmp_path, start):
+    shutil.copytree(root, tmp_path / "again")
+    cut(tmp_path / "again", "--val_pattern", "*0[24]")  # learns 03, which `root` validates
+    with pytest.raises(InputError, match=r"Drawn_03: found .*again: Drawn_03"):
+        tune(root, tmp_path / "log", start, "--replay", tmp_path / "again")
+    assert not (tmp_path / "log").exists()
+    cut(tmp_path / "again", "--val_pattern", "*0[34]")  # what is validated there is not learned
+    tune(root, tmp_path / "log", start, "--replay", tmp_path / "again", "--epoch", 1)
 
 
 def test_a_replay_that_is_no_patch_set_is_one_line(root, tmp_path, start):

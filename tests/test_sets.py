@@ -165,10 +165,41 @@ def test_a_picture_on_both_sides_in_one_root_leaves_all_as_they_were(tmp_path):
     roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
     for folder, suffix in (("tissue_images", "tif"), ("masks", "png")):
         shutil.copy(roots[1] / folder / f"two_01.{suffix}", roots[1] / folder / f"two_03.{suffix}")
-    assert "two_01 = two_03" in refused(tmp_path, "--root", *roots)
+    text = f"{roots[1] / 'two_01'} = {roots[1] / 'two_03'}"
+    assert text in refused(tmp_path, "--root", *roots)
 
 
 # --- learning
+
+
+def leaking(tmp_path):
+    """Two sets, each cut by itself; image 2 of one, which is learned, is image 3 of the other."""
+    one, two = folder_of(tmp_path, "one"), folder_of(tmp_path, "two", numbers=(4, 5))
+    for kind, suffix in (("tissue_images", "tif"), ("masks", "png")):
+        shutil.copy(one / kind / f"one_02.{suffix}", two / kind / f"two_03.{suffix}")
+    return one, two
+
+
+def test_a_picture_on_both_sides_in_two_roots_is_refused_whatever_is_cut_already(tmp_path):
+    one, two = leaking(tmp_path)
+    both = [tmp_path, "--root", one, two]
+    text = f"validation ({one / 'one_02'} = {two / 'two_03'})"
+    assert text in refused(*both)
+    run(one)
+    assert text in refused(*both)  # one is up to date
+    run(two)
+    assert text in refused(*both)
+    run(tmp_path, "--root", one, two, "--val_pattern", "*0[234]")
+
+
+def test_an_image_that_is_learned_in_one_root_and_validated_in_another_is_refused(tmp_path):
+    one, two = leaking(tmp_path)
+    run(one)
+    run(two)
+    for roots in ((one, two), (two, one)):
+        with pytest.raises(InputError, match=r"two: two_03: found .*\(\S*one: one_02\)"):
+            learn(tmp_path, tmp_path / "log", "--root", *roots)
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_network_learns_from_several_roots_and_goes_on(tmp_path):

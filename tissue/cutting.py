@@ -206,20 +206,31 @@ def facts_or_fault(plan: Plan, pair: Pair) -> PairFacts | str:
         return str(error)
 
 
-def check_pictures(plan: Plan) -> None:
-    """Raise InputError where one picture is in training and in validation."""
-    names_of_picture = defaultdict(list)
-    for pair, facts in zip(plan.pairs, plan.facts, strict=True):
-        names_of_picture[facts.pixels_sha256].append(pair.name)
-    shared = [
-        " = ".join(names)
-        for names in names_of_picture.values()
-        if len({plan.split_of[name] for name in names}) > 1
-    ]
+def check_pictures(plans: Sequence[Plan]) -> None:
+    """Raise InputError where one picture is in training and in validation, of one set or of two.
+
+    Pictures are told by their pixels; those of sets that are up to date, which are not decoded, by
+    their files.
+    """
+    places_of_picture = defaultdict(list)  # (plan, name) by hash
+    for plan in plans:
+        digests = [
+            (pair.name, facts.pixels_sha256)
+            for pair, facts in zip(plan.pairs, plan.facts, strict=False)
+        ]
+        digests += [(source["name"], source["image_sha256"]) for source in plan.sources]
+        for name, digest in digests:
+            places_of_picture[digest].append((plan, name))
+    shared = {
+        " = ".join(name if len(plans) == 1 else str(plan.root / name) for plan, name in places)
+        for places in places_of_picture.values()
+        if len({plan.split_of[name] for plan, name in places}) > 1
+    }
     if shared:
         raise InputError(
-            f"{plan.root}: found the same picture in training and validation ({', '.join(shared)}),"
-            f" expected different ones; remove one of each, or choose other images for validation"
+            f"{', '.join(str(plan.root) for plan in plans)}: found the same picture in training and"
+            f" validation ({', '.join(sorted(shared))}), expected different ones; remove one of "
+            f"each, or choose other images for validation"
         )
 
 
