@@ -103,6 +103,7 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
     val_set = PatchDataset(args.root, "val", transform("val"), stain)
     if not len(val_set):
         raise InputError("--root: found no validation patch, expected some; cut the sets anew")
+    check_nuclei(train_set, val_set)
     count, order = epoch_of(args, train_set)
     batch_size = share_of_batch(args.batch_size, count, processes)
     sampler = PatchSampler(count, args.batch_size, args.seed, rank, processes, order)
@@ -123,6 +124,18 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
         DataLoader(train_set, batch_size, sampler=sampler, **loading),
         DataLoader(val_set, batch_size, sampler=mine, **loading),
     )
+
+
+def check_nuclei(train_set: PatchDataset, val_set: PatchDataset) -> None:
+    """Raise InputError where no patch to learn from, or none to validate, has a nucleus."""
+    for patches, what in ((train_set, "training"), (val_set, "validation")):
+        if not any(patches.foreground):
+            roots = ", ".join(map(str, dict.fromkeys(patches.roots)))
+            raise InputError(
+                f"{roots}: found no nucleus in any of the {len(patches)} {what} patches, expected "
+                f"some; look at the masks, or cut with other validation images (--val_pattern, "
+                f"--seed of preprocess.py)"
+            )
 
 
 def number_images(patches: PatchDataset) -> tuple[torch.Tensor, list[str]]:

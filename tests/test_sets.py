@@ -192,6 +192,30 @@ def test_a_picture_on_both_sides_in_two_roots_is_refused_whatever_is_cut_already
     run(tmp_path, "--root", one, two, "--val_pattern", "*0[234]")
 
 
+@pytest.mark.parametrize(
+    ("empty", "text"),
+    [((3,), "in any of the 25 validation patches"), ((1, 2), "in any of the 50 training patches")],
+)
+def test_patches_without_any_nucleus_are_refused_before_anything_is_written(tmp_path, empty, text):
+    root = folder_of(tmp_path, "one")
+    for number in empty:
+        write_image(root / "masks" / f"one_{number:02}.png", np.zeros((96, 96), np.uint8))
+    run(root)
+    with pytest.raises(InputError, match=f"one: found no nucleus {text}"):
+        learn(root, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+def test_one_patch_with_nuclei_is_enough(tmp_path):
+    root = folder_of(tmp_path, "one")
+    write_image(root / "masks" / "one_01.png", np.zeros((96, 96), np.uint8))
+    corner = np.zeros((96, 96), np.uint8)
+    corner[:4, :4] = 255
+    write_image(root / "masks" / "one_03.png", corner)
+    run(root)
+    learn(root, tmp_path / "log", "--epoch", 1)
+
+
 def test_an_image_that_is_learned_in_one_root_and_validated_in_another_is_refused(tmp_path):
     one, two = leaking(tmp_path)
     run(one)
