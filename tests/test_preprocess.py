@@ -197,6 +197,17 @@ def test_patients_are_kept_apart_end_to_end(tmp_path, capsys):
     assert (manifest["group_pattern"], manifest["seed"]) == ("^[^_]+", 2)
 
 
+@pytest.mark.parametrize("flags", [["--val_fraction", 0.4], ["--val_pattern", "P1*"]])
+def test_groups_of_one_image_each_are_told(tmp_path, capsys, flags):
+    for seed, name in enumerate(("P0-1", "P0-2", "P1-1", "P1-2")):
+        put(tmp_path, name, seed=seed)
+    run(tmp_path, *flags, "--group_pattern", "^[^_]+")
+    line = "--group_pattern '^[^_]+': each of the 4 images is a group of its own\n"
+    assert line in capsys.readouterr().out
+    run(tmp_path, *flags, "--group_pattern", "^[^-]+")
+    assert "of its own" not in capsys.readouterr().out
+
+
 # --- slides of scanners
 
 

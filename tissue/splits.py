@@ -37,6 +37,8 @@ def choose(
         )
     chosen_by, lines = dict.fromkeys(Wanted._fields), []
     names = [pair.name for pair in pairs]
+    if wanted.group_pattern:
+        lines += said_of_single(groups_of(names, wanted.group_pattern), wanted.group_pattern)
     if wanted.val_pattern is not None or (wanted.val_fraction or wanted.group_pattern) is None:
         pattern = VAL_PATTERN if wanted.val_pattern is None else wanted.val_pattern
         split_of = by_pattern(pairs, pattern)
@@ -64,6 +66,13 @@ def choose(
         f"{', '.join(groups)}"
     )
     return split_of, wanted._replace(val_fraction=fraction)._asdict(), lines
+
+
+def said_of_single(groups: dict[str, str], pattern: str) -> list[str]:
+    """A line where no two of the images {name: group} are of one group, so that none is kept."""
+    if len(set(groups.values())) < len(groups):
+        return []
+    return [f"--group_pattern {pattern!r}: each of the {len(groups)} images is a group of its own"]
 
 
 def said_of_both(groups: dict[str, str], split_of: dict[str, str]) -> list[str]:
