@@ -543,11 +543,15 @@ def test_results_of_another_image_of_the_same_name_stay(pictures, checkpoint, tm
     )
     assert fingerprint(out) == before
 
-    # The same image: in a project that was moved, and edited in place.
+    # The same image: in a project that was moved, in a folder that was renamed, edited in place.
     project, out = project.rename(tmp_path / "moved"), tmp_path / "moved" / "out"
     capsys.readouterr()
     infer(out, *flags, project / "patient1" / "HE.png")
     assert "1 of them finished already" in capsys.readouterr().out
+    renamed = (project / "patient1").rename(project / "first patient")
+    infer(out, *flags, renamed / "HE.png")
+    assert "1 of them finished already" in capsys.readouterr().out
+    renamed.rename(project / "patient1")
     shutil.copy(pictures / "c.png", project / "patient1" / "HE.png")
     infer(out, *flags, project / "patient1" / "HE.png")
     assert "finished already" not in capsys.readouterr().out

@@ -284,11 +284,17 @@ def faults_of_names(tasks: list[Task]) -> list[str]:
         except (InputError, OSError):
             continue  # what it says is not to be trusted
         made_of = record["row"].get("source") if record else None
-        if made_of and made_of != task.source:
+        if made_of and made_of != task.source and not _is_moved(task, record):
             other.append(f"{task.pair.image}: found results of another image of this name")
             other[-1] += f" ({made_of}) in {task.results}"
     more = f" (as for {len(other) - 1} more)" * (len(other) > 1)
     return [f"{line}{more}, expected another --image_folder, or --overwrite" for line in other[:1]]
+
+
+def _is_moved(task, record):
+    """Whether the image's file is the one that its results are of, by size and time."""
+    marks = record["made_with"].get("files") or [None]
+    return marks[0] == task.file_marks()[0]
 
 
 def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
