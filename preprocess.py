@@ -127,7 +127,7 @@ def main(args):
         check(todo, pool)
         cutting.check_pictures(plans)
         for plan in todo:
-            plan.settings["bits"] = cutting.bits_of_set(plan, pool)
+            cutting.settle_bits(plan, pool)
 
     # --- cut: beside the old set, in whose place it is put when it is complete ---
     for plan in todo:
@@ -226,8 +226,6 @@ def check(plans: list[Plan], pool) -> None:
         faults += [fault for fault in plan.facts if isinstance(fault, str)]
     if faults:
         raise InputError("; ".join(faults))
-    for plan in plans:
-        cutting.settle_bits(plan, pool)
 
 
 def cut(new: Path, plan: Plan, workers: int) -> dict:

@@ -8,7 +8,7 @@ import pytest
 from tissue import cutting
 from tissue.depth import UNKNOWN
 from tissue.files import InputError
-from tissue.pairs import Files, Pair
+from tissue.pairs import Files, Pair, how_much_darker
 from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
 
@@ -97,3 +97,34 @@ def test_a_fault_of_a_pair_is_text_and_a_sound_pair_is_facts(tmp_path):
     assert (facts.height, facts.width) == (40, 48)
     assert facts.foreground == (tissue.labels > 0).mean()
     assert isinstance(fault, str) and "b_mask.png" in fault
+
+
+def test_how_much_darker_nuclei_are_is_told_in_deviations_of_absorbance():
+    image = np.full((20, 20, 3), 255, np.uint8)  # absorbs nothing, but a tenth of it 1
+    image[:2, :, 0] = 24  # (24 + 1) / 256: 1.01
+    mask = np.zeros((20, 20), bool)
+    mask[:2] = True
+    # Of values 1 (a share of 0.1) and 0 (0.9) the deviation is 0.3, the difference of the means 1.
+    assert how_much_darker(image, mask) == pytest.approx(1 / 0.3)
+    assert how_much_darker(image, mask[::-1]) == pytest.approx(-(2 / 18) / 0.3)
+    known = np.zeros((20, 20), bool)
+    known[:4] = True  # half of it dark: a deviation of 0.5
+    assert how_much_darker(image, mask, known) == pytest.approx(2)
+    assert how_much_darker(image, ~mask) is None  # more than 80 % of it
+    assert how_much_darker(image, np.zeros_like(mask)) is None
+    assert how_much_darker(np.full_like(image, 200), mask) is None
+
+
+def test_masks_of_other_places_are_said(tmp_path):
+    split_of = dict.fromkeys(["inverted", "right", "shifted"], "train")
+    made = plan(tmp_path, split_of, dict.fromkeys(split_of))
+    made.settings["pixel_size_um"] = None
+    for seed, pair in enumerate(made.pairs):
+        tissue = draw_tissue(256, 256, seed=seed)
+        image, labels = tissue.image, tissue.labels
+        changed = {"inverted": labels == 0, "right": labels > 0, "shifted": np.roll(labels > 0, 40)}
+        write_image(pair.image, image)
+        write_image(pair.mask, changed[pair.name] * np.uint8(255))
+    made.facts = [cutting.facts_or_fault(made, pair) for pair in made.pairs]
+    (line,) = cutting.doubtful_masks(made)
+    assert line.startswith("inverted, shifted: the nuclei of the mask are no darker than the rest")

@@ -54,6 +54,7 @@ class PairFacts:
     notes: tuple[str, ...]  # what was assumed of the mask, or looks odd
     classes: dict[str, int] = field(default_factory=dict)  # annotated nuclei by class
     regions: int | None = None  # in which the annotation is complete; None: everywhere
+    darker: float | None = None  # see `how_much_darker`; None where that was not looked at
 
 
 class Files(Mapping[str, Path]):
@@ -280,7 +281,28 @@ def check_pair(
         raise InputError("; ".join(faults))
     size, foreground = pixel_size_um(pair.image), float(decoded["mask"].foreground.mean())
     digest = picture_hash((height, width), image)
-    return PairFacts(height, width, size, foreground, digest, notes)
+    darker = how_much_darker(image, decoded["mask"].foreground)
+    return PairFacts(height, width, size, foreground, digest, notes, darker=darker)
+
+
+def how_much_darker(
+    image: np.ndarray, mask: np.ndarray, known: np.ndarray | None = None
+) -> float | None:
+    """How much more red light, which haematoxylin absorbs, an image absorbs in its nuclei than
+    beside them, in standard deviations of its absorbance.
+
+    `image` is RGB uint8 (H, W, 3), `mask` and what is `known` of it are bool (H, W). About a
+    million pixels are looked at. None where nuclei cover less than 1 or more than 80 % of them.
+    """
+    step = max(1, round((mask.size / 10**6) ** 0.5))
+    looked_at = (slice(None, None, step),) * 2
+    absorbance, mask = -np.log10((image[looked_at][..., 0] + 1.0) / 256), mask[looked_at]
+    if known is not None:
+        absorbance, mask = absorbance[known[looked_at]], mask[known[looked_at]]
+    spread = absorbance.std() if mask.size else 0
+    if not (spread > 1e-6 and 0.01 <= mask.mean() <= 0.8):
+        return None
+    return float((absorbance[mask].mean() - absorbance[~mask].mean()) / spread)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from tissue.depth import depth_of
 from tissue.files import InputError
 from tissue.manifest import TABLE_COLUMNS
 from tissue.nuclei import reference_labels
-from tissue.pairs import Pair, PairFacts, picture_hash, size_fault
+from tissue.pairs import Pair, PairFacts, how_much_darker, picture_hash, size_fault
 from tissue.pixel_size import pixel_size_um
 from tissue.tiling import Tile, tiles_of
 from tissue.windows import Scaled, Windows
@@ -75,6 +75,10 @@ def check(pair: Pair, patch_dim: int, scale: float) -> PairFacts:
             raise InputError(fault)
         shape = image.height, image.width
         shown = image.view() if image.is_big else image.read(0, 0, *shape)
+        darker = None
+        if not image.is_big:
+            whole = annotation.read(0, 0, *shape), annotation.known(0, 0, *shape)
+            darker = how_much_darker(shown, *whole)
         nuclei = pixels = 0
         for block in blocks(annotation):
             known = annotation.known(*block)
@@ -90,7 +94,7 @@ def check(pair: Pair, patch_dim: int, scale: float) -> PairFacts:
         return PairFacts(
             *shape, pixel_size_um(pair.image), nuclei / pixels, picture_hash(shape, shown),
             annotation.notes, annotation.classes,
-            None if regions is None else len(shapely.get_parts(regions)),
+            None if regions is None else len(shapely.get_parts(regions)), darker,
         )  # fmt: skip
 
 
