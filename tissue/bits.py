@@ -11,7 +11,7 @@ from tissue.files import InputError, some
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have
 BRIGHTER = 0.01  # of the samples; a scale bar, a label or broken pixels have no more
 _MAX_SAMPLE_VALUE = 281  # tag of TIFF
-_BAND = 2**20  # samples that are counted at once
+_BAND = 2**16  # samples that are counted at once, as 8 bytes each
 
 
 class Bits(NamedTuple):
