@@ -33,9 +33,8 @@ def preprocess(root, *more):
     cut(root, "--patch_stride", "32", "--val_pattern", "a*", *more)
 
 
-ODD = {  # what becomes of image and mask; Dice of no nuclei found, where there are none or some
-    "no nuclei": (lambda image, nuclei: (image, nuclei & False), {0}),
-    "only nuclei": (lambda image, nuclei: (image, nuclei | True), {1}),
+ODD = {  # what becomes of image and mask; the reference's nuclei where some may be found
+    "only nuclei": (lambda image, nuclei: (image, nuclei | True), 1),
     "one colour": (lambda image, nuclei: (np.full_like(image, 90), nuclei), None),
     "glass": (lambda image, nuclei: (np.full_like(image, 250), nuclei), None),
     "black": (lambda image, nuclei: (image * np.uint8(0), nuclei), None),
@@ -62,7 +61,18 @@ def test_odd_images_come_to_their_end(tmp_path, capsys, name):
         assert row["nuclei"] == "0"
         assert "100% of it is glass" in capsys.readouterr().out
     else:
-        assert int(row["gt_nuclei"]) == sum(marked)
+        assert int(row["gt_nuclei"]) == marked
+
+
+def test_a_set_without_nuclei_is_cut_and_segmented_but_not_learned(tmp_path):
+    preprocess(drawn(tmp_path / "data", lambda image, nuclei: (image, nuclei & False)))
+    with pytest.raises(InputError, match="found no nucleus in any of the"):
+        learn(tmp_path / "data", tmp_path / "log", "--epoch", 1)
+    checkpoints.save_checkpoint(tmp_path / "a.pt", checkpoint_of(UNet(2)))
+    infer(tmp_path / "out", "--root", tmp_path / "data", "--ckpt", tmp_path / "a.pt", "--export",
+          "--check_exports")  # fmt: skip
+    (row,) = table_of(tmp_path / "out" / "counts.csv")
+    assert (row["image"], row["gt_nuclei"]) == ("a", "0")
 
 
 def test_an_image_of_one_row_is_smaller_than_a_patch_and_is_segmented(tmp_path):
