@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import data
-from experiments.field_protocol import link
-from experiments.study import REPOSITORY, infer
+from experiments.field_protocol import link, predict
+from experiments.study import REPOSITORY
 from tissue.files import InputError, Parser, run_script
 from tissue.manifest import read_manifest
-from tissue.pairs import IMAGE_FOLDER, Pair, find_pairs
+from tissue.pairs import Pair, find_pairs
 from tissue.splits import groups_of
 
 VALIDATED = 0.05  # of the images learned from
@@ -62,8 +62,7 @@ def main(args):
             root = place / "held_out" / each.name
             if not root.exists():
                 link(held_out, root)
-            references = next(f for f in root.iterdir() if f.name != IMAGE_FOLDER)
-            infer(best, root / IMAGE_FOLDER, references, args.out / each.name, each.um)
+            predict(best, root, args.out / each.name, each.um)
             print(f"fold {fold + 1}: {each.name}, {len(held_out)} images", flush=True)
 
 

@@ -113,10 +113,10 @@ def learn(pairs: list[Pair], place: Path, flags: list[str]) -> Path:
     return best
 
 
-def predict(ckpt, root: Path, out: Path) -> None:
-    """Run inference.py, with its default flags, on a folder of `link`."""
+def predict(ckpt, root: Path, out: Path, um: float | None = None) -> None:
+    """Run inference.py, with its default flags, on a folder of `link`; `um` as `study.infer`."""
     references = next(folder for folder in root.iterdir() if folder.name != IMAGE_FOLDER)
-    infer(ckpt, root / IMAGE_FOLDER, references, out)
+    infer(ckpt, root / IMAGE_FOLDER, references, out, um)
 
 
 def score(pair: Pair, folder: Path) -> list[Scores]:

@@ -18,7 +18,7 @@ from tissue import manifest, masks, patches, pictures, regions, windows
 from tissue.annotations import compare
 from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
-from tissue.files import InputError, file_hash
+from tissue.files import InputError, file_hash, some
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_of, read_image
 from tissue.nuclei import reference_labels
@@ -31,7 +31,6 @@ from tissue.stain import Stain, stain_of
 PREVIEW_PATCHES = 48
 MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
 LEAST_DARKER = 0.5  # `how_much_darker`: right masks of 675 images of five sets have 0.89 or more
-NAMED = 3  # images at most, in a line about some of a set
 # Of a pair: rows of patches.csv, the image's stain, its tile of annotations_preview.png if any.
 Written = tuple[list[dict], Stain | None, np.ndarray | None]
 
@@ -264,11 +263,9 @@ def doubtful_masks(plan: Plan) -> list[str]:
     ]
     if not names:
         return []
-    more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
     return [
-        f"{', '.join(names[:NAMED])}{more}: the nuclei of the mask are no darker than the rest of "
-        f"the image; is it shifted, turned, inverted, of another scale or image? Look at "
-        f"{patches.PREVIEW}"
+        f"{some(names)}: the nuclei of the mask are no darker than the rest of the image; is it "
+        f"shifted, turned, inverted, of another scale or image? Look at {patches.PREVIEW}"
     ]
 
 

@@ -37,14 +37,15 @@ def choose(
         )
     chosen_by, lines = dict.fromkeys(Wanted._fields), []
     names = [pair.name for pair in pairs]
+    groups = groups_of(names, wanted.group_pattern)
     if wanted.group_pattern:
-        lines += said_of_single(groups_of(names, wanted.group_pattern), wanted.group_pattern)
+        lines += said_of_single(groups, wanted.group_pattern)
     if wanted.val_pattern is not None or (wanted.val_fraction or wanted.group_pattern) is None:
         pattern = VAL_PATTERN if wanted.val_pattern is None else wanted.val_pattern
         split_of = by_pattern(pairs, pattern)
         if len(set(split_of.values())) == 2:
             if wanted.group_pattern:
-                lines += said_of_both(groups_of(names, wanted.group_pattern), split_of)
+                lines += said_of_both(groups, split_of)
             return split_of, chosen_by | {"val_pattern": pattern}, lines
         missing = "training" if "val" in split_of.values() else "validation"
         if wanted.val_pattern is not None:
