@@ -51,7 +51,7 @@ from tissue import (
     synthetic,
     tiling,
 )
-from tissue.files import InputError, Parser, SomeFailed, check_numbers, run_script
+from tissue.files import InputError, Parser, SomeFailed, check_numbers, run_script, some
 from tissue.inputs import Task, how_many
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, scale_of
 from tissue.status import Status
@@ -272,8 +272,7 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
     notes = found.notes + everyones(notes)
     unknown = [task.pair.name for task in planned if not task.pixel_size_um]
     if args.density and unknown:
-        more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
-        notes.append(f"No pixel size in {unknown[0]}{more}: no density map; --pixel_size tells it")
+        notes.append(f"No pixel size in {some(unknown)}: no density map; --pixel_size tells it")
     return planned, notes, list(dict.fromkeys(faults))
 
 
