@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from learning.augment import transform
 from learning.devices import choose_workers
 from learning.processes import Machine, share_of_batch
-from learning.signals import ignore_signals
+from learning.signals import begin_loader
 from tissue.files import InputError
 from tissue.patches import PatchDataset, read_manifests, set_hash
 from tissue.sampling import PatchSampler, balanced_order
@@ -112,7 +112,7 @@ def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": device.type == "cuda",
-        "worker_init_fn": ignore_signals,
+        "worker_init_fn": begin_loader,
         "generator": torch.Generator(),  # else the loaders draw from the one that is saved
     }
     if workers:  # a collection in a loader process would copy all of Python's objects for itself

@@ -1,8 +1,10 @@
 """How a script ends before its time: signals, its child processes, and errors explained."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 
 import torch
@@ -78,14 +80,22 @@ class StopSignal:
         self.pause = max(1, min(MOST_CALLS, round(MEET_EVERY / max(pace, 1e-6))))
 
 
-def ignore_signals(worker: int) -> None:
+def begin_loader(worker: int) -> None:
     """For loader processes: signals to the whole group reach them too, but it is the training
     process that ends them, after its step (`end_processes`), and that tells how it ended: their
-    threads, which then hand a batch to nobody, are silent.
+    threads, which then hand a batch to nobody, are silent. Where it was killed they end by
+    themselves; torch's own watch does not see it if that was while they began.
     """
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = lambda *error: None  # errors of patches go to the training process otherwise
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one is gone, and end this one."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def end_processes() -> None:

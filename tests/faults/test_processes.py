@@ -262,6 +262,32 @@ def test_a_loader_process_killed_at_any_moment_is_one_line(place):
         shutil.rmtree(place / "log")
 
 
+# A training that is killed between the birth of its last loader process and the end of that one's
+# beginning, which torch's own watch does not see.
+KILLED_EARLY = """
+import os, signal, time
+from torch.utils.data import DataLoader
+from learning.signals import begin_loader
+
+def late(worker, training=os.getpid()):
+    if worker == 1:
+        os.kill(training, signal.SIGKILL)
+    while os.getppid() == training:
+        time.sleep(0.01)
+    begin_loader(worker)
+
+next(iter(DataLoader(range(4), num_workers=2, worker_init_fn=late)))
+"""
+
+
+def test_loader_processes_end_with_a_training_that_is_killed_as_they_begin():
+    training = subprocess.Popen(
+        [sys.executable, "-c", KILLED_EARLY], cwd=ROOT, start_new_session=True
+    )
+    assert training.wait(timeout=60) == -signal.SIGKILL
+    assert ended(training.pid), os.killpg(training.pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_two_trainings_in_one_second_have_a_folder_each(place):
     both = [start(place, LEARN) for _ in range(2)]
