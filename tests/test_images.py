@@ -104,6 +104,14 @@ IMAGES = {
         with_palette(LABELS, 10 * np.arange(24).reshape(8, 3)),
         10 * np.arange(24, dtype=np.uint8).reshape(8, 3)[LABELS],
     ),
+    "transparent_index.png": (
+        with_palette(LABELS, 10 * np.arange(24).reshape(8, 3), transparency=2),
+        np.where((LABELS == 2)[..., None], 255, 10 * np.arange(24).reshape(8, 3)[LABELS]),
+    ),
+    "transparent_colour.png": (
+        pillow(GREY, transparency=int(GREY[0, 0])),
+        grey3(np.where(np.isin(GREY, GREY[0, 0]), 255, GREY).astype(np.uint8)),
+    ),
     "rgb.bmp": (pillow(RGB), RGB),
     "grey.BMP": (pillow(GREY), grey3(GREY)),
     "png_in_truth.tif": (lambda path: Image.fromarray(RGB).save(path, format="PNG"), RGB),

@@ -530,16 +530,20 @@ def test_images_of_several_calls_are_all_in_the_tables(pictures, checkpoint, tmp
 def test_results_of_another_image_of_the_same_name_stay(pictures, checkpoint, tmp_path, capsys):
     project = tmp_path / "project"
     for patient, name in (("patient1", "a"), ("patient2", "b")):
-        (project / patient).mkdir(parents=True)
-        shutil.copy(pictures / f"{name}.png", project / patient / "HE.png")
+        for folder in (project / patient, project / patient / "images"):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(pictures / f"{name}.png", folder / "HE.png")
     out, flags = project / "out", ["--ckpt", checkpoint, "--images"]
+    infer(project / "deep", *flags, project / "patient1" / "images" / "HE.png")
+    with pytest.raises(InputError, match=r"patient1/images/HE\.png\) in "):
+        infer(project / "deep", *flags, project / "patient2" / "images" / "HE.png")
     infer(out, *flags, project / "patient1" / "HE.png")
     before = fingerprint(out)
     with pytest.raises(InputError) as error:
         infer(out, *flags, project / "patient2" / "HE.png")
     assert str(error.value) == (
         f"{project}/patient2/HE.png: found results of another image of this name "
-        f"(patient1/HE.png) in {out}, expected another --image_folder, or --overwrite"
+        f"({project}/patient1/HE.png) in {out}, expected another --image_folder, or --overwrite"
     )
     assert fingerprint(out) == before
 
@@ -558,7 +562,7 @@ def test_results_of_another_image_of_the_same_name_stay(pictures, checkpoint, tm
 
     infer(out, *flags, project / "patient2" / "HE.png", "--overwrite")
     record = json.loads((out / "rows" / "HE.json").read_text())
-    assert record["row"]["source"] == "patient2/HE.png"
+    assert record["row"]["source"] == "../patient2/HE.png"
     record["row"].pop("source")  # as versions before wrote it: of which image nobody knows
     record["sha256"] = seal(record)
     (out / "rows" / "HE.json").write_text(json.dumps(record))

@@ -221,6 +221,8 @@ def decode(path):
             palette = np.zeros((256, 3), np.uint8)  # an index may lie beyond the colours
             palette[: len(colours)] = colours
         alpha = None
+        if "transparency" in picture.info and pixels.dtype == np.uint8:  # of a colour or an index
+            alpha = np.asarray(picture.convert("RGBA"))[..., 3]
         if pixels.ndim == 3:
             if picture.format == "PNG" and pixels.shape[2] in (2, 4):  # a BMP's means nothing
                 alpha = pixels[..., -1]

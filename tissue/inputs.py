@@ -51,8 +51,11 @@ class Task(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The image's file and its folder, by names that stay where a project is moved."""
-        return "/".join(Path(os.path.abspath(self.pair.image)).parts[-2:])
+        """The image's path as seen from the results, which stays where a project is moved."""
+        try:
+            return Path(os.path.relpath(self.pair.image, self.results)).as_posix()
+        except ValueError:  # on another drive of Windows
+            return str(self.pair.image.absolute())
 
     @property
     def megapixels(self) -> float:
@@ -286,7 +289,7 @@ def faults_of_names(tasks: list[Task]) -> list[str]:
         made_of = record["row"].get("source") if record else None
         if made_of and made_of != task.source and not _is_moved(task, record):
             other.append(f"{task.pair.image}: found results of another image of this name")
-            other[-1] += f" ({made_of}) in {task.results}"
+            other[-1] += f" ({os.path.normpath(task.results / made_of)}) in {task.results}"
     more = f" (as for {len(other) - 1} more)" * (len(other) > 1)
     return [f"{line}{more}, expected another --image_folder, or --overwrite" for line in other[:1]]
 

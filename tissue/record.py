@@ -96,7 +96,7 @@ class Row(TypedDict):
     outside: NotRequired[Share]  # of all regions, which are not looked at
     regions: NotRequired[list[Region]]
     regions_file: NotRequired[list[int]]  # its size and time
-    source: NotRequired[InstanceOf[str]]  # folder and name of the image's file; of later versions
+    source: NotRequired[InstanceOf[str]]  # of the image, seen from the results; of later versions
 
 
 @with_config(CLOSED)
