@@ -310,6 +310,8 @@ def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: clai
         if team.place[0] == 0:
             row.setdefault("seconds", time.monotonic() - started)
             row["source"] = task.source
+            if network.count_error is not None:
+                row["expected_count_error"] = network.count_error
             with job.finishing():
                 results.write(task.results, row, task.made_with, shown)
     except (InputError, OSError) as error:

@@ -41,7 +41,7 @@ from learning.optimisation import check_finite, keep_statistics
 from learning.processes import Machine, add_up, everyone, start_processes
 from learning.record import Record, describe
 from learning.signals import Stopped, StopSignal, end_processes, explain
-from learning.splitting import choose_split, counted_images
+from learning.splitting import Images
 from learning.start import (
     check_patches,
     choose_network,
@@ -180,8 +180,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
     settle_learning(args, sets.patches)
     config = config_of(args.arch, args.dimensions, sets.have_label_maps)
     check_patches(args, config, sets.patch_dim)
-    splits = ("train", "val") if args.init else ("train",)  # of few images all are needed
-    counted = counted_images(args.root, sets.own, splits) if machine.is_first else []
+    counted = Images.of(args.root, sets.own, bool(args.init)) if machine.is_first else None
     run = Run(args, machine, sets, make_loaders(args, machine), stop)
     model = make_network(args, config, origin, machine)
 
@@ -207,8 +206,9 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         end_processes()
         stop.release()
         if run.record:
-            split = choose_split(folder / "best.pt", counted, machine.device, bool(state.origin))
-            run.record.finish(state, split, run.images)
+            for line in counted.told(folder / "best.pt", machine.device, bool(state.origin)):
+                run.record.line(line)
+            run.record.finish(state, run.images)
     except Stopped as stopped:
         if run.record:
             sets.check()

@@ -63,6 +63,14 @@ class SplitValues(TypedDict):
     confidence: NotRequired[Annotated[Finite, Field(ge=0, le=1)]]  # earlier versions': 0
 
 
+@with_config(CLOSED)
+class CountError(TypedDict):
+    """How far counts of images were off that the network did not learn."""
+
+    mean: Annotated[Finite, Field(ge=0)]  # of |found - reference| / reference
+    images: Annotated[int, Field(ge=1)]
+
+
 PixelSize = Annotated[Finite, Field(ge=MICROSCOPE_UM[0], le=MICROSCOPE_UM[1])]
 
 
@@ -78,6 +86,7 @@ class Checkpoint(TypedDict):
     pixel_size_um: NotRequired[PixelSize | None]
     bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images
     split: NotRequired[SplitValues]
+    count_error: NotRequired[CountError]
     patch_dim: NotRequired[Annotated[int, Field(ge=1, le=2**16)]]
     epoch: NotRequired[Count]
     best_dice: NotRequired[Finite]

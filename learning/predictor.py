@@ -74,6 +74,17 @@ class Predictor(Finder):
             pixel_size_um=checkpoint.get("pixel_size_um"),
         )
 
+    @property
+    def count_error(self) -> float | None:
+        """The mean relative count error of images that the network did not learn, where it is
+        known; None where it is used in another way than then.
+        """
+        own = self.checkpoint["threshold"], nuclei.Split(**self.checkpoint["split"])
+        told = self.checkpoint.get("count_error")
+        return (
+            told["mean"] if told and not self.tta and own == (self.threshold, self.split) else None
+        )
+
     @functools.cached_property
     def sha256(self) -> str:
         """Of the checkpoint's file."""

@@ -163,11 +163,10 @@ class Record:
             f"better on {better} of {len(images)} images"
         )
 
-    def finish(self, state: State, split: str, images: list[str]) -> None:
-        """Write the end of a run: the line `split` on how nuclei are split, what a fine-tuning has
-        brought to the validation `images`, and last.pt.
+    def finish(self, state: State, images: list[str]) -> None:
+        """Write the end of a run: what a fine-tuning has brought to the validation `images`, and
+        last.pt.
         """
-        self.line(split)
         progress = state.progress
         if progress.before:
             self.compare(state, images)

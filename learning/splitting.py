@@ -1,4 +1,6 @@
-"""How touching nuclei are split: chosen at the end of a training on its own images."""
+"""What the end of a training tells of counts, on its own images: how touching nuclei are split, and
+by how much the counts of images that it did not learn are off.
+"""
 
 import math
 import statistics
@@ -13,7 +15,7 @@ from tissue import agreement, nuclei
 from tissue.annotations import open_annotation
 from tissue.depth import segment
 from tissue.files import InputError
-from tissue.masks import ANNOTATION_FOLDER
+from tissue.masks import ANNOTATION_FOLDER, read_mask
 from tissue.masks import read as read_labels
 from tissue.pixel_size import scale_of
 from tissue.splits import spread
@@ -27,22 +29,46 @@ NEAR_H, NEAR_CONFIDENCE, NEARLY = (0, -0.1, 0.1), (0, -0.1, -0.05, 0.05, 0.1), 0
 
 
 class Counted(NamedTuple):
-    """A training image by which `choose_split` chooses."""
+    """An image whose nuclei are known."""
 
     path: Path
     pixel_size_um: float | None
     scale: float  # how many of its pixels make one of the network's
     count: int  # nuclei; 0 where they are annotated in regions alone
-    label_map: Path  # or annotation
+    reference: Path  # label map, annotation, or mask
 
 
-def counted_images(roots: list[str], manifests: list[dict], splits=("train",)) -> list[Counted]:
-    """The images of these `splits` that have a label map and are small enough for the memory, of
-    each set MOST_COUNTED at most, spread over it. Raises InputError with all faults of the maps.
+class Images(NamedTuple):
+    """The images that are counted at the end of a training."""
+
+    choosing: list[Counted]  # by which `choose_split` chooses
+    held_out: list[Counted]  # of which `expect_error` tells
+
+    @classmethod
+    def of(cls, roots: list[str], manifests: list[dict], fine_tuned: bool) -> "Images":
+        """Those of a run on these patch sets; raises as `counted_images`."""
+        splits = ("train", "val") if fine_tuned else ("train",)  # of few images all are needed
+        return cls(
+            counted_images(roots, manifests, splits),
+            counted_images(roots, manifests, ("val",), masks=True),
+        )
+
+    def told(self, best: Path, device, fine_tuned: bool) -> list[str]:
+        """`choose_split` and `expect_error` for a best.pt: their lines."""
+        split = choose_split(best, self.choosing, device, fine_tuned)
+        return [split, expect_error(best, self.held_out, device)]
+
+
+def counted_images(
+    roots: list[str], manifests: list[dict], splits=("train",), masks: bool = False
+) -> list[Counted]:
+    """The images of these `splits` that have a label map, or with `masks` a mask alone, and are
+    small enough for the memory, of each set MOST_COUNTED at most, spread over it. Raises InputError
+    with all faults of their files.
     """
     counted, faults = [], []
     for root, manifest in zip(roots, manifests, strict=True):
-        wanted = [i for i in manifest["images"] if i["split"] in splits and i["labels"]]
+        wanted = [i for i in manifest["images"] if i["split"] in splits and (masks or i["labels"])]
         for entry in spread(wanted, MOST_COUNTED):
             try:
                 counted.append(count_image(Path(root), entry, manifest["pixel_size_um"]))
@@ -57,16 +83,20 @@ def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted
     """A training image as the manifest has it, with its nuclei counted, for a set of that pixel
     size; None where it is big or not there. Raises InputError for a label map that does not fit.
     """
-    path, label_map = root / entry["image"], root / entry["labels"]
-    if not (path.is_file() and label_map.is_file()):  # patches alone were brought here
+    path, reference = root / entry["image"], root / (entry["labels"] or entry["mask"])
+    if not (path.is_file() and reference.is_file()):  # patches alone were brought here
         return None
     image = open_image(path)
     if image.is_big:
         return None
     scale = scale_of(entry["pixel_size_um"], pixel_size_um, path)
-    labels, known = read_reference(label_map, (image.height, image.width), path)
+    if entry["labels"]:
+        labels, known = read_reference(reference, (image.height, image.width), path)
+    else:
+        um, known = entry["pixel_size_um"] or pixel_size_um, None
+        labels = nuclei.nuclei(read_mask(reference), um, nuclei.REFERENCE_SPLIT)
     count = int(labels.max()) if known is None else 0
-    return Counted(path, entry["pixel_size_um"], scale, count, label_map)
+    return Counted(path, entry["pixel_size_um"], scale, count, reference)
 
 
 def read_reference(
@@ -139,7 +169,7 @@ def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
     network, depths, sizes = predict(checkpoint, counted, device)
     split, scores = network.split, {}
     for one, depth, um in zip(counted, depths, sizes, strict=True):
-        truth, known = read_reference(one.label_map, depth.shape, one.path)
+        truth, known = read_reference(one.reference, depth.shape, one.path)
         known = np.ones(depth.shape, bool) if known is None else known
         truth = truth * known
         if not truth.any():
@@ -159,6 +189,28 @@ def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
     best = max(means, key=means.get)
     best = best if means[best] > means[split] + NEARLY else split
     return best, 2 - means[best]
+
+
+def expect_error(best: Path, held_out: list[Counted], device) -> str:
+    """Put into best.pt the mean relative count error on images that the network did not learn, and
+    how many they are; and return a line that says it, or why there is none, as `choose_split` does.
+    """
+    known = [one for one in held_out if one.count]
+    if not known:
+        return "counts: no validation image is there whose nuclei could be counted"
+    try:
+        checkpoint = load_checkpoint(best)
+        network, found, sizes = predict(checkpoint, known, device)
+        errors = []
+        for one, depth, um in zip(known, found, sizes, strict=True):
+            depths = depth if network.has_depth else None
+            count = nuclei.nuclei(depth > 0, um, network.split, depths).max()
+            errors.append(abs(int(count) - one.count) / one.count)
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
+        return f"counts: validation images failed ({' '.join(str(error).split()):.300})"
+    expected = {"mean": statistics.mean(errors), "images": len(errors)}
+    save_checkpoint(best, checkpoint | {"count_error": expected})
+    return f"counts: off by {expected['mean']:.1%} in the mean on {len(errors)} validation images"
 
 
 def predict(checkpoint: dict, counted: list[Counted], device) -> tuple[Predictor, list, list]:

@@ -569,6 +569,25 @@ def test_results_of_another_image_of_the_same_name_stay(pictures, checkpoint, tm
     infer(out, *flags, project / "patient1" / "HE.png")
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_known"), [((), True), (("--threshold", 0.6), False), (("--tta",), False)]
+)
+def test_counts_say_by_how_much_they_may_be_off(
+    pictures, checkpoint, tmp_path, capsys, flags, is_known
+):
+    """Where the network is used as it was when that was measured, and no reference tells it."""
+    content = torch.load(checkpoint, weights_only=True)
+    told = tmp_path / "told.pt"
+    torch.save(content | {"count_error": {"mean": 0.237, "images": 9}}, told)
+    infer(tmp_path / "out", "--ckpt", told, "--images", pictures, *flags)
+    said = capsys.readouterr().out
+    assert ("not learned were off by 24 % in the mean" in said) is is_known
+    for row in table_of(tmp_path / "out" / "counts.csv"):
+        assert row.get("expected_count_error") == ("0.2370" if is_known else None)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("expected count error" in page) is is_known
+
+
 def test_other_settings_stay_in_the_tables_and_are_said(pictures, checkpoint, tmp_path, capsys):
     results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images"]
     infer(results, *flags, pictures / "a.png", pictures / "b.png")

@@ -22,7 +22,7 @@ from learning import checkpoints, runs, splitting
 from learning.optimisation import one_cycle
 from learning.signals import Stopped
 from tests.mutations import MISSING, NONSENSE, OF_PICKLES, changed, damaged, places
-from tests.scripts import REPOSITORY, cut, fingerprint, learn, table_of
+from tests.scripts import REPOSITORY, cut, fingerprint, infer, learn, table_of
 from tissue import pictures
 from tissue.files import InputError
 from tissue.nuclei import PREDICTION_SPLIT
@@ -182,6 +182,40 @@ def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
     assert "could not be chosen" in line and "Drawn_02.tif" in line
     assert saved(run, "best.pt")["split"] == DEFAULT
     checkpoints.load_checkpoint(run / "best.pt")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_best_says_how_far_counts_of_validation_images_are_off(root, tmp_path, labelled):
+    """As a call of inference.py with their references finds it."""
+    if labelled:
+        label(root, 1, 2, 3, 4)
+    cut(root)
+    (val,) = [i for i in read_manifest(root)["images"] if i["split"] == "val"]
+    run = learn(root, tmp_path / "log", "--epoch", 3, "--lr", 1e-2)
+    best = saved(run, "best.pt")["count_error"]
+    infer(tmp_path / "out", "--ckpt", run, "--images", root / val["image"], "--masks",
+          root / (val["labels"] or val["mask"]))  # fmt: skip
+    (row,) = table_of(tmp_path / "out" / "counts.csv")
+    found, true = int(row["nuclei"]), int(row["gt_nuclei"])
+    assert best == {"mean": pytest.approx(abs(found - true) / true), "images": 1}
+    said = f"counts: off by {best['mean']:.1%} in the mean on 1 validation images"
+    assert said in (run / "train.log").read_text()
+    assert float(row["expected_count_error"]) == pytest.approx(best["mean"], abs=1e-4)
+
+
+def test_where_validation_images_cannot_be_counted_a_line_says_so(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    ((one,),) = [splitting.Images.of([str(root)], [read_manifest(root)], False).held_out]
+    before = saved(run, "best.pt")
+    one.path.write_bytes(b"II*\0 and no more")
+    line = splitting.expect_error(run / "best.pt", [one], torch.device("cpu"))
+    assert "counts: validation images failed" in line and one.path.name in line
+    assert saved(run, "best.pt")["count_error"] == before["count_error"]
+    one.path.unlink()
+    (held_out,) = [splitting.Images.of([str(root)], [read_manifest(root)], False).held_out]
+    assert held_out == []
+    assert "no validation image" in splitting.expect_error(run / "best.pt", [], None)
 
 
 def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):

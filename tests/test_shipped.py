@@ -42,6 +42,7 @@ def test_the_files_that_ship_say_what_inference_needs():
     assert shipped["config"]["arch"] == "tf_efficientnet_lite0" and shipped["config"]["instances"]
     assert shipped["stain"] is None and shipped["threshold"] == 0.5
     assert 0 < shipped["split"]["confidence"] < 1
+    assert shipped["count_error"] == {"mean": 0.24, "images": 675}  # of the card's tables
     unet = checkpoints.load_checkpoint(inference.SHIPPED.with_name("nuclei_unet.pt"))  # of 0.1.0
     assert unet["pixel_size_um"] == pytest.approx(0.25, rel=0.05)
     assert unet["config"] == {"arch": "unet", "dimensions": 32} and unet["threshold"] == 0.45

@@ -79,6 +79,7 @@ class Row(TypedDict):
     tissue: Share
     seconds: Amount
     skipped: NotRequired[Share]
+    expected_count_error: NotRequired[Amount]  # mean relative one of images that were not learned
     dropped: NotRequired[Count]  # nuclei without enough confidence
     tissue_mm2: NotRequired[Amount]
     nuclei_per_mm2: NotRequired[Amount]

@@ -132,7 +132,19 @@ def text_table(rows: Sequence[dict]) -> str:
     if agreed and agreed["mean_relative_error"] is not None:
         error = f"{agreed['mean_relative_error']:.1%}"
         text += f"\nmean relative count error of {agreed['counted']}: {error}"
+    elif not agreed and (expected := expected_error(rows)):
+        text += f"\ncounts of images that were not learned were off by {expected} in the mean: "
+        text += "expect that here, and more of other kinds of tissue"
     return text
+
+
+def expected_error(rows: Sequence[dict]) -> str:
+    """The `expected_count_error` of the images, in percent; from the least to the largest where
+    they differ, and "" where none has one.
+    """
+    known = [row["expected_count_error"] for row in rows if _known(row, "expected_count_error")]
+    percents = dict.fromkeys(f"{100 * each(known):.0f}" for each in (min, max) if known)
+    return f"{' to '.join(percents)} %" if percents else ""
 
 
 def said_of_differing(settings: Sequence[str]) -> str:
@@ -290,6 +302,8 @@ def _facts(rows, agreed) -> Iterator[tuple[str, str, str]]:
         yield "bias of the count", _signed(agreed["bias"]), small
         if agreed["r2"] is not None:
             yield "R\u00b2 of the count", f"{agreed['r2']:.3f}", ""
+    elif expected := expected_error(rows):
+        yield "expected count error", expected, "the mean of images that were not learned"
     for key, title in (("dice", "Dice"), ("aji", "AJI"), ("pq", "PQ")):
         if key in means:
             lowest = min(row[key] for row in rows if _known(row, key))

@@ -324,12 +324,14 @@ def settings_of(records: Sequence[Record]) -> tuple[dict[str, str], list[str]]:
 
 def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     """Write counts.csv, a row per image with the columns of COUNT_COLUMNS, empty where unknown, and
-    `dropped` if nuclei of any image were, and the area of each artefact if any was looked for.
+    `dropped` and `expected_count_error` if any has them, and the area of each artefact if any was
+    looked for.
 
     A name that a spreadsheet would run as a formula, or that begins with an apostrophe, gets an
     apostrophe before it, which `read_table` takes away again.
     """
-    more = ("dropped",) if any("dropped" in row for row in rows) else ()
+    more = ("dropped", "expected_count_error")
+    more = tuple(key for key in more if any(key in row for row in rows))
     rows = [row | row.get("excluded", {}) for row in rows]
     columns = COUNT_COLUMNS + more
     columns += tuple(dict.fromkeys(key for row in rows for key in row.get("excluded", ())))

@@ -42,6 +42,10 @@ def parse_args(argv=None):
         help=f"change how touching nuclei are split: {', '.join(SPLITTING)}",
     )  # fmt: skip
     parser.add_argument("--confidence", type=float, help="below which nuclei are dropped")
+    parser.add_argument(
+        "--count_error", type=float, nargs=2, metavar=("MEAN", "IMAGES"),
+        help="mean relative count error of so many images that were not learned",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write")
     return parser.parse_args(argv)
 
@@ -70,6 +74,9 @@ def main(args):
         "split": split._asdict(),
         "model": {k: v.half() if v.is_floating_point() else v for k, v in weights.items()},
     }
+    if args.count_error:
+        mean, images = args.count_error
+        shipped["count_error"] = {"mean": mean, "images": int(images)}
     build_model(shipped, f"{args.out}, in half precision")  # what is too large for it is infinite
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(args.out, shipped)
