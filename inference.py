@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from learning.export import export_model
+from learning.learned import said_of_scored
 from learning.predictor import Predictor
 from learning.processes import Team, everyone, start_processes
 from learning.sharing import shared_out
@@ -269,7 +270,7 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
                 density=bool(size) and (args.density or min(task.shape) * size >= density.SIDE_UM),
             )
         )  # fmt: skip
-    notes = found.notes + everyones(notes)
+    notes = found.notes + everyones(notes + said_of_scored(network.checkpoint, planned))
     unknown = [task.pair.name for task in planned if not task.pixel_size_um]
     if args.density and unknown:
         notes.append(f"No pixel size in {some(unknown)}: no density map; --pixel_size tells it")

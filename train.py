@@ -176,7 +176,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
 
     # --- patches and network, looked at before anything is written ---
     origin = None if args.resume else choose_network(args)
-    sets = Sets.of(args.root, args.replay)
+    sets = Sets.of(args.root, args.replay, begins=not args.resume)
     settle_learning(args, sets.patches)
     config = config_of(args.arch, args.dimensions, sets.have_label_maps)
     check_patches(args, config, sets.patch_dim)
@@ -264,9 +264,7 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
         "precision": str(machine.precision).removeprefix("torch."),
         "versions": utils.versions(),
     }
-    checkpoint = describe(state.model.config, run.sets.manifests, settings)
-    if state.origin:
-        checkpoint["split"] = state.origin["split"]
+    checkpoint = describe(state.model.config, run.sets.manifests, settings, state.origin)
     record = Record(folder, checkpoint, run.sets.hash, train_set.files, state)
     record.line(
         f"{folder} | {args.arch} {args.dimensions} | {machine.processes} x {machine.device}, "
@@ -276,7 +274,7 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
     )
     if sees_all(state.model):
         record.line(f"{args.arch} sees all of an image: tiles will not be exact")
-    for line in said_of_origin(args, origin, checkpoint):
+    for line in said_of_origin(args, origin, checkpoint, run.sets.own):
         record.line(line)
     if not args.resume:
         sampler = run.train_loader.sampler

@@ -87,6 +87,7 @@ class Checkpoint(TypedDict):
     bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images
     split: NotRequired[SplitValues]
     count_error: NotRequired[CountError]
+    learned: NotRequired[list[str]]  # first letters of the SHA-256 of each training image's file
     patch_dim: NotRequired[Annotated[int, Field(ge=1, le=2**16)]]
     epoch: NotRequired[Count]
     best_dice: NotRequired[Finite]

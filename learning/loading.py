@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from learning.augment import transform
 from learning.devices import choose_workers
 from learning.processes import Machine, share_of_batch
 from learning.signals import begin_loader
-from tissue.files import InputError
+from tissue.files import InputError, file_hash, some
+from tissue.manifest import MANIFEST
 from tissue.patches import PatchDataset, read_manifests, set_hash
 from tissue.sampling import PatchSampler, balanced_order
 from tissue.stain import STAINS
@@ -29,9 +31,10 @@ class Sets(NamedTuple):
     own: list[dict]  # the manifests of --root, without those of --replay
 
     @classmethod
-    def of(cls, roots: list[str], replay: list[str]) -> "Sets":
+    def of(cls, roots: list[str], replay: list[str], begins: bool = True) -> "Sets":
         """Those in the folders of --root and --replay; raises as `patches.read_manifests`, and
-        InputError for one that is in both, and for an image that is learned and validated.
+        InputError for one that is in both, and for an image that is learned and validated; where a
+        run `begins`, as `check_unchanged`, too.
         """
         if both := set(map(os.path.realpath, roots)) & set(map(os.path.realpath, replay)):
             raise InputError(
@@ -40,6 +43,8 @@ class Sets(NamedTuple):
             )
         manifests = read_manifests([*roots, *replay])
         check_apart([*roots, *replay], manifests, len(roots))
+        if begins:
+            check_unchanged([*roots, *replay], manifests)
         return cls([*roots, *replay], manifests, set_hash(*roots, *replay), manifests[: len(roots)])
 
     @property
@@ -72,6 +77,25 @@ class Sets(NamedTuple):
                 f"expected the same until its end; last.pt is from before: cut the set as it was "
                 f"and go on with --resume, or start a new run"
             )
+
+
+def check_unchanged(roots: list[str], manifests: list[dict]) -> None:
+    """Raise InputError where masks or images are others than those that were cut, as where they
+    were corrected since: the patches are of before. Files that are not there do not matter.
+    """
+    changed = []
+    for root, manifest in zip(map(Path, roots), manifests, strict=True):
+        cut = (root / MANIFEST).stat().st_mtime
+        for image in manifest["images"]:
+            for kind in ("image", "mask", "labels"):
+                path = root / (image[kind] or "")
+                if path.is_file() and path.stat().st_mtime > cut:
+                    changed += [path] * (file_hash(path) != image[f"{kind}_sha256"])
+    if changed:
+        raise InputError(
+            f"{some(map(str, changed))}: found other files than those that were cut, expected the "
+            f"same; run preprocess.py again, so that the patches are of these"
+        )
 
 
 def check_apart(roots: list[str], manifests: list[dict], own: int) -> None:

@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import utils
 from learning.checkpoints import CHECKPOINT_VERSION, save_checkpoint
+from learning.learned import learned_images
 from learning.optimisation import check_finite
 from learning.state import State
 from model import IMAGENET_MEAN, IMAGENET_STD
@@ -19,12 +20,15 @@ from tissue.stain import STAINS
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 
 
-def describe(config: dict, manifests: list[dict], settings: dict) -> dict:
+def describe(
+    config: dict, manifests: list[dict], settings: dict, origin: dict | None = None
+) -> dict:
     """What best.pt and last.pt say all through a run, beside weights and scores.
 
     `config` is the network's, `manifests` are those of the patch sets, `settings` what args.json
-    has.
+    has, `origin` what a fine-tuning began with.
     """
+    origin = origin or {}
     known = {
         key: next((m[key] for m in manifests if m[key]), None) for key in ("pixel_size_um", "bits")
     }
@@ -38,7 +42,8 @@ def describe(config: dict, manifests: list[dict], settings: dict) -> dict:
         "patch_dim": manifests[0]["patch_dim"],
         **known,
         "threshold": 0.5,
-        "split": nuclei.default_split("instances" in config)._asdict(),
+        "split": origin.get("split") or nuclei.default_split("instances" in config)._asdict(),
+        "learned": learned_images(manifests, origin.get("learned", ())),
         "args": settings,
         "versions": settings["versions"],
     }

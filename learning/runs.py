@@ -146,6 +146,7 @@ class Origin(TypedDict):
     model: dict[str, Any]
     split: SplitValues
     keep: Annotated[Finite, Field(ge=0, le=1)]  # the share of it in what the run makes
+    learned: NotRequired[list[str]]  # as a checkpoint has it
 
 
 @with_config(OPEN)

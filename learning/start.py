@@ -1,11 +1,13 @@
 """With what a run begins: which network, with which weights, on which patches."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from learning.checkpoints import load_checkpoint
+from learning.learned import said_of_validation
 from learning.optimisation import depthwise_in_float32
 from learning.pretrained import start_pretrained
 from learning.processes import Machine, seed_everything, share_batch_norm
@@ -109,9 +111,13 @@ def make_network(args, config: dict, origin: dict | None, machine: Machine) -> n
     return model
 
 
-def said_of_origin(args, origin: dict | None, checkpoint: dict) -> list[str]:
-    """A line for each way in which what is learned differs from what --init has learned."""
-    lines = []
+def said_of_origin(
+    args, origin: dict | None, checkpoint: dict, manifests: Sequence[dict]
+) -> list[str]:
+    """A line for each way in which what is learned differs from what --init has learned, and if
+    images that validate in these patch sets were learned by it.
+    """
+    lines = said_of_validation(origin, manifests, args.init) if origin else []
     if origin and origin["stain"] != checkpoint["stain"]:
         others = "none" if args.stain == "reinhard" else "reinhard"
         lines.append(f"{args.init} learned with --stain {others}, this run does not")

@@ -200,6 +200,7 @@ def make_state(
     if origin and origin["config"] == model.config:
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         first = {"model": weights, "split": origin["split"], "keep": args.keep}
+        first["learned"] = origin.get("learned", [])
     if training:
         saved = dict(training["progress"])
         losses = [torch.tensor(loss, device=device) for loss in saved.pop("losses")]

@@ -70,7 +70,11 @@ def test_each_validation_image_is_scored_before_and_after(root, tmp_path, start,
         assert found == pytest.approx(dices(root, path), abs=2e-4)
     said = capsys.readouterr().out
     assert f"Drawn_03 | {rows[0]['dice_before']} | {rows[0]['dice_after']}" in said
-    assert "Dice of the validation patches" in said and "of 2 images" in said
+    # Whether it gets better depends on the last bits of a processor.
+    old, new = (torch.load(p, weights_only=True)["model"] for p in (start, run / "best.pt"))
+    stayed = all(torch.equal(old[key], new[key]) for key in old)
+    assert ("no epoch was better" in said) is stayed
+    assert ("Dice of the validation patches" in said and "of 2 images" in said) is not stayed
 
 
 def test_a_network_that_got_worse_is_not_called_best(root, tmp_path, start, capsys):
