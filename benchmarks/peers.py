@@ -7,8 +7,8 @@ Every contender learns from the same patches in batches of 8, by turns, for so m
 minutes (24 are 12 of two cores; a clock would tell how busy the machine was), and segments held-out
 images after a quarter, a half and all of it.
 
-ours: train.py with the encoder of the weights that ship, and with its U-Net; inference.py splits
-nuclei. Peers: segmentation-models-pytorch, MONAI, and the first version's network, loss and rate
+ours: train.py with the encoder of the weights that ship, with its U-Net, and with a narrow one on
+colours as they are; inference.py splits nuclei. Peers: segmentation-models-pytorch, MONAI, and the first version's network, loss and rate
 with true colours; in float32 (--bfloat16: as ours where that is fast) with the recipe that users
 take: Adam, one cycle to 1e-3, cross-entropy and Dice, flips, lightness; connected
 components of the mask are the nuclei. smp's resnet34 begins at random: its ImageNet weights are in
@@ -85,6 +85,7 @@ def monai(_):
 OURS = {
     "this project": ["--arch", ARCH],
     "this project, U-Net": ["--dimensions", "32"],
+    "this project, narrow U-Net": ["--dimensions", "16", "--stain", "none"],
 }
 PEERS = {
     "smp Unet, resnet34": smp("resnet34"),
