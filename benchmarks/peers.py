@@ -11,10 +11,10 @@ ours: train.py with the encoder of the weights that ship, with its U-Net, and wi
 colours as they are; inference.py splits nuclei. Peers: segmentation-models-pytorch, MONAI, and the
 first version's network, loss and rate with true colours; in float32 (--bfloat16: as ours where that
 is fast) with the recipe that users take: Adam, one cycle to 1e-3, cross-entropy and Dice, flips,
-lightness; connected components of the mask are the nuclei. smp's resnet34 begins at random: its ImageNet weights are in
-no package. Nor are those of StarDist, Cellpose, InstanSeg and HoVer-Net, which fetch them from the
-web: they are not here. Dice and AJI are means of the images, the count error is
-|found - reference| / reference. Writes a section of benchmarks/RESULTS.md and a CSV.
+lightness; connected components of the mask are the nuclei. smp's resnet34 begins at random: its
+ImageNet weights are in no package. Nor are those of StarDist, Cellpose, InstanSeg and HoVer-Net,
+which fetch them from the web: they are not here. Dice and AJI are means of the images, the count
+error is |found - reference| / reference. Writes a section of benchmarks/RESULTS.md and a CSV.
 """
 
 import argparse
