@@ -39,11 +39,13 @@ from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import (
     IMAGE_FOLDER,
     Files,
+    Pair,
     find_pairs,
     image_files,
     label_folder,
     mask_folder,
     name_of,
+    numbered,
     set_folders,
 )
 from tissue.pixel_size import MICROSCOPE_UM
@@ -195,9 +197,7 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     lines = passed_over(*dict.fromkeys(filter(None, folders)))
     lines += unused_masks(root) + unused_labels(root, names)
     print_lines(lines + said_of_annotations(root, pairs))
-    found = label_folder(root)
-    labels = {name: found[name] for name in names if name in found}
-    labels = Files(labels | {pair.name: pair.mask for pair in pairs if pair.is_annotated})
+    labels = labels_of(root, pairs, pool)
     wanted = splits.Wanted(args.val_pattern, args.val_fraction, args.group_pattern, args.seed)
     split_of, chosen_by, lines = splits.choose(root, pairs, wanted)
     print_lines(lines)
@@ -212,6 +212,22 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     else:
         sizes = dict(zip(names, pool.map(cutting.told_size, pairs), strict=True))
     return Plan(root, pairs, labels, split_of, settings, sizes)
+
+
+def labels_of(root: Path, pairs: list[Pair], pool) -> Files:
+    """What tells the nuclei of each image apart, by name: its annotation, its label map, or its
+    mask where that is one.
+    """
+    found = label_folder(root)
+    rest = [pair for pair in pairs if not pair.is_annotated and pair.name not in found]
+    masks = dict(zip([pair.name for pair in rest], pool.map(numbered, rest), strict=True))
+    labels = {name: path for name, path in masks.items() if path}
+    for pair in pairs:
+        if pair.is_annotated:
+            labels[pair.name] = pair.mask
+        elif pair.name in found:
+            labels[pair.name] = found[pair.name]
+    return Files(labels)
 
 
 # --- check and cut ------------------------------------------------------------------------------

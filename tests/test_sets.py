@@ -11,6 +11,7 @@ import preprocess
 import train
 from learning.augment import transform
 from learning.losses import depth_loss, total_loss
+from learning.splitting import counted_images
 from learning.start import take_weights
 from model import build
 from tests.scripts import infer, learn, table_of
@@ -72,6 +73,27 @@ def test_label_maps_alone_are_masks_too(tmp_path):
     masks = torch.stack([dataset[index][1] for index in range(len(dataset))])
     assert masks.min() == 0 and masks.max() == 1
     assert read_manifest(root)["images"][0]["mask"] == "instance_labels/one_01.png"
+
+
+@pytest.mark.parametrize("folder", ["masks", "mask binary"])
+def test_masks_whose_values_are_nuclei_are_label_maps(tmp_path, folder):
+    """Two squares that touch: the border between them is as shallow as any, and they are two."""
+    root = folder_of(tmp_path, "one", um=0.25)
+    (root / "masks").rename(root / folder)
+    squares = np.zeros((96, 96), np.uint8)
+    squares[8:24, 4:16], squares[8:24, 16:28] = 1, 2
+    write_image(root / folder / "one_01.png", squares)
+    run(root)
+    manifest = read_manifest(root)
+    labelled, *plain = manifest["images"]
+    assert labelled["labels"] == labelled["mask"] == f"{folder}/one_01.png"
+    assert labelled["labels_sha256"] and not any(source["labels"] for source in plain)
+    row = next(row for row in read_table(root, "train") if row["name"] == "one_01")
+    _, mask = patches.read_patch(root, "train", row["file"])
+    assert (row["y"], row["x"]) == (0, 0) and ((mask > 0) == (squares[:32, :32] > 0)).all()
+    assert mask[16, 9] == 255 and mask[16, 22] == 255 and mask[16, 15] == mask[16, 4] < 100
+    (counted,) = counted_images([root], [manifest])
+    assert counted.count == 2 and counted.reference == root / folder / "one_01.png"
 
 
 def test_what_only_the_mask_has_is_of_unknown_depth(tmp_path):

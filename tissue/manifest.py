@@ -77,14 +77,15 @@ class _Stain(TypedDict):
 
 
 class _Source(TypedDict):
-    """An image, its mask, and its label map if it has one; an annotation is both."""
+    """An image, its mask, and its label map if it has one; an annotation is both, and a mask may
+    be."""
 
     __pydantic_config__ = CLOSED
     name: Annotated[str, AfterValidator(_plain_name)]
     split: Split
     image: Annotated[str, _directly_in(IMAGE_FOLDER)]
     mask: Annotated[str, _directly_in(*MASK_FOLDERS, LABEL_FOLDER, ANNOTATION_FOLDER)]
-    labels: Annotated[str, _directly_in(LABEL_FOLDER, ANNOTATION_FOLDER)] | None
+    labels: Annotated[str, _directly_in(*MASK_FOLDERS, LABEL_FOLDER, ANNOTATION_FOLDER)] | None
     image_sha256: Hash
     mask_sha256: Hash
     labels_sha256: Hash | None

@@ -155,6 +155,18 @@ def label_folder(root: str | Path) -> Files:
     return find_images(folder) if folder.is_dir() and image_files(folder) else Files({})
 
 
+def numbered(pair: Pair) -> Path | None:
+    """The mask of a pair where its values are nuclei, by the rule of `masks.read`; else None, also
+    where it cannot be read.
+    """
+    if pair.is_annotated:
+        return None
+    try:
+        return None if masks.read_label_map(pair.mask) is None else pair.mask
+    except (InputError, OSError):
+        return None  # `check_pair` says why
+
+
 def mask_folder(root: str | Path) -> Path | None:
     """The folder that the masks of `root` are taken from, if there is one."""
     candidates = [Path(root) / name for name in (*MASK_FOLDERS, LABEL_FOLDER)]
