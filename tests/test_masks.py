@@ -192,6 +192,32 @@ def test_a_number_that_stands_for_many_nuclei_is_refused(tmp_path):
     np.testing.assert_array_equal(masks.read_label_map(path), cut)
 
 
+def squares(count):
+    """A label map of 4 x 4 pixels a nucleus, 20 in a row, one pixel between them."""
+    numbers = np.zeros((20 * 5, 20 * 5), np.uint16)
+    for index in range(count):
+        y, x = index // 20 * 5, index % 20 * 5
+        numbers[y : y + 4, x : x + 4] = index + 1
+    return numbers
+
+
+def test_more_nuclei_than_8_bits_can_number_are_refused(tmp_path):
+    folder = tmp_path / "instance_labels"
+    folder.mkdir()
+    for count in (300, 398):  # 1 to 255, 0, and from 1 again
+        pillow(squares(count).astype(np.uint8))(folder / "a.png")
+        words = f"{count - 256} of which lie in several places", "8 bits", "with 16"
+        refusal(masks.read, folder / "a.png", *words)
+        opencv(squares(count))(folder / "a.png")
+        assert masks.read(folder / "a.png").labels.max() == count
+    whole = squares(255).astype(np.uint8)
+    pillow(whole)(folder / "a.png")
+    assert masks.read(folder / "a.png").labels.max() == 255
+    whole[1, :50] = 0  # ten nuclei in two pieces
+    pillow(whole)(folder / "a.png")
+    assert masks.read(folder / "a.png").labels.max() == 255
+
+
 def test_a_mask_in_the_folder_of_label_maps_is_refused(tmp_path):
     folder = tmp_path / "instance_labels"
     folder.mkdir()

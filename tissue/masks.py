@@ -24,6 +24,7 @@ _MOST_MARKED = 0.6  # of a mask; the densest tissue (lymph nodes, thymus) has up
 _MOST_PIECES = 3  # of a nucleus, on average
 _FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can have by its kind
 _MOST_PLACES, _TIMES_THE_NEXT = 10, 5  # of one number, where all others lie in fewer
+_WRAPPED = 10  # of the numbers 1 to 255, in two or more places; of real maps 5 of all at most
 _LARGEST, _TIMES_THE_MEDIAN, _LEAST_NUMBERS = 0.5, 50, 10  # of a map: a larger one is no nucleus
 _FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
@@ -297,6 +298,13 @@ def _check_places(path, marked, places):
     """Raise InputError where one of several numbers stands for many nuclei, or for no nucleus."""
     if len(marked) < 2:
         return
+    several = np.count_nonzero(places > 1)
+    if len(marked) == marked[-1] == 255 and several > _WRAPPED:  # numbered 1 to 255 once more
+        raise InputError(
+            f"{path}: found all numbers from 1 to 255 and no other, {several} of which lie in "
+            f"several places, expected one nucleus a number; was it saved with 8 bits? save it "
+            f"with 16"
+        )
     *_, next_most, most = np.sort(places)
     if most > max(_MOST_PLACES, _TIMES_THE_NEXT * next_most):
         raise InputError(
