@@ -387,6 +387,31 @@ def test_what_looks_odd_is_said_in_one_line(tmp_path, name):
     assert mask.foreground.mean() == (1 - NUCLEI.mean() if share is None else share)
 
 
+LABELS_OF_RINGS = np.arange(100) // 35 + 3 * (np.arange(100)[:, None] // 35) + 1
+
+
+def test_outlines_without_their_inside_are_said(tmp_path):
+    rings = np.zeros((100, 100), np.uint8)
+    for y in (5, 40):
+        for x in (5, 40, 70):
+            cv2.circle(rings, (x + 9, y + 9), 9, 255, 1)
+    for folder, numbers in (
+        ("masks", rings),
+        ("instance_labels", (rings > 0) * LABELS_OF_RINGS.astype(np.uint8)),
+    ):
+        path = tmp_path / folder / "rings.png"
+        path.parent.mkdir()
+        pillow(numbers)(path)
+        (note,) = (n for n in masks.read(path).notes if "outlines alone" in n)
+        assert note.startswith(f"{path}: found ") and "expected filled nuclei" in note
+    filled = cv2.floodFill(rings.copy(), None, (0, 0), 1)[1] != 1
+    filled[9:12, 9:12] = 0  # a hole in a nucleus
+    pillow(filled)(tmp_path / "filled.png")
+    assert not masks.read(tmp_path / "filled.png").notes
+    pillow(BYTES)(tmp_path / "nuclei.png")
+    assert not masks.read(tmp_path / "nuclei.png").notes
+
+
 def test_one_nucleus_is_a_mask_and_dense_tissue_is_not_called_inverted(tmp_path):
     for value in (1, 255):
         pillow(np.where(NUMBERS == 9, value, 0).astype(np.uint8))(tmp_path / "one.png")

@@ -15,7 +15,7 @@ import numpy as np
 from tissue.files import InputError
 from tissue.images import decode, decoding
 from tissue.palettes import black_is_not_first, check_background
-from tissue.places import places_of
+from tissue.places import places_of, times_filled
 
 # What lies in a folder of one of these names has one number per nucleus.
 LABEL_FOLDER, ANNOTATION_FOLDER = "instance_labels", "annotations"
@@ -25,6 +25,7 @@ _MOST_PIECES = 3  # of a nucleus, on average
 _FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can have by its kind
 _MOST_PLACES, _TIMES_THE_NEXT = 10, 5  # of one number, where all others lie in fewer
 _WRAPPED = 10  # of the numbers 1 to 255, in two or more places; of real maps 5 of all at most
+_OUTLINES = 2  # times as large as a mask is what it encloses; 1.03 at most in 706 real ones
 _LARGEST, _TIMES_THE_MEDIAN, _LEAST_NUMBERS = 0.5, 50, 10  # of a map: a larger one is no nucleus
 _FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
@@ -76,7 +77,16 @@ def read(path: str | Path) -> Mask:
         if meaning.is_label_map:
             labels = whole_numbers(values)
         foreground = np.ascontiguousarray(values > meaning.threshold)
+        if (times := times_filled(foreground)) > _OUTLINES:
+            meaning = meaning._replace(notes=(*meaning.notes, _of_outlines(path, times)))
         return Mask(foreground, labels, notes + meaning.notes)
+
+
+def _of_outlines(path, times):
+    return (
+        f"{path}: found outlines alone (filled, they are {times:.1f} times as large), expected "
+        f"filled nuclei; fill them"
+    )
 
 
 def read_mask(path: str | Path) -> np.ndarray:

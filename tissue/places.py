@@ -1,7 +1,8 @@
-"""In how many places the numbers of a mask lie, counted band by band."""
+"""In how many places the numbers of a mask lie, counted band by band, and what it encloses."""
 
 from collections.abc import Iterable
 
+import cv2
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -37,6 +38,18 @@ def places_of(bands: Iterable, marked: np.ndarray) -> np.ndarray:
         above[last > 0] = places_in_kept + 1
         above_values = joined_values[kept - 1]
     return places
+
+
+def times_filled(foreground: np.ndarray) -> float:
+    """How many times as large a mask, bool (H, W), is with all that it encloses; 1 if it is empty.
+
+    Outlines that touch by their corners are closed.
+    """
+    outer, _ = cv2.findContours(
+        foreground.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    filled = cv2.drawContours(np.zeros(foreground.shape, np.uint8), outer, -1, 1, cv2.FILLED)
+    return max(1, np.count_nonzero(filled)) / max(1, np.count_nonzero(foreground))
 
 
 def _touching(above, row, values):
