@@ -109,6 +109,20 @@ def test_what_only_the_mask_has_is_of_unknown_depth(tmp_path):
     assert second.min() == 0 and second.max() == 1
 
 
+def test_a_label_map_that_does_not_fit_its_mask_is_said(tmp_path, capsys):
+    root = folder_of(tmp_path, "one", um=0.25)
+    label(root)
+    run(root)
+    assert "Dice" not in capsys.readouterr().out
+    turned = draw_tissue(96, 96, 2).labels.astype(np.uint16)[::-1, ::-1]
+    write_image(root / "instance_labels" / "one_02.png", turned)
+    run(root)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Dice" in line)
+    path = root / "instance_labels" / "one_02.png"
+    assert line.startswith(f"{path}: found nuclei at other places than {root / 'masks'}")
+    assert "expected 0.7 at least" in line
+
+
 def test_a_label_map_changes_the_set(tmp_path, capsys):
     root = folder_of(tmp_path, "one", um=0.25)
     run(root)

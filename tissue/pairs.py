@@ -26,6 +26,7 @@ from tissue.windows import Scaled, Windows, from_array
 IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs", *scanners.SUFFIXES)
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
+LEAST_DICE = 0.7  # of a mask and its label map, which are of one annotation
 LONGEST = 230  # bytes of a name, so that patches and results, which add to it, stay within 255
 
 
@@ -291,10 +292,24 @@ def check_pair(
         faults.append(fault)
     if faults:
         raise InputError("; ".join(faults))
+    if "label map" in decoded:
+        notes += _fit(pair.mask, label_map, *(its.foreground for its in decoded.values()))
     size, foreground = pixel_size_um(pair.image), float(decoded["mask"].foreground.mean())
     digest = picture_hash((height, width), image)
     darker = how_much_darker(image, decoded["mask"].foreground)
     return PairFacts(height, width, size, foreground, digest, notes, darker=darker)
+
+
+def _fit(mask, label_map, one, other):
+    """A note where the foregrounds of a mask and of its label map hardly meet."""
+    both = np.count_nonzero(one) + np.count_nonzero(other)
+    dice = 2 * np.count_nonzero(one & other) / both if other.any() else 1
+    if dice >= LEAST_DICE:
+        return ()
+    return (
+        f"{label_map}: found nuclei at other places than {mask} (Dice {dice:.2f}), expected "
+        f"{LEAST_DICE} at least; is one of them shifted, turned, or of another image?",
+    )
 
 
 def how_much_darker(
