@@ -118,8 +118,22 @@ def split_of(root):
 def test_the_default_pattern_stays_where_it_matches(root, capsys):
     run(root)
     assert [name for name, split in split_of(root).items() if split == "val"] == ["Drawn_03"]
-    assert "for validation" not in capsys.readouterr().out
+    assert "1 of 4 images are for validation (*03.tif): Drawn_03\n" in capsys.readouterr().out
     assert read_manifest(root)["val_pattern"] == "*03.tif"
+
+
+def test_images_that_begin_alike_are_told_to_be_kept_together(tmp_path, capsys):
+    """The third image of each patient is for validation, and the others are learned."""
+    for seed, name in enumerate(("p1_01", "p1_03", "P2-03", "p2-04", "x03", "slide_9")):
+        put(tmp_path, name, seed=seed)
+    run(tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "for validation" in line]
+    assert lines == [
+        "3 of 6 images are for validation (*03.tif): P2-03, p1_03, x03; if images of one start "
+        "(p1, p2) are of one patient, --group_pattern keeps them together"
+    ]
+    run(tmp_path, "--val_pattern", "p1_*")  # the user's own choice
+    assert "for validation" not in capsys.readouterr().out
 
 
 def test_where_no_name_fits_the_default_a_fraction_is_drawn_and_said(root, capsys):

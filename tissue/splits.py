@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tissue.files import InputError
+from tissue.files import InputError, some
 from tissue.pairs import Pair, matches, same_name
 
 VAL_PATTERN = "*03.tif"  # where it tells some images from others, and the user says nothing
@@ -46,6 +46,8 @@ def choose(
         if len(set(split_of.values())) == 2:
             if wanted.group_pattern:
                 lines += said_of_both(groups, split_of)
+            if wanted.val_pattern is None:
+                lines.append(said_of_default(split_of))
             return split_of, chosen_by | {"val_pattern": pattern}, lines
         missing = "training" if "val" in split_of.values() else "validation"
         if wanted.val_pattern is not None:
@@ -67,6 +69,27 @@ def choose(
         f"{', '.join(groups)}"
     )
     return split_of, wanted._replace(val_fraction=fraction)._asdict(), lines
+
+
+def said_of_default(split_of: dict[str, str]) -> str:
+    """A line that tells which images the default pattern keeps, and of names that begin alike, as
+    those of one patient may, how they are kept together.
+    """
+    kept, others = (
+        [name for name, split in split_of.items() if split == part] for part in ("val", "train")
+    )
+    begin = re.compile(r"(.*[^\W_])[\W_]+\d+$")  # what comes before a last number
+    starts = [
+        {same_name(match[1]) for match in map(begin.match, names) if match}
+        for names in (kept, others)
+    ]
+    several = len(starts[0] | starts[1]) > 1  # one start of all tells no patients apart
+    alike = sorted(starts[0] & starts[1]) if several else []
+    return (
+        f"{len(kept)} of {len(split_of)} images are for validation ({VAL_PATTERN}): {some(kept)}"
+        + f"; if images of one start ({some(alike)}) are of one patient, --group_pattern keeps "
+        f"them together" * bool(alike)
+    )
 
 
 def said_of_single(groups: dict[str, str], pattern: str) -> list[str]:
