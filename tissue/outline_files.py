@@ -1,36 +1,34 @@
-"""Reads the outlines that other programs save: QuPath, ImageJ, COCO and labelme.
+"""Reads the outlines that other programs save: QuPath, COCO and labelme, and ImageJ by `rois`.
 
 Each reader gives the outlines of a file one by one, and counts in `seen` what it passed over or
 assumed: {text: how often}.
 """
 
-import logging
-import lzma
 import math
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
-import roifile
 import shapely
 from pycocotools import mask as coco_mask
 
 from tissue.files import InputError
 from tissue.jsons import members
-from tissue.outlines import Fault, Outline, is_region, polygons_of, ring_of
+from tissue.outlines import (
+    Fault,
+    Outline,
+    box_ring,
+    is_region,
+    named,
+    oval_ring,
+    polygons_of,
+    ring_of,
+)
 from tissue.pairs import name_of, same_name
+from tissue.rois import read_rois
 
-OVAL_CORNERS = 256
-MOST_ROI = 2**26  # bytes of one ROI, unpacked
 NOT_NUCLEI = ("tile", "tma_core")  # objects of QuPath
-AREAS = ("POLYGON", "FREEHAND", "TRACED")
-# What zipfile and its decoders raise on other bytes, or on what they do not know.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
-_ZIP_ERRORS += (NotImplementedError, RuntimeError, ValueError)
 _LISTS = ("features", "annotations", "shapes")
 _OBJECT = "expected an object, export it anew"
 
@@ -43,7 +41,7 @@ def read_outlines(
     Raises InputError that names the file, and the outline if one is at fault.
     """
     if path.suffix.lower() in (".zip", ".roi"):
-        yield from _rois(path, seen)
+        yield from read_rois(path, seen)
     elif path.suffix.lower() == ".json":
         yield from _json(path, name, shape, seen)
     else:
@@ -61,7 +59,7 @@ def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
             number = 0
         elif key == "features" and number is not None:
             number += 1
-            for identity, outline in _named(path, f"feature {number}", _feature, value, seen):
+            for identity, outline in named(path, f"feature {number}", _feature, value, seen):
                 # QuPath before 0.4 wrote the kind of object in its place.
                 if identity in known and not identity.startswith("Path"):
                     seen["features that share an id, taken as a nucleus each"] += 1
@@ -79,20 +77,7 @@ def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
                 f"export it anew"
             )
         head = {"type": "Feature", "geometry": head}
-    yield from _named(path, "feature 1", _feature, head, seen)
-
-
-def _named(path, where, read, *given):
-    """What `read(where, *given)` yields; what it finds wrong names file and place."""
-    try:
-        yield from read(where, *given)
-    except Fault as fault:
-        raise InputError(f"{path}: {where}: {fault}") from fault
-    except RecursionError as error:
-        raise InputError(
-            f"{path}: {where}: found an object that is nested too deep, expected an outline, draw "
-            f"it anew"
-        ) from error
+    yield from named(path, "feature 1", _feature, head, seen)
 
 
 def _feature(where, value, seen):
@@ -223,7 +208,7 @@ def _coco(path, name, shape, head, seen):
         if key == "annotations" and value is not ...:
             number += 1
             where = f"annotation {number}"
-            yield from _named(path, where, _annotation, value, (image, labels, shape), seen)
+            yield from named(path, where, _annotation, value, (image, labels, shape), seen)
 
 
 def _annotation(where, value, context, seen):
@@ -286,7 +271,7 @@ def _labelme(path, shape, head, seen):
     for key, value in members(path, ("shapes",)):
         if key == "shapes" and value is not ...:
             number += 1
-            for group, outline in _named(path, f"shape {number}", _shape, value, seen):
+            for group, outline in named(path, f"shape {number}", _shape, value, seen):
                 several.setdefault(group or number, []).append(outline)
     for first, *others in several.values():
         yield first._replace(polygons=sum((o.polygons for o in others), first.polygons))
@@ -311,89 +296,11 @@ def _shape(where, value, seen):
         if kind == "circle":
             radius = math.dist(first, other)
             first, other = first - radius, first + radius
-            points = _oval(*first, *other)
+            points = oval_ring(*first, *other)
         else:
-            points = _box(*first, *other)
+            points = box_ring(*first, *other)
     elif kind != "polygon":
         raise Fault(
             f"found a shape of type {kind!r:.60}, expected polygon, rectangle or circle, draw it so"
         )
     yield group, Outline(where, label, [[points]])
-
-
-def _box(left, top, right, bottom):
-    return polygons_of(shapely.box(left, top, right, bottom))[0][0]
-
-
-def _oval(left, top, right, bottom):
-    turn = np.linspace(0, 2 * math.pi, OVAL_CORNERS + 1)
-    turn[-1] = 0
-    x, y = (left + right) / 2, (top + bottom) / 2
-    return np.stack(
-        [x + (right - left) / 2 * np.cos(turn), y + (bottom - top) / 2 * np.sin(turn)], axis=1
-    )
-
-
-# --- ImageJ
-
-
-def _rois(path, seen):
-    if path.suffix.lower() == ".roi":
-        with path.open("rb") as file:
-            yield from _named(path, path.name, _roi, file.read(MOST_ROI + 1), seen)
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.filename.lower().endswith(".roi"):
-                    where = f"ROI {info.filename!r:.80}"
-                    with archive.open(info) as file:
-                        data = file.read(MOST_ROI + 1)
-                    yield from _named(path, where, _roi, data, seen)
-                elif not info.is_dir():
-                    seen["files that are no ROI, passed over"] += 1
-    except (InputError, FileNotFoundError):
-        raise
-    except _ZIP_ERRORS as error:
-        raise InputError(
-            f"{path}: found a zip that cannot be read ({error!s:.100}), expected one of "
-            f"ImageJ's ROI Manager, save it anew"
-        ) from error
-
-
-def _roi(where, data, seen):
-    if len(data) > MOST_ROI:
-        raise Fault(f"found more than {MOST_ROI:,} bytes, expected one ROI, save it anew")
-    logging.getLogger("roifile").setLevel(logging.ERROR)  # names cut off are no matter here
-    try:
-        roi = roifile.ImagejRoi.frombytes(data)
-        kind = roi.roitype.name
-        parts = roi.coordinates(multi=True)
-    except Exception as error:  # roifile raises nearly anything on other bytes
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise Fault(f"found what is no ROI ({said:.100}), save it anew") from error
-    if roi.subtype.name in ("TEXT", "ARROW", "IMAGE"):
-        seen["texts, arrows and pictures, passed over"] += 1
-        return
-    if roi.multi_coordinates is not None:  # rings of which an odd number encloses what is within
-        rings = [ring_of(part) for part in parts]
-        shapes = [shapely.make_valid(shapely.Polygon(ring)) for ring in rings if ring is not None]
-        polygons = polygons_of(reduce(shapely.symmetric_difference, shapes, shapely.Polygon()))
-    elif kind in AREAS:
-        polygons = [[ring_of(parts[0])]]
-    elif kind in ("RECT", "OVAL"):
-        box = (roi.left, roi.top, roi.right, roi.bottom)
-        if roi.subpixelrect:
-            box = (roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd)
-        if kind == "RECT" and roi.rounded_rect_arc_size:
-            raise Fault("found a rectangle with round corners, expected an outline, draw it so")
-        polygons = [[ring_of(_oval(*box) if kind == "OVAL" else _box(*box))]]
-    elif kind == "UNKNOWN":
-        raise Fault(
-            "found a ROI of a kind that ImageJ does not document, expected an area, draw it"
-        )
-    else:
-        seen["points and lines, passed over"] += 1
-        return
-    label = roi.name if is_region(roi.name or "") else ""
-    yield Outline(where, label, polygons, roi.name or "")

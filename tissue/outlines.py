@@ -1,5 +1,6 @@
 """Outlines of one image's nuclei, as files have them: gathered, mended, checked."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -16,6 +17,7 @@ BATCH = 2000  # outlines that are checked at once
 LARGEST = 2**24  # pixels; up to there float32 holds whole numbers
 MOST_POINTS = 10**6  # corners of one outline
 UNCLASSIFIED, LONGEST_CLASS = "unclassified", 80  # letters
+OVAL_CORNERS = 256
 _DEGREES = 180, 90  # longitude, latitude
 _HUGE = 50  # times the median nucleus: no nucleus (13 times is the most in four public sets)
 _TINY = 10  # square pixels; no median nucleus is so small
@@ -43,6 +45,19 @@ class Gathered(NamedTuple):
     classes: dict[str, int]
     regions: shapely.Geometry | None
     notes: tuple[str, ...]
+
+
+def named(path, where, read, *given):
+    """What `read(where, *given)` yields; what it finds wrong names file and place."""
+    try:
+        yield from read(where, *given)
+    except Fault as fault:
+        raise InputError(f"{path}: {where}: {fault}") from fault
+    except RecursionError as error:
+        raise InputError(
+            f"{path}: {where}: found an object that is nested too deep, expected an outline, draw "
+            f"it anew"
+        ) from error
 
 
 def ring_of(points) -> np.ndarray | None:
@@ -79,6 +94,21 @@ def polygons_of(geometry: shapely.Geometry) -> list[list[np.ndarray]]:
     """The polygons of a shapely geometry, as Outline has them."""
     parts = [g for g in shapely.get_parts(geometry) if g.geom_type == "Polygon"]
     return [[shapely.get_coordinates(r) for r in (p.exterior, *p.interiors)] for p in parts]
+
+
+def box_ring(left, top, right, bottom):
+    """The closed ring of a rectangle."""
+    return polygons_of(shapely.box(left, top, right, bottom))[0][0]
+
+
+def oval_ring(left, top, right, bottom):
+    """The closed ring of an ellipse in a rectangle."""
+    turn = np.linspace(0, 2 * math.pi, OVAL_CORNERS + 1)
+    turn[-1] = 0
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return np.stack(
+        [x + (right - left) / 2 * np.cos(turn), y + (bottom - top) / 2 * np.sin(turn)], axis=1
+    )
 
 
 def is_region(label: str) -> bool:
