@@ -41,6 +41,13 @@ def collections(depth):
     return f'{{"type":"Feature","geometry":{begin * depth}{"]}" * depth}}}'
 
 
+def of_slice(**place):
+    roi = roi_of("POLYGON", np.array(SQUARE[:-1]))
+    for key, value in place.items():
+        setattr(roi, key, value)
+    return roi.tobytes()
+
+
 BAD = {  # name: (file, content, what the line says)
     "empty file": ("a.geojson", "", "neither an object nor a list"),
     "no JSON": ("a.geojson", "hello", "neither an object nor a list"),
@@ -121,6 +128,19 @@ BAD = {  # name: (file, content, what the line says)
     "no ROI in it": ("a.zip", {"a.roi": b"hello"}, "ROI 'a.roi': found what is no ROI"),
     "ROI cut off": ("a.roi", roi_of("POLYGON", np.array(SQUARE)).tobytes()[:70], "no ROI"),
     "zip of texts": ("a.zip", {"a.txt": b"hello"}, "files that are no ROI, passed over: 1"),
+    "zip of GeoJSON": ("a.zip", {"a.geojson": geojson(SQUARE)}, "zip of 'a.geojson'.*unpack it"),
+    "zip of XML": ("a.zip", {"annotations.xml": "<a/>"}, "'annotations.xml'.* as COCO JSON"),
+    "zip of COCO": ("a.zip", {"__MACOSX/._b.xml": "", "b.json": "{}"}, "zip of 'b.json'.*unpack"),
+    "ROIs of a stack": (
+        "a.zip",
+        {f"{z}.roi": of_slice(position=z) for z in (0, 1, 2)},
+        "ROI '2.roi': found it in another slice of a stack",
+    ),
+    "ROIs of a hyperstack": (
+        "a.zip",
+        {f"{z}.roi": of_slice(z_position=z, c_position=1) for z in (1, 2)},
+        "save the ROIs of each slice in a file of its own",
+    ),
     "COCO of another size": ("a_coco.json", json.dumps(coco(height=50)), "image of 50 x 80"),
     "odd coordinates": ("a.json", json.dumps(coco(annotation_of([[1, 2, 3]]))), "annotation 1: "),
     "segmentation is a text": ("a.json", json.dumps(coco(annotation_of("x"))), "found a text as c"),

@@ -215,6 +215,23 @@ def test_rectangles_ovals_and_composites_of_imagej(tmp_path):
     assert annotation.regions.bounds == (60, 10, 70, 20)
 
 
+def test_rois_of_one_slice_in_any_channel_are_those_of_an_image(tmp_path):
+    rois = [roi_of("POLYGON", np.array(square(x, 10), np.int32)) for x in (0, 20, 40)]
+    for channel, roi in enumerate(rois):
+        roi.c_position, roi.z_position = channel, 1 if channel else 0
+    found = drawn(roi_zip(tmp_path / "a.zip", *rois))
+    np.testing.assert_array_equal(found, boxes(*((10, x, 10, 10) for x in (0, 20, 40))))
+
+
+def test_what_macos_puts_into_a_zip_is_no_roi(tmp_path):
+    path = roi_zip(tmp_path / "a.zip", roi_of("POLYGON", np.array(SQUARE[:-1], np.int32)))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/._0001.roi", b"\0\5\x16\7 Mac OS X")
+        archive.writestr("rois/._0001.roi", b"\0\5\x16\7 Mac OS X")
+    np.testing.assert_array_equal(drawn(path), boxes((10, 10, 10, 10)))
+    assert not open_annotation(path, SHAPE).notes
+
+
 def test_coordinates_beyond_16_bits(tmp_path):
     roi = roi_of("POLYGON", np.array(square(70_000, 5), np.float32))
     roi.tofile(tmp_path / "a.roi")

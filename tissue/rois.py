@@ -25,6 +25,12 @@ from tissue.outlines import (
 )
 
 MOST_ROI = 2**26  # bytes of one ROI, unpacked
+_UNPACK = "unpack it"
+_INSTEAD = {  # in a zip without a ROI
+    ".geojson": _UNPACK,
+    ".json": _UNPACK,
+    ".xml": "export the annotations as COCO JSON",
+}
 AREAS = ("POLYGON", "FREEHAND", "TRACED")
 # What zipfile and its decoders raise on other bytes, or on what they do not know.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
@@ -35,16 +41,19 @@ def read_rois(path: Path, seen: Counter) -> Iterator[Outline]:
     """The outlines of a .roi file, or of a zip of them, as `outline_files.read_outlines` does."""
     if path.suffix.lower() == ".roi":
         with path.open("rb") as file:
-            yield from named(path, path.name, _roi, file.read(MOST_ROI + 1), seen)
+            yield from named(path, path.name, _roi, file.read(MOST_ROI + 1), set(), seen)
         return
+    slices = set()
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+            infos = [info for info in archive.infolist() if not _is_of_mac(info.filename)]
+            _check_content(path, [info.filename for info in infos])
+            for info in infos:
                 if info.filename.lower().endswith(".roi"):
                     where = f"ROI {info.filename!r:.80}"
                     with archive.open(info) as file:
                         data = file.read(MOST_ROI + 1)
-                    yield from named(path, where, _roi, data, seen)
+                    yield from named(path, where, _roi, data, slices, seen)
                 elif not info.is_dir():
                     seen["files that are no ROI, passed over"] += 1
     except (InputError, FileNotFoundError):
@@ -56,7 +65,22 @@ def read_rois(path: Path, seen: Counter) -> Iterator[Outline]:
         ) from error
 
 
-def _roi(where, data, seen):
+def _is_of_mac(name):
+    """Whether a file of a zip is what macOS puts beside each file."""
+    return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
+
+
+def _check_content(path, names):
+    """Raise InputError for a zip of outlines of another kind."""
+    if any(name.lower().endswith(".roi") for name in names):
+        return
+    for name in names:
+        if name.lower().endswith((*_INSTEAD, ".geojson.gz")):
+            what = _INSTEAD.get(Path(name).suffix.lower(), _UNPACK)
+            raise InputError(f"{path}: found a zip of {name!r:.80}, expected ROIs, {what}")
+
+
+def _roi(where, data, slices, seen):
     if len(data) > MOST_ROI:
         raise Fault(f"found more than {MOST_ROI:,} bytes, expected one ROI, save it anew")
     logging.getLogger("roifile").setLevel(logging.ERROR)  # names cut off are no matter here
@@ -90,5 +114,11 @@ def _roi(where, data, seen):
     else:
         seen["points and lines, passed over"] += 1
         return
+    slices.add((roi.position, roi.z_position, roi.t_position))
+    if len(slices - {(0, 0, 0)}) > 1:  # 0: of all; channels show one place
+        raise Fault(
+            "found it in another slice of a stack than ROIs before it, expected those of one "
+            "image, save the ROIs of each slice in a file of its own"
+        )
     label = roi.name if is_region(roi.name or "") else ""
     yield Outline(where, label, polygons, roi.name or "")
