@@ -513,7 +513,7 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
     assert said in (run / "train.log").read_text()
     counted = counted_images([str(root)], [manifest.read_manifest(root)])
     assert [one.count for one in counted] == [0, 0, 0]
-    labels, known = read_reference(counted[0].label_map, (96, 80), counted[0].path)
+    labels, known = read_reference(counted[0].reference, (96, 80), counted[0].path)
     assert labels.max() == 6 and 0 < known.mean() < 1  # as drawn, in the region and beyond
     results = tmp_path / "results"
     sure_of_all = ("--threshold", 0.01, "--confidence", 0)
