@@ -20,7 +20,7 @@ from tissue.files import InputError
 from tissue.manifest import write_manifest
 from tissue.masks import read_mask
 from tissue.pairs import Pair
-from tissue.results import read_table
+from tissue.tables import read_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIRM = "validation"  # in place of a fold's number

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.test_results import MADE_WITH, ROW
-from tissue import claims, inputs, results, windows
+from tissue import claims, inputs, results, tables, windows
 from tissue.claims import making_tables, working
 from tissue.files import InputError
 from tissue.pairs import Pair
@@ -175,7 +175,7 @@ def test_overwrite_redoes_what_was_there_before_once(tmp_path):
 
 
 def states(folder):
-    return {row["image"]: row["state"] for row in results.read_table(folder / "status.csv")}
+    return {row["image"]: row["state"] for row in tables.read_table(folder / "status.csv")}
 
 
 def test_status_says_how_far_each_image_is(tmp_path):
@@ -190,7 +190,7 @@ def test_status_says_how_far_each_image_is(tmp_path):
             status.write()
             assert states(folder) == dict(a="done", b="failed", c="running", d="queued")
         assert states(folder)["c"] == "queued"  # nobody works on it any more
-        rows = results.read_table(folder / "status.csv")
+        rows = tables.read_table(folder / "status.csv")
         assert [row["fault"] for row in rows] == ["", "b.png: cut off", "", ""]
         assert [row["mm2"] for row in rows] == [f"{20 * w * 0.25e-6:.4f}" for w in (30, 31, 32, 33)]
         assert rows[0]["seconds"] == "1.5000"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tissue import pictures, report
-from tissue.results import REGION_COLUMNS
 from tissue.synthetic import draw_tissue
+from tissue.tables import REGION_COLUMNS
 
 NAMES = [
     "plain_01",

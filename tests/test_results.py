@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_report import NAMES
 from tests.test_report import row as counted
-from tissue import claims, results
+from tissue import claims, results, tables
 from tissue.files import InputError
 
 MADE_WITH = {
@@ -344,33 +344,33 @@ def test_bits_differ_only_where_they_are_known(tmp_path):
 
 def test_counts_have_all_columns_and_stay_empty_where_nothing_is_known(tmp_path):
     rows = [counted("a", 12, 10, aji=np.float32(0.5), nuclei_per_mm2=float("nan"))]
-    results.write_counts(tmp_path / "counts.csv", [*rows, counted("b", 7)])
-    first, second = results.read_table(tmp_path / "counts.csv")
-    assert tuple(first) == results.COUNT_COLUMNS
+    tables.write_counts(tmp_path / "counts.csv", [*rows, counted("b", 7)])
+    first, second = tables.read_table(tmp_path / "counts.csv")
+    assert tuple(first) == tables.COUNT_COLUMNS
     assert (first["nuclei"], first["gt_nuclei"], first["dice"]) == ("12", "10", "0.9000")
     assert (first["aji"], first["nuclei_per_mm2"], first["pq"]) == ("0.5000", "", "")
     assert second["gt_nuclei"] == second["dice"] == ""
 
 
 def test_errors_have_a_row_per_image_with_a_reference(tmp_path):
-    results.write_errors(tmp_path / "errors.csv", [ROW, counted("b", 7)])
-    (found,) = results.read_table(tmp_path / "errors.csv")
+    tables.write_errors(tmp_path / "errors.csv", [ROW, counted("b", 7)])
+    (found,) = tables.read_table(tmp_path / "errors.csv")
     expected = {"matched": 7, "missed": 2, "merged": 2, "split": 0, "true": 11, "spurious": 1}
     assert found == {"image": "a", **{key: str(value) for key, value in expected.items()}}
 
 
 @pytest.mark.parametrize("name", [*NAMES, "\tTab", "\uff1d1+1"])
 def test_no_name_is_a_formula_in_a_spreadsheet_and_all_read_back_right(tmp_path, name):
-    results.write_counts(tmp_path / "counts.csv", [counted(name)])
+    tables.write_counts(tmp_path / "counts.csv", [counted(name)])
     with (tmp_path / "counts.csv").open(newline="", encoding="utf-8") as file:
         (written,) = csv.DictReader(file)
-    assert not written["image"].startswith(results.FORMULA)
+    assert not written["image"].startswith(tables.FORMULA)
     assert written["image"] in (name, f"'{name}")
-    (read,) = results.read_table(tmp_path / "counts.csv")
+    (read,) = tables.read_table(tmp_path / "counts.csv")
     assert read["image"] == name
 
 
 def test_a_file_name_that_is_no_text_stops_no_table(tmp_path):
     name = b"caf\xe9".decode("utf-8", "surrogateescape")  # Latin-1, as os.listdir gives it
-    results.write_counts(tmp_path / "counts.csv", [counted(name)])
-    assert results.read_table(tmp_path / "counts.csv")[0]["image"] == "caf\\udce9"
+    tables.write_counts(tmp_path / "counts.csv", [counted(name)])
+    assert tables.read_table(tmp_path / "counts.csv")[0]["image"] == "caf\\udce9"

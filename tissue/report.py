@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from tissue import agreement, pictures, results, review
+from tissue import agreement, pictures, results, review, tables
 from tissue.files import replacing
 
 LAYERS = {"image": "image", "overlay": "prediction", "gt": "reference", "errors": "errors"}
@@ -250,7 +250,7 @@ def _files(folder, name, kinds):
 def _regions(folder):
     """The rows of regions.csv, as far as the page shows them."""
     path = folder / results.REGIONS
-    return results.read_table(path)[:MOST_REGIONS] if path.is_file() else []
+    return tables.read_table(path)[:MOST_REGIONS] if path.is_file() else []
 
 
 def _fields(rows, doubtful):

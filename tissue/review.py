@@ -19,7 +19,8 @@ import numpy as np
 
 from tissue import pictures
 from tissue.files import InputError, replacing, write_table
-from tissue.results import REVIEW, cell, path_of, read_table
+from tissue.results import REVIEW, path_of
+from tissue.tables import cell, read_table
 from tissue.tiling import Tile
 
 SIDE = 256  # pixels of the network, about, of a field; and of its picture
@@ -28,7 +29,7 @@ PICTURES = 12  # most proposed fields of an image that have a picture; most on t
 LISTED = 100_000  # most fields of review.csv
 CLASS = "Region"  # of a field in QuPath; where preprocess.py takes an annotation as complete
 COLOUR = (0, 158, 115)  # RGB
-DIGITS = 4  # decimals of a doubt, as results.cell writes them
+DIGITS = 4  # decimals of a doubt, as tables.cell writes them
 COLUMNS = ("image", "y", "x", "height", "width", "nuclei", "doubt", "rank")
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from tissue import results
+from tissue import results, tables
 from tissue.claims import Job
 from tissue.files import InputError, unfinished, write_table
 from tissue.inputs import Task
@@ -129,13 +129,13 @@ class Status:
     def _of_others(self):
         """The rows of status.csv, if others work here; none of a file that is no such table."""
         try:
-            return results.read_table(self.path) if self.job.others() else []
+            return tables.read_table(self.path) if self.job.others() else []
         except (OSError, ValueError, KeyError, AttributeError, csv.Error):
             return []
 
 
 def _cells(row):
-    return {key: results.cell(row.get(key)) for key in results.STATUS_COLUMNS}
+    return {key: tables.cell(row.get(key)) for key in results.STATUS_COLUMNS}
 
 
 def _key(name):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tissue import inputs, report, results, review
+from tissue import inputs, report, results, review, tables
 from tissue.claims import making_tables
 from tissue.files import InputError
 from tissue.inputs import Task, at_most, how_many
@@ -75,9 +75,9 @@ def _write(folder: Path, records: Sequence[Record]) -> list[str]:
     rows = [record["row"] for record in records]
     shown, differing = results.settings_of(records)
     shown |= {f"skipped as {why}glass in {n}": share for n, (share, why) in _skipped(rows).items()}
-    results.write_counts(folder / results.COUNTS, rows)
-    results.write_errors(folder / results.ERRORS, rows)
-    results.write_regions(folder / results.REGIONS, records)
+    tables.write_counts(folder / results.COUNTS, rows)
+    tables.write_errors(folder / results.ERRORS, rows)
+    tables.write_regions(folder / results.REGIONS, records)
     reviewed = [record["row"]["image"] for record in records if "review" in record["files"]]
     doubtful, faults = review.write_review(folder, reviewed)
     lines = [f"{fault}; left out of {results.REVIEW}" for fault in at_most(faults)]

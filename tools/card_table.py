@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tissue.agreement import count_agreement
 from tissue.files import InputError, Parser, run_script
-from tissue.results import read_table
+from tissue.tables import read_table
 
 HEADER = ("tissue", "images", "Dice", "worst image", "AJI", "PQ", "count error", "bias")
 HEADER += ("limits of agreement",)

@@ -16,7 +16,7 @@ import cv2
 from tissue.files import Parser, run_script
 from tissue.images import read_image
 from tissue.pictures import write_image
-from tissue.results import read_table
+from tissue.tables import read_table
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "results"
 SHOWN = 160  # pixels of a picture's side in README; twice as many in its file

@@ -18,7 +18,7 @@ from model import UNet
 from tests.scripts import checkpoint_of, cut, infer, learn, table_of
 from tests.test_outline_files import collection, feature, polygon, square
 from tests.test_report import BROWSER, Elements
-from tissue import exports, results
+from tissue import exports, results, tables
 from tissue.files import InputError
 from tissue.synthetic import draw_tissue
 
@@ -73,7 +73,7 @@ def test_every_name_has_all_its_files_and_its_rows(finished):
         exports.check_exports(finished / "out", name, ("csv", "geojson", "rois", "coco"))
         coco = json.loads(results.path_of(finished / "out", name, "coco").read_text())
         assert name in coco["images"][0]["file_name"]
-    said = {row["image"] for row in results.read_table(finished / "out" / "counts.csv")}
+    said = {row["image"] for row in tables.read_table(finished / "out" / "counts.csv")}
     as_text = {n.encode("utf-8", "backslashreplace").decode() for n in map(_utf8, HOSTILE)}
     assert said == as_text
     assert not list(finished.rglob("executed"))
