@@ -352,6 +352,14 @@ def test_counts_have_all_columns_and_stay_empty_where_nothing_is_known(tmp_path)
     assert second["gt_nuclei"] == second["dice"] == ""
 
 
+def test_areas_of_counts_are_exact_to_a_square_micrometre(tmp_path):
+    own = {"tissue_mm2": 0.000346, "nuclei_per_mm2": 28901.7341, "excluded": {"pen_mm2": 1.5e-6}}
+    tables.write_counts(tmp_path / "counts.csv", [counted("a", 10, **own)])
+    (row,) = tables.read_table(tmp_path / "counts.csv")
+    assert (row["tissue_mm2"], row["nuclei_per_mm2"]) == ("0.000346", "28901.7341")
+    assert row["pen_mm2"] in ("0.000001", "0.000002")
+
+
 def test_errors_have_a_row_per_image_with_a_reference(tmp_path):
     tables.write_errors(tmp_path / "errors.csv", [ROW, counted("b", 7)])
     (found,) = tables.read_table(tmp_path / "errors.csv")

@@ -33,7 +33,8 @@ def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     rows = [row | row.get("excluded", {}) for row in rows]
     columns = COUNT_COLUMNS + more
     columns += tuple(dict.fromkeys(key for row in rows for key in row.get("excluded", ())))
-    write_table(path, columns, [{key: cell(row.get(key)) for key in columns} for row in rows])
+    table = [{key: cell(row.get(key), _digits(key)) for key in columns} for row in rows]
+    write_table(path, columns, table)
 
 
 def write_errors(path: Path | str, rows: Sequence[dict]) -> None:
@@ -78,6 +79,11 @@ def write_regions(path: Path | str, records: Sequence[Record]) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def _digits(column):
+    """Of an area in square millimetres as many as make a square micrometre."""
+    return 6 if column.endswith("_mm2") and not column.endswith("per_mm2") else 4
+
+
 def read_table(path: Path | str) -> list[dict[str, str]]:
     """The rows of such a table, with the names of images as they were."""
     with Path(path).open(newline="", encoding="utf-8") as file:
@@ -87,10 +93,12 @@ def read_table(path: Path | str) -> list[dict[str, str]]:
     return rows
 
 
-def cell(value):
-    """A value as a table has it; a text that a spreadsheet might run begins with '."""
+def cell(value, digits: int = 4):
+    """A value as a table has it, with so many decimals; a text that a spreadsheet might run begins
+    with '.
+    """
     if isinstance(value, str):
         return f"'{value}" if value.startswith((*FORMULA, "'")) else value
     if value is None or value != value:
         return ""
-    return f"{value:.4f}" if isinstance(value, float | np.floating) else value
+    return f"{value:.{digits}f}" if isinstance(value, float | np.floating) else value
