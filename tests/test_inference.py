@@ -639,7 +639,7 @@ def test_exports_stay_and_come_later_without_predicting_again(
     again = fingerprint(results)
     assert {path for path in exported if exported[path] != again[path]} <= {
         results / name
-        for name in (*TABLES, STATUS, "rows/.tables")  # made by each call
+        for name in (*TABLES, STATUS, "rows/.tables", "rows/.written")  # made by each call
     }
     if importlib.util.find_spec("anndata"):
         capsys.readouterr()
@@ -723,6 +723,44 @@ def corrected(path, text):
     """What a person makes of a file of results, saved over it."""
     path.write_text(text)
     return path
+
+
+def test_a_table_with_a_column_of_the_user_s_is_kept(pictures, checkpoint, tmp_path, capsys):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags, "--masks", tmp_path / "masks")
+    infer(out, *flags, "--masks", tmp_path / "masks")  # nobody has changed anything
+    assert "kept as" not in capsys.readouterr().out and not list(out.glob("*.changed*"))
+    names = "counts.csv", "errors.csv", "review.csv"
+    mine = {name: (out / name).read_text().replace("image,", "image,patient,") for name in names}
+    for more in ([], ["--overwrite"], ["--report_only"]):
+        for name in names:
+            (out / name).write_text(mine[name])
+        infer(out, *flags, "--masks", tmp_path / "masks", *more)
+        said = capsys.readouterr().out.splitlines()
+        number = "" if not more else "-2" if "--overwrite" in more else "-3"
+        for name in names:
+            kept = out / f"{name}.changed{number}"
+            assert f"{out / name}: changed since it was written; kept as {kept.name}" in said
+            assert kept.read_text() == mine[name]
+            assert "patient" not in (out / name).read_text()
+    for name in ("a.json", "counts.csv"):  # no image is finished any more, and all tables go
+        (out / ("rows" if "json" in name else "") / name).write_text("mine")
+    infer(out, "--report_only")
+    assert not (out / "counts.csv").exists() and not (out / "errors.csv").exists()
+    assert (out / "counts.csv.changed-4").read_text() == "mine"
+
+
+@pytest.mark.parametrize("memory", [None, "", "[]", '{"counts.csv": 3', "\udcff"])
+def test_tables_that_no_call_remembers_are_written_anew(pictures, checkpoint, tmp_path, memory):
+    """As those of earlier versions."""
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags)
+    (out / "counts.csv").write_text("image\na\n")
+    (out / "rows" / ".written").unlink()
+    if memory is not None:
+        (out / "rows" / ".written").write_text(memory, errors="surrogateescape")
+    infer(out, *flags)
+    assert table_of(out / "counts.csv")[0]["nuclei"] and not list(out.glob("*.changed*"))
 
 
 @pytest.mark.parametrize("settings", [[], ["--threshold", 0.6]])

@@ -7,6 +7,7 @@ from tissue import inputs, report, results, review, tables
 from tissue.claims import making_tables
 from tissue.files import InputError
 from tissue.inputs import Task, at_most, how_many
+from tissue.kept import keeping
 from tissue.record import Record
 
 
@@ -36,11 +37,11 @@ def write_summary(folder: Path, names: set[str] | None = None) -> list[str]:
     with making_tables(folder) as is_due:
         records, faults = results.finished(folder)
         lines = [f"{fault}; left out of the tables" for fault in at_most(faults)]
+        if is_due or not records:
+            with keeping(folder) as kept:
+                lines += kept + _write(folder, records)
         if not records:
-            for outdated in results.TABLES:
-                (folder / outdated).unlink(missing_ok=True)
             return lines
-        lines += _write(folder, records) if is_due else []
     rows = [record["row"] for record in records]
     own = [row for row in rows if names is None or row["image"] in names]
     if own:
@@ -71,7 +72,11 @@ def _skipped(rows):
 
 
 def _write(folder: Path, records: Sequence[Record]) -> list[str]:
-    """Write the tables and the page; lines of what is not in them."""
+    """Write the tables and the page; lines of what is not in them. None are of no records."""
+    if not records:
+        for outdated in results.TABLES:
+            (folder / outdated).unlink(missing_ok=True)
+        return []
     rows = [record["row"] for record in records]
     shown, differing = results.settings_of(records)
     shown |= {f"skipped as {why}glass in {n}": share for n, (share, why) in _skipped(rows).items()}

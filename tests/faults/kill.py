@@ -119,7 +119,8 @@ def ended(group: int, seconds: float = 20.0) -> bool:
 def files_of(folder: Path) -> dict[str, Path]:
     """All files below a folder, but the locks, by their path in it."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))}
-    return {n: p for n, p in found.items() if p.is_file() and p.name not in (LOCK, ".tables")}
+    own = LOCK, ".tables", ".written"
+    return {n: p for n, p in found.items() if p.is_file() and p.name not in own}
 
 
 def is_hidden(name: str) -> bool:

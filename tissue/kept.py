@@ -1,0 +1,47 @@
+"""Tables of a folder of results that somebody has changed: kept before new ones are written."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tissue import results
+from tissue.files import file_hash, replacing
+
+WRITTEN = ".written"  # beside the records: the SHA-256 of each table as it was written
+TABLES = tuple(name for name in results.TABLES if name.endswith(".csv"))
+
+
+@contextmanager
+def keeping(folder: Path) -> Iterator[list[str]]:
+    """Rename the tables that are not as they were written, and remember those that are written
+    meanwhile; gives a line for each that is kept. Who does so holds the lock of the tables.
+
+    A call that is killed meanwhile leaves nothing to compare with: its tables are overwritten.
+    """
+    memory = folder / results.ROWS / WRITTEN
+    lines = [_kept(path) for path in _changed(folder, memory)]
+    memory.unlink(missing_ok=True)
+    yield lines
+    there = [path for path in (folder / name for name in TABLES) if path.is_file()]
+    with replacing(memory) as beside:
+        beside.write_text(json.dumps({path.name: file_hash(path) for path in there}) + "\n")
+
+
+def _changed(folder, memory):
+    """The tables that are not as they were written; none that no call has remembered."""
+    known = {}
+    with suppress(OSError, ValueError, RecursionError):
+        known = json.loads(memory.read_text(encoding="ascii"))
+    for name in TABLES if isinstance(known, dict) else ():
+        path = folder / name
+        is_file = path.is_file() and not path.is_symlink()
+        if name in known and is_file and path.stat().st_size and file_hash(path) != known[name]:
+            yield path
+
+
+def _kept(path):
+    place = results.place_aside(path)
+    os.rename(path, place)
+    return f"{path}: changed since it was written; kept as {place.name}"
