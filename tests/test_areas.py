@@ -137,6 +137,22 @@ def test_outlines_of_nuclei_in_an_export_of_qpath_are_no_regions(opened):
     assert any("detections and cells, passed over: 3" in note for note in areas.notes)
 
 
+@pytest.mark.parametrize("label", ["Ignore*", "__ignore__", "ignored"])
+def test_what_is_ignored_is_in_no_region_and_none_itself(opened, label):
+    areas = opened(
+        feature(box(0, 0, 100, 50), "Tumor"),
+        feature(box(50, 0, 200, 40), label, "holes"),
+        feature(box(60, 10, 70, 20), "Stroma"),
+    )
+    points = [(10, 20, 1.0), (10, 65, 2.0), (10, 150, 4.0), (45, 80, 8.0)]
+    assert counts_of(areas, points) == [("Tumor", "Tumor", 50 * 50 + 50 * 10, 2, 9.0)]
+    assert not areas.within(0, 50, 40, 250).any()
+    assert [note.partition(": ")[2] for note in areas.notes] == [
+        "areas of a class Ignore*, left out: 1",
+        "regions wholly within these, passed over: 1",
+    ]
+
+
 def test_rois_are_regions_with_their_names(tmp_path):
     import roifile
 
@@ -215,6 +231,7 @@ def test_images_that_are_no_classes_are_refused(tmp_path, pixels, words):
     ("features", "words"),
     [
         ([], "no region"),
+        ([feature(box(0, 0, 50, 50), "Ignore*")], "a class Ignore*, left out: 1"),
         ([feature(box(0, 0, 5, 5), kind="detection")], "detections and cells, passed over: 1"),
         ([feature(box(0, 0, 50, 50)), feature(box(400, 0, 450, 50))], "feature 2"),
         ([feature(box(i % 300, 0, i % 300 + 1, 1)) for i in range(10_001)], "10,000"),

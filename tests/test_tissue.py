@@ -156,11 +156,12 @@ def test_what_is_marked_is_tissue_but_for_artefacts(tmp_path):
         tmp_path / "a.geojson",
         feature(box(0, 0, 100, 100), "Tumor"), feature(box(200, 0, 300, 50)),
         feature(box(90, 90, 150, 150), "pen"), feature(box(0, 0, 10, 10), "Pen"),
-        feature(box(5, 0, 15, 10), "Pen"),
+        feature(box(5, 0, 15, 10), "Pen"), feature(box(20, 50, 40, 70), "Ignore*"),
     )  # fmt: skip
     marked = Marked(path, SHAPE)
     expected = np.zeros(SHAPE, bool)
     expected[:100, :100] = expected[:50, 200:] = True
+    expected[50:70, 20:40] = False
     expected[90:, 90:150] = expected[:10, :15] = False
     np.testing.assert_array_equal(marked.within(0, 0, *SHAPE), expected)
     np.testing.assert_array_equal(marked.within(80, 70, 60, 50), expected[80:140, 70:120])

@@ -113,8 +113,8 @@ def rows_of(areas: Areas, table: dict[str, np.ndarray], tissue: np.ndarray) -> l
 def open_areas(path: Path, shape: tuple[int, int]) -> Areas:
     """Open the regions of an image of (height, width) pixels.
 
-    Outlines are read as `annotations.open_annotation` reads them, each a region of its class; an
-    image of numbers is one region for each value but 0, and may be smaller than the image by the
+    Outlines are read as `annotations.open_annotation` reads them, each a region of its class, and
+    those of a class Ignore* are cut out of all; an image of numbers is one region for each value but 0, and may be smaller than the image by the
     same factor both ways. Raises InputError that names the file, and the outline at fault.
     """
     path, shape = Path(path), tuple(shape)
@@ -141,6 +141,7 @@ def _outlined(path, shape):
                 f"without the nuclei"
             )
     facts.check()
+    found, geometries = _without_ignored(found, geometries, seen)
     said = [f"{path}: {text}: {count}" for text, count in seen.items()]
     if not found:
         raise InputError(
@@ -159,6 +160,20 @@ def _outlined(path, shape):
             geometries = np.append(geometries, whole)
             regions.append(("", label))
     return Areas(Shapes.of(geometries), regions, shape, tuple(said))
+
+
+def _without_ignored(found, geometries, seen):
+    """The outlines and their geometries without what others, of a class Ignore*, lie over."""
+    is_ignored = np.array([outlines.is_ignored(outline.label) for outline in found], bool)
+    if not is_ignored.any():
+        return found, geometries
+    geometries = np.array(geometries, object)
+    seen["areas of a class Ignore*, left out"] += int(is_ignored.sum())
+    left = shapely.difference(geometries, shapely.union_all(geometries[is_ignored]))
+    kept = np.flatnonzero(~is_ignored & (shapely.area(left) > 0))
+    if hidden := int((~is_ignored).sum()) - len(kept):
+        seen["regions wholly within these, passed over"] += hidden
+    return [found[i] for i in kept], list(left[kept])
 
 
 def _names(found):
