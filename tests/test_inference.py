@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from shapely.geometry import Polygon
 
 from model import UNet
 from tests import slide_files
 from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, table_of
 from tests.test_agreement import naive_aji, naive_pq
+from tests.test_areas import feature, write_regions
 from tests.test_scanners import needs_openslide
 from tests.test_windows import write_ome_pyramid
 from tissue import exports, files, images, masks, nuclei, nuclei_tables, windows
@@ -994,6 +996,35 @@ def test_masks_are_matched_without_case_and_unicode_form(pictures, checkpoint, t
     infer(tmp_path / "out", "--ckpt", checkpoint, "--images", pictures, "--masks", masks)
     assert all(row["dice"] for row in table_of(tmp_path / "out" / "counts.csv"))
     assert "c.png: without an image of that name, passed over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["mask", "label map", "outlines"])
+def test_references_whose_nuclei_are_no_darker_are_named(checkpoint, tmp_path, capsys, kind):
+    """Turned by half a turn, they are scored against nuclei that are elsewhere."""
+    (tmp_path / "masks").mkdir()
+    for name, seed, turned in (("right", 1, 0), ("turned", 1, 2), ("both", 2, 2)):
+        tissue = draw_tissue(160, 200, seed=seed)
+        labels = np.rot90(tissue.labels, turned).astype(np.uint16)
+        image = np.rot90(tissue.image, 2) if name == "both" else tissue.image
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_image(tmp_path / "images" / f"{name}.png", np.ascontiguousarray(image))
+        if kind == "outlines":
+            rings = [
+                cv2.findContours(
+                    np.uint8(labels == label), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+                )
+                for label in range(1, int(labels.max()) + 1)
+            ]
+            shapes = [Polygon(found[0][:, 0]) for found, _ in rings if len(found[0]) > 3]
+            write_regions(tmp_path / "masks" / f"{name}.geojson", *map(feature, shapes))
+        else:
+            pixels = labels if kind == "label map" else np.uint8(255) * (labels > 0)
+            tifffile.imwrite(tmp_path / "masks" / f"{name}.tif", pixels)
+    flags = ["--ckpt", checkpoint, "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    infer(tmp_path / "out", *flags)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no darker" in line]
+    assert line.startswith("turned: the nuclei of the mask are no darker than the rest of the ima")
+    assert line.endswith(f"Look at {tmp_path / 'out' / '<name>_errors.png'}")
 
 
 # --- pixel sizes

@@ -114,8 +114,9 @@ def open_areas(path: Path, shape: tuple[int, int]) -> Areas:
     """Open the regions of an image of (height, width) pixels.
 
     Outlines are read as `annotations.open_annotation` reads them, each a region of its class, and
-    those of a class Ignore* are cut out of all; an image of numbers is one region for each value but 0, and may be smaller than the image by the
-    same factor both ways. Raises InputError that names the file, and the outline at fault.
+    those of a class Ignore* are cut out of all; an image of numbers is one region for each value
+    but 0, and may be smaller than the image by the same factor both ways. Raises InputError that
+    names the file, and the outline at fault.
     """
     path, shape = Path(path), tuple(shape)
     check_regular(path)

@@ -18,11 +18,11 @@ from tissue import manifest, masks, patches, pictures, regions, windows
 from tissue.annotations import compare
 from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
-from tissue.files import InputError, file_hash, some
+from tissue.files import InputError, file_hash
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_of, read_image
 from tissue.nuclei import reference_labels
-from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair
+from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair, said_of_darker
 from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of, size_by_nuclei
 from tissue.results import path_of
 from tissue.splits import spread
@@ -30,7 +30,6 @@ from tissue.stain import Stain, stain_of
 
 PREVIEW_PATCHES = 48
 MOST_MAPS = 64  # label maps of a set that tell how large its nuclei are
-LEAST_DARKER = 0.5  # `how_much_darker`: right masks of 675 images of five sets have 0.89 or more
 # Of a pair: rows of patches.csv, the image's stain, its tile of annotations_preview.png if any.
 Written = tuple[list[dict], Stain | None, np.ndarray | None]
 
@@ -256,17 +255,8 @@ def assumptions(plan: Plan) -> list[str]:
 
 def doubtful_masks(plan: Plan) -> list[str]:
     """A line that names the images whose nuclei are no darker than what is beside them."""
-    names = [
-        pair.name
-        for pair, facts in zip(plan.pairs, plan.facts, strict=True)
-        if facts.darker is not None and facts.darker < LEAST_DARKER
-    ]
-    if not names:
-        return []
-    return [
-        f"{some(names)}: the nuclei of the mask are no darker than the rest of the image; is it "
-        f"shifted, turned, inverted, of another scale or image? Look at {patches.PREVIEW}"
-    ]
+    darker = {p.name: facts.darker for p, facts in zip(plan.pairs, plan.facts, strict=True)}
+    return said_of_darker(darker, patches.PREVIEW)
 
 
 def annotated_nuclei(plan: Plan) -> list[str]:

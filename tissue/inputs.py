@@ -212,20 +212,25 @@ def open_tasks(
         except (InputError, OSError) as error:
             faults.append(str(error))
     tasks.sort(key=lambda task: (-task.megapixels, task.pair.name))
+    darker = {}
     for index, task in enumerate(tasks):
         if is_mine(index):
             try:
-                notes += _assumed(task)
+                more, darker[task.pair.name] = _assumed(task)
+                notes += more
             except (InputError, OSError) as error:
                 faults.append(str(error))
-    return tasks, notes, faults
+    shown_in = results.path_of(folder, "<name>", "errors")
+    return tasks, notes + pairs.said_of_darker(darker, shown_in), faults
 
 
 def _assumed(task):
-    """What is assumed of an image's reference; InputError where they cannot be used together."""
-    notes = []
+    """What is assumed of an image's reference, and `pairs.how_much_darker` its nuclei are, if that
+    was looked at; InputError where they cannot be used together.
+    """
+    notes, darker, whole = [], None, (0, 0, *task.shape)
     if not task.image.is_big:
-        task.image.read(0, 0, 1, 1)
+        pixels = task.image.read(*whole)
     task.image.close()
     for kind, path in (("mask", task.pair.mask), ("label map", task.label_map)):
         if not path:
@@ -239,10 +244,13 @@ def _assumed(task):
                 f"replace one of them"
             )
         notes += reference.notes
+        if kind == "mask" and not task.image.is_big:
+            mask = reference.read(*whole)
+            darker = pairs.how_much_darker(pixels, mask, reference.known(*whole))
         if reference.regions is not None:
             notes.append(f"{path}: scored within its regions alone, and its counts not compared")
         reference.close()
-    return notes
+    return notes, darker
 
 
 def of_shard(tasks: Sequence, shard: str | None) -> Sequence:

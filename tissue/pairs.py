@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tissue import masks, scanners
-from tissue.files import InputError
+from tissue.files import InputError, some
 from tissue.images import read_image
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pixel_size import pixel_size_um
@@ -27,6 +27,7 @@ IMAGE_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg", "bmp", "svs", *scanners.S
 IMAGE_FOLDER = "tissue_images"
 MASK_FOLDERS = ("mask binary", "mask_binary", "masks")
 LEAST_DICE = 0.7  # of a mask and its label map, which are of one annotation
+LEAST_DARKER = 0.5  # `how_much_darker`: right masks of 675 images of five sets have 0.89 or more
 LONGEST = 230  # bytes of a name, so that patches and results, which add to it, stay within 255
 
 
@@ -330,6 +331,19 @@ def how_much_darker(
     if not (spread > 1e-6 and 0.01 <= mask.mean() <= 0.8):
         return None
     return float((absorbance[mask].mean() - absorbance[~mask].mean()) / spread)
+
+
+def said_of_darker(darker: Mapping[str, float | None], shown_in: str | Path) -> list[str]:
+    """A line that names the images whose nuclei, by `how_much_darker` of each, are no darker than
+    what is beside them, and a picture to look at.
+    """
+    names = [n for n, found in darker.items() if found is not None and found < LEAST_DARKER]
+    if not names:
+        return []
+    return [
+        f"{some(names)}: the nuclei of the mask are no darker than the rest of the image; is it "
+        f"shifted, turned, inverted, of another scale or image? Look at {shown_in}"
+    ]
 
 
 def image_files(folder: Path) -> list[Path]:
