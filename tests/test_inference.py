@@ -1048,6 +1048,30 @@ def test_what_is_resampled_is_said_in_a_line_for_each_size(checkpoint, tmp_path,
     assert out.count("um a pixel") == 2
 
 
+def test_a_given_pixel_size_that_images_deny_is_said(checkpoint, tmp_path, capsys):
+    for name, size in (("a", 0.25), ("b", 0.5), ("c", 0.26)):
+        sized(tmp_path / f"{name}.tif", size)
+    write_image(tmp_path / "d.png", draw_tissue(80, 90, seed=1).image)  # says nothing
+    given = ["--ckpt", checkpoint, "--pixel_size", 0.25, "--images"]
+    paths = [tmp_path / name for name in ("a.tif", "b.tif", "c.tif", "d.png")]
+    infer(tmp_path / "out", *given, *paths)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "--pixel_size" in line] == [
+        "b.tif says 0.5 um, --pixel_size 0.25 is taken"
+    ]
+    sized(tmp_path / "c.tif", 0.4)
+    infer(tmp_path / "out", *given, *paths)
+    end = "um, --pixel_size 0.25 is taken (2 of 4 images say otherwise)\n"
+    assert end in capsys.readouterr().out
+    infer(tmp_path / "told", "--ckpt", checkpoint, "--images", *paths)
+    sizes = [
+        {row["image"]: row["pixel_size_um"] for row in table_of(tmp_path / folder / "counts.csv")}
+        for folder in ("out", "told")
+    ]
+    assert sizes[0] == dict.fromkeys("abcd", "0.250000")
+    assert sizes[1] == {"a": "0.250000", "b": "0.500000", "c": "0.400000", "d": ""}
+
+
 def test_a_density_map_without_a_pixel_size_is_missed_in_a_line(
     pictures, checkpoint, tmp_path, capsys
 ):

@@ -13,6 +13,7 @@ from tissue.scanners import Scan, is_scan
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
 SAME = 0.1  # pixel sizes this close to each other, as a fraction, count as equal
+NEAR = 0.05  # a given one this close to what an image says is not another
 LEAST_SCALE, MOST_SCALE = 1 / 4, 8.0  # an image is enlarged 4 times and reduced 8 times at most
 # Of a median nucleus: 21 in TNBC and 36 in MoNuSeg, both scanned at 0.25 um (docs/lab_notes.md).
 NUCLEUS_UM2 = 28.0
@@ -148,6 +149,18 @@ def scale_of(size: float | None, wanted: float | None, name: str | Path) -> floa
             f"wrong, give the true one with --pixel_size"
         )
     return scale
+
+
+def said_of_given(told: Mapping[str, float | None], given: float | None) -> list[str]:
+    """A line where images, by name, say another size than the one that is `given` for all of them,
+    and is taken. Sizes are micrometres; those within 5 % are about equal.
+    """
+    others = [name for name, um in told.items() if given and um and abs(um / given - 1) > NEAR]
+    if not others:
+        return []
+    first = f"{others[0]} says {told[others[0]]:.3g} um"
+    more = f" ({len(others)} of {len(told)} images say otherwise)" * (len(others) > 1)
+    return [f"{first}, --pixel_size {given:.4g} is taken{more}"]
 
 
 def resampling_lines(sizes: Mapping[str, float | None], wanted: float | None) -> list[str]:

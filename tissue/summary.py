@@ -80,7 +80,9 @@ def _write(folder: Path, records: Sequence[Record]) -> list[str]:
     rows = [record["row"] for record in records]
     shown, differing = results.settings_of(records)
     shown |= {f"skipped as {why}glass in {n}": share for n, (share, why) in _skipped(rows).items()}
-    tables.write_counts(folder / results.COUNTS, rows)
+    sizes = [{"pixel_size_um": record["made_with"]["pixel_size"]} for record in records]
+    counted = [row | size for row, size in zip(rows, sizes, strict=True)]
+    tables.write_counts(folder / results.COUNTS, counted)
     tables.write_errors(folder / results.ERRORS, rows)
     tables.write_regions(folder / results.REGIONS, records)
     reviewed = [record["row"]["image"] for record in records if "review" in record["files"]]

@@ -9,7 +9,8 @@ import numpy as np
 from tissue.files import write_table
 from tissue.record import Record
 
-COUNT_COLUMNS = ("image", "height", "width", "contours", "nuclei", "gt_contours", "gt_nuclei")
+COUNT_COLUMNS = ("image", "height", "width", "pixel_size_um", "contours", "nuclei", "gt_contours")
+COUNT_COLUMNS += ("gt_nuclei",)
 COUNT_COLUMNS += ("accuracy", "dice", "iou", "aji", "pq", "tissue_mm2", "nuclei_per_mm2")
 COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
 REGION_COLUMNS = ("image", "region", "class", "area_px", "area_mm2", "tissue_mm2", "nuclei")
@@ -81,7 +82,8 @@ def write_regions(path: Path | str, records: Sequence[Record]) -> None:
 
 def _digits(column):
     """Of an area in square millimetres as many as make a square micrometre."""
-    return 6 if column.endswith("_mm2") and not column.endswith("per_mm2") else 4
+    is_area = column.endswith("_mm2") and not column.endswith("per_mm2")
+    return 6 if is_area or column == "pixel_size_um" else 4
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:
