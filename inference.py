@@ -57,6 +57,7 @@ from tissue.inputs import Task, how_many
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, said_of_given, scale_of
 from tissue.status import Status
 from tissue.summary import write_summary, write_tables
+from tissue.todo import unfinished
 from tissue.windows import open_image
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei.pt"
@@ -163,7 +164,7 @@ def main(args):
         if stop(everyones(faults), rank):
             return
         mine = inputs.of_shard(tasks, args.shard)
-        todo, notes = inputs.unfinished(mine, args.overwrite)
+        todo, notes = unfinished(mine, args.overwrite)
         for note in notes:
             say(note)
         shown = network.settings() | {"only regions": args.only_regions, "device": str(device)}

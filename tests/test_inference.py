@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from shapely.geometry import Polygon
+from shapely.geometry import Polygon, box
 
 from model import UNet
 from tests import slide_files
@@ -601,6 +601,39 @@ def test_other_settings_stay_in_the_tables_and_are_said(pictures, checkpoint, tm
     assert "same settings: other threshold" in page
     assert "0.5 (2 images); 0.6 (1 image)" in page
     assert "same settings: other threshold" in capsys.readouterr().out
+
+
+def test_why_images_are_made_anew_and_which_scores_go_is_said(
+    pictures, checkpoint, tmp_path, capsys
+):
+    out, masks = tmp_path / "out", tmp_path / "masks"
+    flags = ["--ckpt", checkpoint, "--images", pictures]
+    for name in "abc":
+        write_regions(tmp_path / "regions" / f"{name}.geojson", feature(box(0, 0, 40, 40), "Tumor"))
+    infer(out, *flags, "--masks", masks, "--regions", tmp_path / "regions")
+    assert "made anew" not in capsys.readouterr().out
+    (tmp_path / "regions" / "b.geojson").unlink()
+    infer(out, *flags, "--masks", masks, "--regions", tmp_path / "regions")
+    said = capsys.readouterr().out.splitlines()
+    assert "b: regions of an earlier call stay in regions.csv" in said
+    assert "b" in [row["image"] for row in table_of(out / "regions.csv")]
+    infer(out, *flags, "--threshold", 0.6, "--regions", tmp_path / "regions")
+    said = capsys.readouterr().out.splitlines()
+    assert "a, b, c: results have other threshold, reference; made anew" in said
+    assert "a, b, c: scores of an earlier call go, this one has no reference" in said
+    assert "b: regions of an earlier call go, this one has none" in said
+    assert not any(row["dice"] for row in table_of(out / "counts.csv"))
+    infer(out, *flags, "--threshold", 0.6, "--regions", tmp_path / "regions", "--overwrite")
+    assert "of an earlier call go" not in capsys.readouterr().out
+    infer(out, *flags, "--threshold", 0.6, "--pixel_size", 0.25)
+    said = capsys.readouterr().out.splitlines()
+    assert "a, b, c: results have other pixel size; made anew" in said
+    assert "a, c: regions of an earlier call go, this one has none" in said
+    write_image(pictures / "c.png", draw_tissue(80, 90, seed=9).image)
+    infer(out, *flags, "--threshold", 0.6, "--pixel_size", 0.25)
+    said = capsys.readouterr().out.splitlines()
+    assert "c: results have other image; made anew" in said
+    assert "2 of them finished already; --overwrite redoes them" in said
 
 
 def test_an_image_without_its_results_leaves_the_tables(pictures, checkpoint, tmp_path, capsys):

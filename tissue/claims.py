@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tissue import inputs, results
+from tissue import results
 from tissue.files import DIGITS, HOLDER, InputError, holding, remove_unfinished, replacing
 from tissue.inputs import Task
+from tissue.todo import unfinished
 
 BEAT, STALE = 2.0, 120.0  # seconds
 PAUSE = 1.0  # seconds from look to look of who waits for images that others work on
@@ -142,7 +143,7 @@ class Job:
             self.faults.append(fault.read_text(encoding="utf-8", errors="replace"))
             return None
         is_new = self.is_new(results.path_of(self.folder, name, "record"))
-        todo, _ = inputs.unfinished([task], self.overwrite and not is_new)
+        todo, _ = unfinished([task], self.overwrite and not is_new)
         if todo and is_new and not todo[0].row:
             record = results.read(self.folder, name)
             if record and record["made_with"] != task.made_with:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tissue import exports, nuclei_tables, pairs, results, windows
+from tissue import pairs, results, windows
 from tissue.annotations import (
     ENDINGS,
     LABEL_SUFFIXES,
@@ -20,8 +20,6 @@ from tissue.images import bits_of
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.unused import passed_over
-
-OF_NUCLEI = ("density", "density_picture")  # files that are made of the table of nuclei
 
 
 class Task(NamedTuple):
@@ -306,71 +304,6 @@ def _is_moved(task, record):
     """Whether the image's file is the one that its results are of, by size and time."""
     marks = record["made_with"].get("files") or [None]
     return marks[0] == task.file_marks()[0]
-
-
-def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str]]:
-    """The tasks that are not finished, or not with these settings, and lines that say so.
-
-    An image of which only files of nuclei are missing has its `row`: its mask is there. One that
-    was exported is exported again. It has no `formats` if only what is made of the nuclei
-    (`OF_NUCLEI`, and what is counted in regions) is missing or outdated. Raises InputError if a
-    package is missing that files need.
-    """
-    todo, notes = [], []
-    for task in tasks:
-        name, folder = task.pair.name, task.results
-        try:
-            record = results.read(folder, name)
-        except (InputError, OSError) as error:
-            record = None
-            notes.append(f"{error}; made anew")
-        kept = record["files"] if record else ()
-        both = {*task.formats, *(key for key in exports.MORE if key in kept)}
-        both = tuple(key for key in exports.FORMATS if key in both)
-        task = task._replace(formats=both)
-        if overwrite or record is None:
-            todo.append(task)
-            continue
-        lost = results.lost(folder, record)
-        if lost:
-            kept_as = _said_of_changed(folder, record)
-            notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew{kept_as}")
-        if record["made_with"] != task.made_with:
-            todo.append(task)
-            continue
-        missing = {*lost, *(key for key in both if key not in kept)}
-        if missing - {*exports.FORMATS, *OF_NUCLEI}:
-            todo.append(task)
-        elif missing & {*exports.FORMATS}:
-            todo.append(task._replace(row=record["row"]))
-        elif missing or _outdated(task, record):
-            todo.append(task._replace(row=record["row"], formats=()))
-    nuclei_tables.check_packages({key for task in todo for key in task.formats})
-    notes = at_most(notes)
-    with_row = [task for task in todo if task.row]
-    exported = len([task for task in with_row if task.formats])
-    if done := len(tasks) - len(todo) + len(with_row):
-        notes.append(f"{done} of them finished already; --overwrite redoes them")
-    if exported:
-        notes.append(f"{exported} of these are exported from the masks that are there")
-    if more := len(with_row) - exported:
-        notes.append(f"{more} of these get regions or a density map from the nuclei that are there")
-    return todo, notes
-
-
-def _said_of_changed(folder, record):
-    """Where files that somebody has changed will be kept, as the end of a line."""
-    name = record["row"]["image"]
-    paths = [results.path_of(folder, name, kind) for kind in results.changed(folder, record)]
-    kept = [f"{path.name} kept as {results.place_aside(path).name}" for path in paths]
-    return f", the changed {', '.join(kept)}" if kept else ""
-
-
-def _outdated(task, record):
-    """Whether what is made of an image's nuclei is not what the task asks for."""
-    if task.density and not all(kind in record["files"] for kind in OF_NUCLEI):
-        return True
-    return bool(task.regions) and record["row"].get("regions_file") != file_mark(task.regions)
 
 
 def at_most(lines: list[str], most: int = 5) -> list[str]:

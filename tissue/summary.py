@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tissue import inputs, report, results, review, tables
+from tissue import report, results, review, tables
 from tissue.claims import making_tables
 from tissue.files import InputError
 from tissue.inputs import Task, at_most, how_many
 from tissue.kept import keeping
 from tissue.record import Record
+from tissue.todo import unfinished
 
 
 def write_tables(folder: Path, tasks: Sequence[Task], mine: Sequence[Task]) -> list[str]:
     """As `write_summary` for the images of this call, `mine`, once those of all shards, `tasks`,
     are finished; else a line that says how many are not.
     """
-    if len(mine) < len(tasks) and (left := inputs.unfinished(tasks, overwrite=False)[0]):
+    if len(mine) < len(tasks) and (left := unfinished(tasks, overwrite=False)[0]):
         return [
             f"{len(left)} of {how_many(len(tasks), 'image')} are not finished: the last shard "
             f"makes tables and page, or: inference.py --image_folder {folder} --report_only"
