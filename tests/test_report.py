@@ -101,6 +101,12 @@ def test_the_terminal_s_table_has_the_columns_that_are_known_and_a_mean():
     assert lines[4] == "mean relative count error of nuclei: 20.0%"
 
 
+def test_the_mean_of_dropped_nuclei_has_the_images_of_which_none_was():
+    rows = [row("a", dropped=5), row("b"), row("c"), row("d", dropped=3), row("e")]
+    assert report.mean_row(rows)["dropped"] == 8 / 5
+    assert "dropped" not in report.mean_row(rows[1:3])
+
+
 def test_of_many_images_the_terminal_shows_the_first_and_the_mean_of_all():
     lines = report.text_table([row(f"image {n:02}", n) for n in range(1, 61)]).splitlines()
     assert len(lines) == 1 + 50 + 2

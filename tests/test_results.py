@@ -331,6 +331,16 @@ def test_records_that_differ_in_their_settings_are_told_apart(tmp_path):
     assert differing == ["checkpoint", "threshold"]
 
 
+def test_pixel_sizes_and_regions_alone_are_settings_too(tmp_path):
+    finish(tmp_path, made_with=MADE_WITH | {"pixel_size": 0.25})
+    finish(tmp_path, "b", MADE_WITH | {"pixel_size": 0.251})  # as tags round it
+    finish(tmp_path, "c")  # not known
+    assert results.settings_of(results.finished(tmp_path)[0])[1] == []
+    finish(tmp_path, "d", MADE_WITH | {"pixel_size": 0.5}, outside=0.5)
+    differing = results.settings_of(results.finished(tmp_path)[0])[1]
+    assert differing == ["pixel size", "--only_regions"]
+
+
 def test_bits_differ_only_where_they_are_known(tmp_path):
     finish(tmp_path)
     finish(tmp_path, "b", MADE_WITH | {"bits": 12})
@@ -358,6 +368,14 @@ def test_areas_of_counts_are_exact_to_a_square_micrometre(tmp_path):
     (row,) = tables.read_table(tmp_path / "counts.csv")
     assert (row["tissue_mm2"], row["nuclei_per_mm2"]) == ("0.000346", "28901.7341")
     assert row["pen_mm2"] in ("0.000001", "0.000002")
+
+
+def test_an_image_of_which_no_nucleus_was_dropped_has_0(tmp_path):
+    rows = [counted("a", 10, dropped=5), counted("b", 10), counted("c", 10, dropped=3)]
+    tables.write_counts(tmp_path / "counts.csv", rows)
+    assert [r["dropped"] for r in tables.read_table(tmp_path / "counts.csv")] == ["5", "0", "3"]
+    tables.write_counts(tmp_path / "counts.csv", rows[1:2])
+    assert "dropped" not in tables.read_table(tmp_path / "counts.csv")[0]
 
 
 def test_errors_have_a_row_per_image_with_a_reference(tmp_path):

@@ -106,8 +106,12 @@ def count_agreement(rows: Sequence[dict]) -> dict | None:
 
 
 def mean_row(rows: Sequence[dict]) -> dict:
-    """Means over the images that have a value, by the columns that are averaged."""
+    """Means over the images that have a value, by the columns that are averaged; an image of which
+    none was dropped, where others have some, has 0 of these.
+    """
     means = {"image": "mean"}
+    if any("dropped" in row for row in rows):
+        rows = [{"dropped": 0} | row for row in rows]
     for column in COLUMNS:
         values = [row[column.key] for row in rows if _known(row, column.key)]
         if values:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from tissue.files import InputError, in_the_way, longest_name, replacing, unfinished
 from tissue.pairs import same_name
+from tissue.pixel_size import NEAR
 from tissue.record import ENDINGS, Record
 from tissue.schema import check_content, seal
 
@@ -36,6 +37,7 @@ SETTINGS = {
     "overlap": "overlap of tiles",
     "split": "split",
     "bits": "bits of 16-bit images",
+    "pixel_size": "pixel size",
     "version": "version",
 }
 _RECORD = TypeAdapter(Record)
@@ -305,6 +307,10 @@ def settings_of(records: Sequence[Record]) -> tuple[dict[str, str], list[str]]:
     for key, title in SETTINGS.items():
         values = (record["made_with"].get(key) for record in records)
         known = [value for value in values if value is not None]
+        if key == "pixel_size":
+            known = known if known and max(known) > (1 + NEAR) * min(known) else ()
         if any(value != known[0] for value in known):
             differing.append(title)
+    if len({"outside" in record["row"] for record in records}) > 1:
+        differing.append("--only_regions")
     return shown, differing

@@ -31,7 +31,7 @@ def write_counts(path: Path | str, rows: Sequence[dict]) -> None:
     """
     more = ("dropped", "expected_count_error")
     more = tuple(key for key in more if any(key in row for row in rows))
-    rows = [row | row.get("excluded", {}) for row in rows]
+    rows = [{"dropped": 0} | row | row.get("excluded", {}) for row in rows]
     columns = COUNT_COLUMNS + more
     columns += tuple(dict.fromkeys(key for row in rows for key in row.get("excluded", ())))
     table = [{key: cell(row.get(key), _digits(key)) for key in columns} for row in rows]

@@ -9,7 +9,7 @@ from tissue.record import Record
 
 OF_NUCLEI = ("density", "density_picture")  # files that are made of the table of nuclei
 # What of made_with is an image's own, as a person calls it; else results.SETTINGS.
-OWN = {"sizes": "averaging", "pixel_size": "pixel size", "tissue": "search for artefacts"}
+OWN = {"sizes": "averaging", "tissue": "search for artefacts"}
 OF_FILES = "image", "reference", "label map", "regions", "tissue"  # as Task.file_marks has them
 
 
