@@ -316,8 +316,9 @@ def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: clai
             row["source"] = task.source
             if network.count_error is not None:
                 row["expected_count_error"] = network.count_error
+            marks = results.marks_of(task.results, task.pair.name)
             with job.finishing():
-                results.write(task.results, row, task.made_with, shown)
+                results.write(task.results, row, task.made_with, shown, marks)
     except (InputError, OSError) as error:
         job.failed(task.pair.name, str(error))
     except Exception as error:  # a defect, in one image of many

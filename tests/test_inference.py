@@ -1,5 +1,6 @@
 """inference.py on images that are read by windows, on several processes, and its other uses."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -825,6 +826,40 @@ def test_a_corrected_file_is_kept_before_the_image_is_made_anew(
     assert "kept as a_nuclei.geojson.changed-2" in capsys.readouterr().out
     assert made.read_text() == "corrected"
     assert (out / "a_nuclei.geojson.changed-2").read_text() == "corrected again"
+
+
+@pytest.mark.parametrize("ending", ["nuclei.geojson", "nuclei.csv", "rois.zip", "coco.json"])
+def test_a_correction_of_the_same_length_is_kept(pictures, checkpoint, tmp_path, capsys, ending):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags, "--export")
+    path = out / f"a_{ending}"
+    whole = path.read_bytes()
+    mine = whole.replace(b"1", b"2")
+    assert len(mine) == len(whole) and mine != whole
+    path.write_bytes(mine)
+    infer(out, *flags)
+    assert f"made anew, the changed {path.name} kept as" in capsys.readouterr().out
+    assert path.with_name(f"{path.name}.changed").read_bytes() == mine
+    assert path.read_bytes() == whole
+
+
+def test_a_copy_of_results_is_finished_and_so_are_those_of_earlier_versions(
+    pictures, checkpoint, tmp_path, capsys
+):
+    flags = ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(tmp_path / "out", *flags)
+    for copied in ("copy", "earlier"):
+        shutil.copytree(tmp_path / "out", tmp_path / copied, copy_function=shutil.copyfile)
+    path = tmp_path / "earlier" / "rows" / "a.json"
+    record = json.loads(path.read_text())
+    del record["marks"], record["sha256"]  # a seal of all the rest, as JSON with sorted keys
+    text = json.dumps(record, sort_keys=True).encode()
+    path.write_text(json.dumps(record | {"sha256": hashlib.sha256(text).hexdigest()}))
+    capsys.readouterr()
+    for copied in ("copy", "earlier"):
+        infer(tmp_path / copied, *flags)
+        out = capsys.readouterr().out
+        assert "1 of them finished already" in out and "made anew" not in out
 
 
 def test_overwrite_keeps_no_corrected_file(pictures, checkpoint, tmp_path):

@@ -193,6 +193,7 @@ def wrong_values():
     """A record with one thing wrong in each, its checksum right, and what is wrong."""
     record = {"row": ROW, "made_with": MADE_WITH, "shown": {"threshold": "0.45"}}
     record |= {"files": {"prediction": 22, "csv": 15}}
+    record |= {"marks": {"csv": {"time": 20, "sha256": "0" * 64}}}
     for place in places(record):
         for value in WRONG:
             changed = copy.deepcopy(record)
@@ -227,6 +228,9 @@ def is_sane(record):
     assert all(type(size) is int and size > 0 for size in record["files"].values())
     assert set(record["files"]) <= set(results.ENDINGS)
     assert all(type(text) is str for text in record["shown"].values())
+    for kind, mark in record.get("marks", {}).items():
+        assert kind in results.ENDINGS and set(mark) == {"time", "sha256"}
+        assert type(mark["time"]) is int and type(mark["sha256"]) is str
     assert type(record["made_with"]["tta"]) is bool and 0 < record["made_with"]["threshold"] < 1
     return True
 

@@ -35,6 +35,9 @@ ENDINGS = {
     "review_pictures": "_review.jpg",
 }
 
+# Those that people correct in their place.
+EDITED = "csv", "geojson", "geojson_gz", "rois", "coco", "tissue_geojson"
+
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Share = Annotated[float, Field(ge=0, le=1 + 1e-6)]  # sums of shares are rounded
 Amount = Annotated[float, Field(ge=0, le=1e15)]
@@ -119,6 +122,14 @@ class MadeWith(TypedDict):
 
 
 @with_config(CLOSED)
+class Mark(TypedDict):
+    """By what a file is known again: where its time is another, by its bytes."""
+
+    time: Annotated[int, Field(ge=0, le=10**20)]  # nanoseconds
+    sha256: str
+
+
+@with_config(CLOSED)
 class Record(TypedDict):
     """`rows/<name>.json`."""
 
@@ -126,4 +137,5 @@ class Record(TypedDict):
     made_with: MadeWith
     shown: dict[str, str]  # the settings as the page shows them
     files: dict[Literal[tuple(ENDINGS)], Annotated[int, Field(ge=1)]]  # bytes, by kind
+    marks: NotRequired[dict[Literal[EDITED], Mark]]  # of later versions
     sha256: str  # of all the rest as JSON with sorted keys

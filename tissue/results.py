@@ -2,7 +2,7 @@
 finished and with what, and what all of them come to.
 
 An image is finished if `rows/<name>.json` is a valid record and every file that it lists is there,
-with as many bytes as it says.
+with as many bytes as it says, and of those that people edit with the same bytes.
 """
 
 import json
@@ -10,15 +10,16 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from tissue.files import InputError, in_the_way, longest_name, replacing, unfinished
+from tissue.files import InputError, file_hash, in_the_way, longest_name, replacing, unfinished
 from tissue.pairs import same_name
 from tissue.pixel_size import NEAR
-from tissue.record import ENDINGS, Record
+from tissue.record import EDITED, ENDINGS, Record
 from tissue.schema import check_content, seal
 
 ROWS = "rows"
@@ -189,10 +190,26 @@ def has_records(folder: Path | str) -> bool:
     return bool(_record_files(Path(folder)))
 
 
-def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, Any]) -> None:
+def marks_of(folder: Path | str, name: str) -> dict[str, dict]:
+    """record.Mark of each file of an image that people edit, as it is now."""
+    paths = {kind: path_of(folder, name, kind) for kind in EDITED}
+    return {
+        kind: {"time": path.stat().st_mtime_ns, "sha256": file_hash(path)}
+        for kind, path in paths.items()
+        if path.is_file()
+    }
+
+
+def write(
+    folder: Path | str,
+    row: dict,
+    made_with: dict,
+    shown: Mapping[str, Any],
+    marks: dict | None = None,
+) -> None:
     """Write the record of an image whose files are all written: it is finished with that.
 
-    NaN, for a number that is not known, is left out of the row.
+    NaN, for a number that is not known, is left out of the row. `marks` is what `marks_of` gives.
     """
     name = row["image"]
     paths = {kind: path_of(folder, name, kind) for kind in ENDINGS}
@@ -202,6 +219,7 @@ def write(folder: Path | str, row: dict, made_with: dict, shown: Mapping[str, An
         "shown": {k: str(v).encode("utf-8", "backslashreplace").decode() for k, v in shown.items()},
         "files": {kind: path.stat().st_size for kind, path in paths.items() if path.is_file()},
     }
+    record |= {"marks": marks} if marks else {}
     record["sha256"] = seal(record)
     _RECORD.validate_python(record)
     with replacing(path_of(folder, name, "record")) as beside:
@@ -216,9 +234,22 @@ def write_fault(folder: Path | str, name: str, line: str) -> None:
 
 
 def lost(folder: Path | str, record: Record) -> list[str]:
-    """The kinds of files that a record lists and that are gone, or not as long as it says."""
+    """The kinds of files that a record lists and that are gone, or not what it says."""
     paths = {kind: path_of(folder, record["row"]["image"], kind) for kind in record["files"]}
-    return [kind for kind, path in paths.items() if _size(path) != record["files"][kind]]
+    marks = record.get("marks", {})
+    return [
+        kind
+        for kind, path in paths.items()
+        if _size(path) != record["files"][kind] or not _is_marked(path, marks.get(kind))
+    ]
+
+
+def _is_marked(path, mark):
+    """Whether a file is as its mark says, if it has one; another time alone is that of a copy."""
+    with suppress(OSError):
+        is_same = not mark or path.stat().st_mtime_ns == mark["time"]
+        return is_same or file_hash(path) == mark["sha256"]
+    return False
 
 
 def _size(path):

@@ -156,7 +156,7 @@ def content(path: Path):
         return [{k: v for k, v in row.items() if k not in OF_TIME} for row in rows]
     if path.parent.name == results.ROWS and path.suffix == ".json":
         record = json.loads(path.read_text())
-        del record["sha256"], record["row"]["seconds"]
+        del record["sha256"], record["row"]["seconds"], record["marks"]
         return record
     is_dated = path.suffix in (".html", ".log", ".txt") or path.name.startswith("events")
     return None if is_dated else path.read_bytes()
