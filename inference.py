@@ -313,9 +313,7 @@ def infer_one(task: Task, network: Predictor, team: Team, shown: dict, job: clai
         row = infer(task, network, team, job.advance)
         if team.place[0] == 0:
             row.setdefault("seconds", time.monotonic() - started)
-            row["source"] = task.source
-            if network.count_error is not None:
-                row["expected_count_error"] = network.count_error
+            row |= {"source": task.source} | network.expected
             marks = results.marks_of(task.results, task.pair.name)
             with job.finishing():
                 results.write(task.results, row, task.made_with, shown, marks)

@@ -75,15 +75,14 @@ class Predictor(Finder):
         )
 
     @property
-    def count_error(self) -> float | None:
-        """The mean relative count error of images that the network did not learn, where it is
-        known; None where it is used in another way than then.
+    def expected(self) -> dict[str, float]:
+        """The mean relative count error of images that the network did not learn, as a row has it;
+        empty where it is not known, or the network used in another way than then.
         """
-        own = self.checkpoint["threshold"], nuclei.Split(**self.checkpoint["split"])
         told = self.checkpoint.get("count_error")
-        return (
-            told["mean"] if told and not self.tta and own == (self.threshold, self.split) else None
-        )
+        own = self.checkpoint["threshold"], nuclei.Split(**self.checkpoint["split"]), False
+        is_own = own == (self.threshold, self.split, self.tta)
+        return {"expected_count_error": told["mean"]} if told and is_own else {}
 
     @functools.cached_property
     def sha256(self) -> str:
