@@ -26,7 +26,7 @@ import numpy as np
 import inference
 from benchmarks import data, results
 from benchmarks.train_speed import REPOSITORY, take
-from tissue import inputs, pairs
+from tissue import pairs
 from tissue import results as records
 from tissue.files import Parser, run_script
 from tissue.status import Status
@@ -38,7 +38,7 @@ WAYS = {"one process, two threads": ([], "2"), "two processes": (TORCHRUN, "1")}
 STEPS = {  # of a call that finds all images done
     "call": (inference, "main"),
     "plan": (inference, "plan"),
-    "records": (inputs, "unfinished"),
+    "records": (inference, "unfinished"),
     "status.csv": (Status, "write"),
     "tables and page": (inference, "write_tables"),
 }
