@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tissue import masks, scanners
+from tissue import agreement, masks, scanners
 from tissue.files import InputError, some
 from tissue.images import read_image
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
@@ -303,8 +303,7 @@ def check_pair(
 
 def _fit(mask, label_map, one, other):
     """A note where the foregrounds of a mask and of its label map hardly meet."""
-    both = np.count_nonzero(one) + np.count_nonzero(other)
-    dice = 2 * np.count_nonzero(one & other) / both if other.any() else 1
+    dice = agreement.dice(agreement.pixel_counts(one, other)) if other.any() else 1
     if dice >= LEAST_DICE:
         return ()
     return (
