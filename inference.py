@@ -54,7 +54,7 @@ from tissue import (
 )
 from tissue.files import InputError, Parser, SomeFailed, check_numbers, run_script, some
 from tissue.inputs import Task, how_many
-from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, said_of_given, scale_of
+from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, said_of_other, scale_of
 from tissue.status import Status
 from tissue.summary import write_summary, write_tables
 from tissue.todo import unfinished
@@ -272,8 +272,8 @@ def plan(args, network: Predictor) -> tuple[list[Task], list[str], list[str]]:
             )
         )  # fmt: skip
     notes += said_of_scored(network.checkpoint, planned)
-    told = {task.pair.image.name: task.told_um for task in planned}
-    notes = found.notes + everyones(notes) + said_of_given(told, args.pixel_size)
+    told = {t.pair.image.name: (t.image.pixel_size_um, t.pixel_size_um) for t in planned}
+    notes = found.notes + everyones(notes) + said_of_other(told)
     unknown = [task.pair.name for task in planned if not task.pixel_size_um]
     if args.density and unknown:
         notes.append(f"No pixel size in {some(unknown)}: no density map; --pixel_size tells it")

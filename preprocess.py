@@ -203,6 +203,7 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     print_lines(lines)
     settings = {"patch_dim": args.patch_dim, "patch_stride": args.patch_stride, **chosen_by}
     settings["pixel_size_given_um"] = given
+    told = dict(zip(names, pool.map(cutting.told_size, pairs), strict=True))
     if isinstance(given, float):
         sizes = dict.fromkeys(names, given)
     elif given == BY_NUCLEI:
@@ -210,8 +211,8 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
         print(line)
         sizes = dict.fromkeys(names, size)
     else:
-        sizes = dict(zip(names, pool.map(cutting.told_size, pairs), strict=True))
-    return Plan(root, pairs, labels, split_of, settings, sizes)
+        sizes = dict(told)
+    return Plan(root, pairs, labels, split_of, settings, told, sizes)
 
 
 def labels_of(root: Path, pairs: list[Pair], pool) -> Files:

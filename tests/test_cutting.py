@@ -28,7 +28,7 @@ def label_map(tmp_path):
 def plan(root, split_of, sizes, labels=()):
     pairs = [Pair(name, root / f"{name}.png", root / f"{name}_mask.png") for name in split_of]
     settings = {"patch_dim": 32, "patch_stride": 16, "bits": None}
-    return cutting.Plan(root, pairs, Files(dict(labels)), split_of, settings, sizes)
+    return cutting.Plan(root, pairs, Files(dict(labels)), split_of, settings, dict(sizes), sizes)
 
 
 def test_nuclei_that_meet_the_edge_do_not_tell_a_size(label_map, tmp_path):

@@ -1128,12 +1128,12 @@ def test_a_given_pixel_size_that_images_deny_is_said(checkpoint, tmp_path, capsy
     paths = [tmp_path / name for name in ("a.tif", "b.tif", "c.tif", "d.png")]
     infer(tmp_path / "out", *given, *paths)
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "--pixel_size" in line] == [
-        "b.tif says 0.5 um, --pixel_size 0.25 is taken"
+    assert [line for line in lines if " is taken" in line] == [
+        "b.tif says 0.5 um a pixel, 0.25 is taken"
     ]
     sized(tmp_path / "c.tif", 0.4)
     infer(tmp_path / "out", *given, *paths)
-    end = "um, --pixel_size 0.25 is taken (2 of 4 images say otherwise)\n"
+    end = "um a pixel, 0.25 is taken (2 of 4 images say otherwise)\n"
     assert end in capsys.readouterr().out
     infer(tmp_path / "told", "--ckpt", checkpoint, "--images", *paths)
     sizes = [
@@ -1208,6 +1208,8 @@ def test_a_table_gives_pixel_sizes_in_the_place_of_the_files(checkpoint, tmp_pat
     out = capsys.readouterr().out
     assert f"{table}: the pixel size of 2 of 3 images, 0.125 to 0.25 um\n" in out
     assert "b: 0.125 um a pixel, reduced 2 times to 0.25 um\n" in out and "a: " not in out
+    said = "a.tif says 0.5 um a pixel, 0.25 is taken (2 of 3 images say otherwise)\n"
+    assert said in out
     table.write_text("image,pixel_size_um\nd,0.25\n")
     with pytest.raises(InputError, match=r"sizes\.csv, line 2: found 'd'"):
         infer(tmp_path / "none", *flags, table)

@@ -298,7 +298,8 @@ def test_a_pixel_size_that_is_given_is_that_of_all_images(tmp_path, capsys):
     for number, um in ((1, 0.25), (2, None), (3, 0.5)):
         put(tmp_path, f"a_{number:02}", um=um, seed=number)
     run(tmp_path, "--pixel_size", 0.4)
-    assert "um" not in capsys.readouterr().out
+    said = "a_01.tif says 0.25 um a pixel, 0.4 is taken (2 of 3 images say otherwise)"
+    assert [line for line in capsys.readouterr().out.splitlines() if "um" in line] == [said]
     manifest = read_manifest(tmp_path)
     sizes = [image["pixel_size_um"] for image in manifest["images"]]
     assert [manifest["pixel_size_um"], *sizes] == [0.4] * 4
@@ -316,6 +317,7 @@ def test_a_table_gives_pixel_sizes_of_some_images_and_is_minded(tmp_path, capsys
     out = capsys.readouterr().out
     assert f"{table}: the pixel size of 2 of 3 images, 0.25 to 0.5 um\n" in out
     assert "a_03: 0.5 um a pixel, enlarged 2 times to 0.25 um\n" in out
+    assert "a_03.tif says 2.5 um a pixel, 0.5 is taken\n" in out
     sizes = [image["pixel_size_um"] for image in read_manifest(tmp_path)["images"]]
     assert sizes == pytest.approx([0.25, 0.25, 0.5])
     run(tmp_path, "--pixel_sizes", table)

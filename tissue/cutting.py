@@ -23,7 +23,13 @@ from tissue.given_sizes import read_sizes
 from tissue.images import bits_of, read_image
 from tissue.nuclei import reference_labels
 from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair, said_of_darker
-from tissue.pixel_size import pixel_size_um, resampling_lines, scale_of, size_by_nuclei
+from tissue.pixel_size import (
+    pixel_size_um,
+    resampling_lines,
+    said_of_other,
+    scale_of,
+    size_by_nuclei,
+)
 from tissue.results import path_of
 from tissue.splits import spread
 from tissue.stain import Stain, stain_of
@@ -48,7 +54,8 @@ class Plan:
     labels: Files  # label maps and annotations by the names of images
     split_of: dict[str, str]  # "train" or "val" by name
     settings: dict
-    sizes: dict[str, float | None]  # micrometres a pixel, of each image
+    told: dict[str, float | None]  # micrometres a pixel, as each image tells them
+    sizes: dict[str, float | None]  # the same, as they are taken
     sources: list[dict] = field(default_factory=list)  # what the manifest says of each pair
     facts: list[PairFacts] = field(default_factory=list)  # of each pair
     bit_lines: list[str] = field(default_factory=list)  # on its 16-bit images
@@ -127,15 +134,19 @@ def _areas(labels):
 
 
 def take_sizes(plans: Sequence[Plan], table: str | None) -> list[str]:
-    """Put the pixel sizes of a table of the user's, if any, into the plans; what was taken, in a
-    line. Raises InputError as `given_sizes.read_sizes` does.
+    """Put the pixel sizes of a table of the user's, if any, into the plans; in lines, what was
+    taken, and which images tell another. Raises InputError as `given_sizes.read_sizes` does.
     """
-    if not table:
-        return []
-    sizes, line = read_sizes(table, [name for plan in plans for name in plan.sizes])
+    lines = []
+    if table:
+        sizes, line = read_sizes(table, [name for plan in plans for name in plan.sizes])
+        lines.append(line)
+        for plan in plans:
+            plan.sizes.update({name: um for name, um in sizes.items() if name in plan.sizes})
     for plan in plans:
-        plan.sizes.update({name: um for name, um in sizes.items() if name in plan.sizes})
-    return [line]
+        both = {p.image.name: (plan.told[p.name], plan.sizes[p.name]) for p in plan.pairs}
+        lines += said_of_other(both)
+    return lines
 
 
 def settle_pixel_size(plans: Sequence[Plan], wanted: float | None, pool: Executor) -> list[str]:

@@ -151,16 +151,18 @@ def scale_of(size: float | None, wanted: float | None, name: str | Path) -> floa
     return scale
 
 
-def said_of_given(told: Mapping[str, float | None], given: float | None) -> list[str]:
-    """A line where images, by name, say another size than the one that is `given` for all of them,
-    and is taken. Sizes are micrometres; those within 5 % are about equal.
+def said_of_other(sizes: Mapping[str, tuple[float | None, float | None]]) -> list[str]:
+    """A line where images, by name, tell another size than the one that is taken for them.
+
+    Sizes are micrometres a pixel, as told and as taken; those within 5 % are about equal.
     """
-    others = [name for name, um in told.items() if given and um and abs(um / given - 1) > NEAR]
-    if not others:
-        return []
-    first = f"{others[0]} says {told[others[0]]:.3g} um"
-    more = f" ({len(others)} of {len(told)} images say otherwise)" * (len(others) > 1)
-    return [f"{first}, --pixel_size {given:.4g} is taken{more}"]
+    others = [
+        f"{name} says {told:.3g} um a pixel, {taken:.4g} is taken"
+        for name, (told, taken) in sizes.items()
+        if told and taken and abs(told / taken - 1) > NEAR
+    ]
+    more = f" ({len(others)} of {len(sizes)} images say otherwise)" * (len(others) > 1)
+    return [line + more for line in others[:1]]
 
 
 def resampling_lines(sizes: Mapping[str, float | None], wanted: float | None) -> list[str]:
