@@ -26,6 +26,7 @@ MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is ch
 # How far h and confidence of --init are moved in fine-tuning, and the gain in Dice + AJI that this
 # must bring (docs/lab_notes.md: few nuclei and their count alone chose splits that lost half).
 NEAR_H, NEAR_CONFIDENCE, NEARLY = (0, -0.1, 0.1), (0, -0.1, -0.05, 0.05, 0.1), 0.005
+LEAST_COUNTED = 5  # images that tell how far counts of others may be off
 
 
 class Counted(NamedTuple):
@@ -55,8 +56,8 @@ class Images(NamedTuple):
 
     def told(self, best: Path, device, fine_tuned: bool) -> list[str]:
         """`choose_split` and `expect_error` for a best.pt: their lines."""
-        split = choose_split(best, self.choosing, device, fine_tuned)
-        return [split, expect_error(best, self.held_out, device)]
+        line, without = choose_split(best, self.choosing, device, fine_tuned)
+        return [line, expect_error(best, self.held_out, device, without)]
 
 
 def counted_images(
@@ -121,32 +122,37 @@ def read_reference(
     return nuclei.reference_labels(mask.labels), None
 
 
-def choose_split(best: Path, counted: list[Counted], device, fine_tuned: bool = False) -> str:
+def choose_split(
+    best: Path, counted: list[Counted], device, fine_tuned: bool = False
+) -> tuple[str, dict[Path, nuclei.Split | None]]:
     """Put into best.pt the parameters of nuclei.Split with the smallest count error on the images
     of `counted_images` or, of a network with instances that is `fine_tuned`, those near the ones of
-    --init with the highest Dice + AJI; and return a line that says which and why.
+    --init with the highest Dice + AJI; and return a line that says which and why, and what would
+    have been chosen without each of the images, None where that is not known.
 
     Whatever fails, best.pt keeps what it has: a training is not lost by it.
     """
+    without = {}
     checkpoint = load_checkpoint(best)
     kept = "that of --init" if fine_tuned else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
     near = fine_tuned and checkpoint["config"].get("instances", False)
     if not counted:
-        return f"{default} (no training image has a label map to choose on)"
+        return f"{default} (no training image has a label map to choose on)", without
     try:
         if near:
-            split, error = near_split(checkpoint, counted, device)
+            split, error, without = near_split(checkpoint, counted, device)
         else:
             split, error = best_split(checkpoint, counted, device, fine_tuned)
+            without = dict.fromkeys(one.path for one in counted)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
-        return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})"
+        return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})", without
     if math.isnan(error):
-        return f"{default} (no label map of a training image has nuclei to choose on)"
+        return f"{default} (no label map of a training image has nuclei to choose on)", without
     save_checkpoint(best, checkpoint | {"split": split._asdict()})
     these = "images" if near else "training images"
     said = f"{1 - error / 2:.4f} mean of Dice and AJI" if near else f"count error {error:.1%}"
-    return f"split {split}, chosen on {len(counted)} {these} with label maps, {said}"
+    return f"split {split}, chosen on {len(counted)} {these} with label maps, {said}", without
 
 
 def best_split(
@@ -162,12 +168,15 @@ def best_split(
     return nuclei.choose_split(masks, counts, sizes, default, depths)
 
 
-def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
-    """The split near the checkpoint's with the highest mean of Dice + AJI on these images, and what
-    that lacks to 2; the checkpoint's, unless another gains NEARLY. NaN without nuclei.
+def near_split(
+    checkpoint: dict, counted: list[Counted], device
+) -> tuple[nuclei.Split, float, dict[Path, nuclei.Split]]:
+    """The split near the checkpoint's with the highest mean of Dice + AJI on these images, what
+    that lacks to 2, NaN without nuclei, and the one that is best on all but each of the images; the
+    checkpoint's, unless another gains NEARLY.
     """
     network, depths, sizes = predict(checkpoint, counted, device)
-    split, scores = network.split, {}
+    split, scores = network.split, {}  # of each image by path, of each split that is tried
     for one, depth, um in zip(counted, depths, sizes, strict=True):
         truth, known = read_reference(one.reference, depth.shape, one.path)
         known = np.ones(depth.shape, bool) if known is None else known
@@ -182,35 +191,57 @@ def near_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei
                 labels = found.labels * (kept[found.labels] & known)
                 counts = agreement.pixel_counts(labels > 0, truth > 0)
                 score = agreement.dice(counts) + agreement.aji(agreement.overlap(labels, truth))
-                scores.setdefault(split._replace(h=h, confidence=least), []).append(score)
+                its = scores.setdefault(one.path, {})
+                its[split._replace(h=h, confidence=least)] = score
+    best, lack = _best_of(list(scores.values()), split)
+    without = {one.path: split for one in counted}
+    for path in scores:
+        others = [its for other, its in scores.items() if other != path]
+        without[path], _ = _best_of(others, split)
+    return best, lack, without
+
+
+def _best_of(scores, split):
+    """The split with the highest mean of an image's scores each, or `split`, and what it lacks."""
     if not scores:
         return split, math.nan
-    means = {tried: statistics.mean(its) for tried, its in scores.items()}
+    means = {tried: statistics.mean(its[tried] for its in scores) for tried in scores[0]}
     best = max(means, key=means.get)
     best = best if means[best] > means[split] + NEARLY else split
     return best, 2 - means[best]
 
 
-def expect_error(best: Path, held_out: list[Counted], device) -> str:
+def expect_error(best: Path, held_out: list[Counted], device, without: dict | None = None) -> str:
     """Put into best.pt the mean relative count error on images that the network did not learn, and
-    how many they are; and return a line that says it, or why there is none, as `choose_split` does.
+    how many they are, if these are LEAST_COUNTED; and return a line that says it, or why there is
+    none, as `choose_split` does.
+
+    `without` has the split for an image by which that of best.pt was chosen, as `choose_split`.
     """
+    without = without or {}
     known = [one for one in held_out if one.count]
     if not known:
         return "counts: no validation image is there whose nuclei could be counted"
+    known = [one for one in known if without.get(one.path, True)]
+    if not known:
+        return "counts: not known how far off, as all validation images chose the split"
     try:
         checkpoint = load_checkpoint(best)
         network, found, sizes = predict(checkpoint, known, device)
         errors = []
         for one, depth, um in zip(known, found, sizes, strict=True):
             depths = depth if network.has_depth else None
-            count = nuclei.nuclei(depth > 0, um, network.split, depths).max()
+            split = without.get(one.path, network.split)
+            count = nuclei.nuclei(depth > 0, um, split, depths).max()
             errors.append(abs(int(count) - one.count) / one.count)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"counts: validation images failed ({' '.join(str(error).split()):.300})"
     expected = {"mean": statistics.mean(errors), "images": len(errors)}
+    line = f"counts: off by {expected['mean']:.1%} in the mean on {len(errors)} validation images"
+    if len(errors) < LEAST_COUNTED:
+        return f"{line}, too few to expect it of others"
     save_checkpoint(best, checkpoint | {"count_error": expected})
-    return f"counts: off by {expected['mean']:.1%} in the mean on {len(errors)} validation images"
+    return line
 
 
 def predict(checkpoint: dict, counted: list[Counted], device) -> tuple[Predictor, list, list]:

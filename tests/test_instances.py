@@ -305,7 +305,7 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
     for confidence in (0.1, 0.9):  # few are dropped, or nearly all
         start = nuclei.Split(**content["split"])._replace(confidence=confidence)
         content |= {"split": start._asdict()}
-        split, lack = splitting.near_split(content, counted, torch.device("cpu"))
+        split, lack, _ = splitting.near_split(content, counted, torch.device("cpu"))
         assert abs(split.h - start.h) <= 0.1001 and abs(split.confidence - confidence) <= 0.1001
         assert split._replace(h=start.h, confidence=confidence) == start
         for name, tried in (("start", start), ("near", split)):
@@ -317,6 +317,23 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
             scores.append(float(row["dice"]) + float(row["aji"]))
         assert scores[-1] == pytest.approx(2 - lack, abs=0.05)
         assert scores[-1] >= scores[-2] - 0.01
+
+
+def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root):
+    """In a fine-tuning, in which validation images choose the split, too."""
+    (root / "instance_labels").mkdir()
+    for number in (1, 2):
+        labels = draw_tissue(96, 80, seed=number).labels.astype(np.uint16)
+        tifffile.imwrite(root / "instance_labels" / f"Drawn_0{number}.tif", labels)
+    cut(root)
+    both = splitting.counted_images([str(root)], [read_manifest(root)])
+    content = checkpoints.load_checkpoint(checkpoint)
+    start = nuclei.Split(**content["split"])._replace(confidence=0.9)
+    content |= {"split": start._asdict()}
+    cpu = torch.device("cpu")
+    _, _, without = splitting.near_split(content, both, cpu)
+    for one, other in (both, both[::-1]):
+        assert without[one.path] == splitting.near_split(content, [other], cpu)[0]
 
 
 # --- flags

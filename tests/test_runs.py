@@ -178,15 +178,18 @@ def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
     best = saved(run, "best.pt") | {"split": DEFAULT}
     checkpoints.save_checkpoint(run / "best.pt", best)
     (root / "tissue_images" / "Drawn_02.tif").write_bytes(b"II*\0 and no more")
-    line = splitting.choose_split(run / "best.pt", counted, torch.device("cpu"))
+    line, _ = splitting.choose_split(run / "best.pt", counted, torch.device("cpu"))
     assert "could not be chosen" in line and "Drawn_02.tif" in line
     assert saved(run, "best.pt")["split"] == DEFAULT
     checkpoints.load_checkpoint(run / "best.pt")
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_best_says_how_far_counts_of_validation_images_are_off(root, tmp_path, labelled):
+def test_best_says_how_far_counts_of_validation_images_are_off(
+    root, tmp_path, monkeypatch, labelled
+):
     """As a call of inference.py with their references finds it."""
+    monkeypatch.setattr(splitting, "LEAST_COUNTED", 1)
     if labelled:
         label(root, 1, 2, 3, 4)
     cut(root)
@@ -203,6 +206,13 @@ def test_best_says_how_far_counts_of_validation_images_are_off(root, tmp_path, l
     assert float(row["expected_count_error"]) == pytest.approx(best["mean"], abs=1e-4)
 
 
+def test_few_validation_images_tell_nothing_of_others(root, tmp_path):
+    cut(root)
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    assert "on 1 validation images, too few" in (run / "train.log").read_text()
+    assert "count_error" not in saved(run, "best.pt")
+
+
 def test_where_validation_images_cannot_be_counted_a_line_says_so(root, tmp_path):
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
@@ -211,11 +221,15 @@ def test_where_validation_images_cannot_be_counted_a_line_says_so(root, tmp_path
     one.path.write_bytes(b"II*\0 and no more")
     line = splitting.expect_error(run / "best.pt", [one], torch.device("cpu"))
     assert "counts: validation images failed" in line and one.path.name in line
-    assert saved(run, "best.pt")["count_error"] == before["count_error"]
+    assert saved(run, "best.pt").keys() == before.keys()
     one.path.unlink()
     (held_out,) = [splitting.Images.of([str(root)], [read_manifest(root)], False).held_out]
     assert held_out == []
     assert "no validation image" in splitting.expect_error(run / "best.pt", [], None)
+    chosen = {
+        one.path: None
+    }  # by images that also chose the split, which is not known without them
+    assert "chose the split" in splitting.expect_error(run / "best.pt", [one], None, chosen)
 
 
 def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):
