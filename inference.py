@@ -77,7 +77,7 @@ def parse_args(argv=None):
     files.add_argument("--root", nargs="+", default="./data/", help="folders of preprocess.py")
     files.add_argument("--images", nargs="+", help="image files or folders, instead of --root's")
     files.add_argument("--masks", help="folder with references for --images: masks or annotations")
-    files.add_argument("--ckpt", help="checkpoint or run folder; without it the weights that ship")
+    files.add_argument("--ckpt", help="checkpoint or run folder; without it the included weights")
     files.add_argument("--image_folder", default="./results/", help="folder for the results")
     files.add_argument("--overwrite", action="store_true", help="redo images that have results")
     segmentation = parser.add_argument_group("segmentation")
@@ -112,11 +112,11 @@ def parse_args(argv=None):
     )
     regions = parser.add_argument_group("regions and density")
     regions.add_argument("--regions", metavar="FOLDER", help="outlines or class maps of the images")
-    regions.add_argument("--only_regions", action="store_true", help="find nuclei in these alone")
+    regions.add_argument("--only_regions", action="store_true", help="find no nuclei outside them")
     regions.add_argument(
         "--tissue", metavar="FOLDER", help="files that mark tissue; all: artefacts are tissue too"
     )
-    regions.add_argument("--density", action="store_true", help="map it in small images too")
+    regions.add_argument("--density", action="store_true", help="density map of small images too")
     tiles = parser.add_argument_group("tiles, for large images")
     tiles.add_argument("--tile_size", type=int, default=tiling.TILE, help="side of a tile, pixels")
     tiles.add_argument(
@@ -128,7 +128,7 @@ def parse_args(argv=None):
     machine.add_argument("--batch_size", type=int, help="tiles at once; else 4 on a GPU, or 1")
     machine.add_argument("--shard", metavar="I/N", help="do the I'th of N shares, for job arrays")
     instead = parser.add_argument_group("instead of results")
-    instead.add_argument("--report_only", action="store_true", help="tables, page of all records")
+    instead.add_argument("--report_only", action="store_true", help="tables and page made again")
     instead.add_argument("--export_model", metavar="FILE", help="write model.pt2 or model.onnx")
     return parser.parse_args(argv)
 

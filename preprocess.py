@@ -61,7 +61,7 @@ def parse_args(argv=None):
         help="folder with images and masks or annotations, or several, or one of such folders",
     )  # fmt: skip
     parser.add_argument("--patch_dim", type=int, default=128, help="side of a patch, pixels")
-    parser.add_argument("--patch_stride", type=int, default=20, help="patch to patch, pixels")
+    parser.add_argument("--patch_stride", type=int, default=20, help="from patch to patch, pixels")
     parser.add_argument(
         "--pixel_size", nargs="+", metavar="UM", default=[],
         help="micrometres, of all images, or one a root; without it what they say; "
@@ -97,7 +97,7 @@ def parse_args(argv=None):
         help="what it finds in a name, or its first (...), is the image's group: patient or slide; "
         "without it each image is its own; with --val_pattern, groups in both parts are told",
     )
-    held_out.add_argument("--seed", type=int, default=0, help="of the draw")
+    held_out.add_argument("--seed", type=int, default=0, help="other images by chance")
     return parser.parse_args(argv)
 
 

@@ -301,7 +301,8 @@ def corrections(plan: Plan, results: Path) -> list[str]:
                 f"{found}"
             )
     return lines or [
-        f"{results}: no <name>_nuclei.geojson of an annotated image, nothing was compared"
+        f"{results}: no <name>_nuclei.geojson of an image annotated in GeoJSON, nothing was "
+        "compared"
     ]
 
 

@@ -242,5 +242,5 @@ def check_packages(formats: Sequence[str]) -> None:
     if "anndata" in formats and not find_spec("anndata"):
         raise InputError(
             "--export anndata: found no package anndata, expected it to write and read .h5ad; "
-            "pip install -r requirements-anndata.txt (or -e .[anndata]), or export without it"
+            "pip install -r requirements-anndata.txt (or -e '.[anndata]'), or export without it"
         )
