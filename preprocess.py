@@ -112,11 +112,14 @@ def main(args):
         # --- plan: what there is, and what is to be made of it ---
         sizes = zip(roots, given_to_each(given, roots), strict=True)
         plans = [make_plan(args, root, size, pool) for root, size in sizes]
+        if args.group_pattern and len(plans) > 1:
+            print_lines(said_of_roots(plans, args.group_pattern))
         print_lines(cutting.take_sizes(plans, args.pixel_sizes))
         print_lines(cutting.settle_pixel_size(plans, args.patch_pixel_size, pool))
         if args.corrected_from:
             for plan in plans:
                 print_lines(cutting.corrections(plan, Path(args.corrected_from)))
+        cutting.settle_bits(plans, pool)
         todo = []
         for plan in plans:
             plan.sources = cutting.describe(plan, pool)
@@ -128,8 +131,6 @@ def main(args):
         # --- check: every fault of every image, before anything is written ---
         check(todo, pool)
         cutting.check_pictures(plans)
-        for plan in todo:
-            cutting.settle_bits(plan, pool)
 
     # --- cut: beside the old set, in whose place it is put when it is complete ---
     for plan in todo:
@@ -213,6 +214,17 @@ def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     else:
         sizes = dict(told)
     return Plan(root, pairs, labels, split_of, settings, told, sizes)
+
+
+def said_of_roots(plans: list[Plan], group_pattern: str) -> list[str]:
+    """A line with groups that are for training in one root and for validation in another."""
+    groups, split_of = {}, {}
+    for plan in plans:
+        for name, group in splits.groups_of(list(plan.split_of), group_pattern).items():
+            groups[plan.root, name], split_of[plan.root, name] = group, plan.split_of[name]
+    return splits.said_of_both(
+        groups, split_of, "if they are the same patients, put their images into one root"
+    )
 
 
 def labels_of(root: Path, pairs: list[Pair], pool) -> Files:

@@ -89,7 +89,8 @@ def check_unchanged(roots: list[str], manifests: list[dict]) -> None:
         for image in manifest["images"]:
             for kind in ("image", "mask", "labels"):
                 path = root / (image[kind] or "")
-                if path.is_file() and path.stat().st_mtime > cut:
+                # A copy may have any time. Masks are small enough to look at all of them.
+                if path.is_file() and (kind != "image" or path.stat().st_mtime > cut):
                     changed += [path] * (file_hash(path) != image[f"{kind}_sha256"])
     if changed:
         raise InputError(
@@ -103,19 +104,23 @@ def check_apart(roots: list[str], manifests: list[dict], own: int) -> None:
 
     The first `own` sets are those of --root; those after them are not validated.
     """
-    learned = {}  # an image of each file, as its root and name
+    learned = {}  # an image of each file and of each picture, as its root and name
     for root, manifest in zip(roots, manifests, strict=True):
         for image in manifest["images"]:
             if image["split"] == "train":
-                learned.setdefault(image["image_sha256"], f"{root}: {image['name']}")
+                learned |= dict.fromkeys(_hashes(image), f"{root}: {image['name']}")
     for root, manifest in zip(roots[:own], manifests, strict=False):
         for image in manifest["images"]:
-            if image["split"] == "val" and image["image_sha256"] in learned:
+            if image["split"] == "val" and (same := _hashes(image) & learned.keys()):
                 raise InputError(
                     f"{root}: {image['name']}: found this validation image among the training "
-                    f"images, too ({learned[image['image_sha256']]}), expected other ones; remove "
+                    f"images, too ({learned[same.pop()]}), expected other ones; remove "
                     f"one of both, or cut the sets with other --val_pattern"
                 )
+
+
+def _hashes(image):
+    return {image["image_sha256"], image.get("pixels_sha256", image["image_sha256"])}
 
 
 def make_loaders(args, machine: Machine) -> tuple[DataLoader, DataLoader]:

@@ -31,6 +31,7 @@ def told(folder, description, **tags):
         (APERIO + "AppMag=20x|Left = 1", 0.5),
         (APERIO + "AppMag = 20|MPP = 0.4990", 0.499),
         (APERIO + "MPP = 0.2521|AppMag = 40", 0.2521),
+        (APERIO + "AppMag = 20|MPP = 0,4990", 0.499),  # a comma for decimals
         (APERIO + "AppMag = 20|MPP = 0", 0.5),  # nonsense is as if it were not there
         (APERIO + "AppMag = 20|MPP = nan", 0.5),
         (APERIO + "AppMag = 20|MPP = -0.5", 0.5),

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -19,6 +20,7 @@ from tests.test_preprocess import put, refused, run
 from tissue import patches
 from tissue.files import InputError
 from tissue.manifest import read_manifest, read_table
+from tissue.pairs import set_folders
 from tissue.patches import PatchDataset
 from tissue.pictures import write_image
 from tissue.synthetic import draw_tissue
@@ -205,6 +207,48 @@ def test_a_picture_on_both_sides_in_one_root_leaves_all_as_they_were(tmp_path):
     assert text in refused(tmp_path, "--root", *roots)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_group_on_both_sides_of_two_roots_is_said(tmp_path, capsys, more):
+    one, two = (folder_of(tmp_path, name) for name in ("one", "two"))
+    for root, first in ((one, 0), (two, more)):  # p1, p2 and p3; or p2, p3 and p4
+        for path in (*(root / "tissue_images").iterdir(), *(root / "masks").iterdir()):
+            path.rename(path.with_name(f"{root.name}-p{int(path.stem[-1]) + first}{path.suffix}"))
+    run(tmp_path, "--root", one, two, "--group_pattern", "p[0-9]")
+    parts = {"train": set(), "val": set()}
+    for root in (one, two):
+        for image in read_manifest(root)["images"]:
+            parts[image["split"]].add(image["name"][-2:])
+    both = parts["train"] & parts["val"]
+    said = f"so that scores may be too good: {', '.join(sorted(both))}; if they are the same"
+    assert bool(both) == bool(more) == (said in capsys.readouterr().out)
+
+
+def test_a_table_of_pixel_sizes_names_one_image_each(tmp_path):
+    one, two = (folder_of(tmp_path, name) for name in ("one", "two"))
+    for folder in ("tissue_images", "masks"):
+        (path,) = (two / folder).glob("two_02.*")
+        path.rename(path.with_name(f"One_02{path.suffix}"))
+    table = tmp_path / "sizes.csv"
+    table.write_text("image,pixel_size_um\none_02,0.5\none_01,0.5\n")
+    text = refused(tmp_path, "--root", one, two, "--pixel_sizes", table)
+    assert "sizes.csv: found One_02, of which several roots have an image, expected" in text
+
+
+def test_16_bit_images_of_several_roots_are_of_one_brightness(tmp_path):
+    """And a set that is cut already with other bits is cut anew."""
+    roots = [folder_of(tmp_path, name, um=0.25) for name in ("one", "two")]
+    for root, largest in zip(roots, (4000, 60_000), strict=True):
+        for path in (root / "tissue_images").iterdir():
+            pixels = (tifffile.imread(path) / 255 * largest).astype(np.uint16)
+            tifffile.imwrite(path, pixels, photometric="rgb")
+    for root in roots:
+        run(root)
+    assert [read_manifest(root)["bits"] for root in roots] == [12, 16]
+    run(tmp_path, "--root", *roots)
+    assert [read_manifest(root)["bits"] for root in roots] == [16, 16]
+    learn(tmp_path, tmp_path / "log", "--root", *roots, "--epoch", 1)
+
+
 # --- learning
 
 
@@ -226,6 +270,27 @@ def test_a_picture_on_both_sides_in_two_roots_is_refused_whatever_is_cut_already
     run(two)
     assert text in refused(*both)
     run(tmp_path, "--root", one, two, "--val_pattern", "*0[234]")
+
+
+def test_a_picture_on_both_sides_in_another_format_is_refused_whatever_is_cut_already(tmp_path):
+    one, two = leaking(tmp_path)
+    path = two / "tissue_images" / "two_03.tif"
+    write_image(path.with_suffix(".png"), tifffile.imread(path))
+    path.unlink()
+    run(one)
+    run(two)
+    text = f"validation ({one / 'one_02'} = {two / 'two_03'})"
+    assert text in refused(tmp_path, "--root", one, two)
+    with pytest.raises(InputError, match=r"two: two_03: found .*\(\S*one: one_02\)"):
+        learn(tmp_path, tmp_path / "log", "--root", one, two)
+
+
+def test_a_root_that_is_given_twice_is_one(tmp_path):
+    root = folder_of(tmp_path, "one")
+    run(root)
+    assert set_folders([str(root), f"{root}/", str(root)], "patches.json") == [str(root)]
+    folder = learn(root, tmp_path / "log", "--root", root, f"{root}/", "--epoch", 1)
+    assert "50 training and 25 validation patches" in (folder / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -295,6 +360,29 @@ def test_validation_images_of_several_roots_are_inferred(tmp_path):
     shutil.copytree(roots[0], again)
     with pytest.raises(InputError, match="one_03"):  # two files of one name
         infer(tmp_path / "out", "--root", roots[0], again, "--ckpt", run_folder)
+
+
+def test_a_label_map_is_that_of_its_root_whatever_the_case_of_its_name(tmp_path):
+    """Also where an image that another root learns has the same name."""
+    one, two = (folder_of(tmp_path, name, um=0.25) for name in ("one", "two"))
+    for root in (one, two):
+        label(root)
+        for path in (root / "instance_labels").iterdir():
+            path.rename(path.with_name(path.name.upper().replace("PNG", "png")))
+    for folder in ("tissue_images", "masks", "instance_labels"):  # `two` learns a One_03
+        (path,) = (two / folder).glob("[tT][wW][oO]_02.*")
+        path.rename(path.with_name(f"One_03{path.suffix}"))
+    write_image(two / "instance_labels" / "One_03.png", np.eye(96, dtype=np.uint16))
+    run(one)
+    run(two, "--val_pattern", "two_03")
+    folder = learn(one, tmp_path / "log", "--epoch", 1)
+    infer(tmp_path / "out", "--root", one, two, "--ckpt", folder)
+    rows = table_of(tmp_path / "out" / "counts.csv")
+    true = str(draw_tissue(96, 96, 3).labels.max())
+    assert [(row["image"], row["gt_nuclei"]) for row in rows] == [
+        ("one_03", true),
+        ("two_03", true),
+    ]
 
 
 def test_patches_without_the_images_they_were_cut_from_are_learned_from(tmp_path):

@@ -20,6 +20,7 @@ from tests.test_areas import (  # noqa: F401
     slides,
     write_regions,
 )
+from tests.test_outline_files import roi_of, roi_zip
 from tests.test_review import checkpoint  # noqa: F401, a fixture
 from tissue import masks
 from tissue.areas import open_areas
@@ -167,6 +168,20 @@ def test_what_is_marked_is_tissue_but_for_artefacts(tmp_path):
     np.testing.assert_array_equal(marked.within(80, 70, 60, 50), expected[80:140, 70:120])
     assert marked.meets(0, 0, 50, 50) and not marked.meets(100, 0, 100, 300)
     assert marked.pixels() == {"pen": 3600 + 150, "fold": 0, "blur": 0, "black": 0}
+
+
+def test_rois_of_imagej_have_names_for_classes(tmp_path):
+    whole, *pens = (
+        roi_of("RECT", box=edges, name=name)
+        for edges, name in (
+            ((0, 0, 200, 300), "Tissue"), ((0, 0, 10, 10), "Pen"), ((50, 0, 60, 10), "pen"),
+        )
+    )  # fmt: skip
+    marked = Marked(roi_zip(tmp_path / "a.zip", whole, *pens), (200, 300))
+    expected = np.ones((200, 300), bool)
+    expected[:10, :10] = expected[50:60, :10] = False
+    np.testing.assert_array_equal(marked.within(0, 0, 200, 300), expected)
+    assert marked.pixels() == {"pen": 200, "fold": 0, "blur": 0, "black": 0}
 
 
 @pytest.mark.parametrize("step", [1, 4])

@@ -6,6 +6,7 @@ data sets is lost, as `python3 -m experiments.artefacts` measures (docs/lab_note
 """
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -248,7 +249,8 @@ class Marked:
     def __init__(self, path: Path, shape: tuple[int, int]):
         self.areas = open_areas(path, shape)
         self.notes = self.areas.notes
-        labels = [label for _, label in self.areas.regions]
+        # A ROI of ImageJ has a name and no class; names that several have are numbered.
+        labels = [label or re.sub(r" \d+$", "", name) for name, label in self.areas.regions]
         if self.areas.is_painted and len(labels) == 1:
             labels = [CLASSES[TISSUE]]
         elif self.areas.is_painted:
@@ -283,7 +285,7 @@ class Marked:
         """As `Map.pixels`: what is marked so."""
         count, *_ = self.areas.count(np.empty(0), np.empty(0), np.empty((0, 0)))
         # Of a class of several regions the last is the whole.
-        whole = [*{label: at for at, (_, label) in enumerate(self.areas.regions)}.values()]
+        whole = [*{label or at: at for at, (_, label) in enumerate(self.areas.regions)}.values()]
         count, labels = count[whole], self.labels[whole]
         return {kind: float(count[labels == kind].sum()) for kind in ARTEFACTS}
 

@@ -4,7 +4,7 @@ preprocess.py makes a Plan for each root folder, has all of them checked, and cu
 other. Nothing here prints; what a person should know comes back as lines.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ from tissue import manifest, masks, patches, pictures, regions, windows
 from tissue.annotations import compare
 from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
-from tissue.files import InputError, file_hash
+from tissue.files import InputError, file_hash, some
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_of, read_image
 from tissue.nuclei import reference_labels
-from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair, said_of_darker
+from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair, said_of_darker, same_name
 from tissue.pixel_size import (
     pixel_size_um,
     resampling_lines,
@@ -64,6 +64,15 @@ class Plan:
     def known_sizes(self) -> list[float]:
         """Micrometres a pixel of the training images that tell it."""
         return [um for name, um in self.sizes.items() if um and self.split_of[name] == "train"]
+
+    @property
+    def pictures(self) -> list[tuple[str, str]]:
+        """Name and hash of the pixels of each pair, as far as it is known."""
+        if self.facts:
+            both = zip(self.pairs, self.facts, strict=True)
+            return [(pair.name, facts.pixels_sha256) for pair, facts in both]
+        images = manifest.read_manifest(self.root)["images"]
+        return [(i["name"], i["pixels_sha256"]) for i in images if "pixels_sha256" in i]
 
     @cached_property
     def shown(self) -> list[str]:
@@ -141,6 +150,12 @@ def take_sizes(plans: Sequence[Plan], table: str | None) -> list[str]:
     if table:
         sizes, line = read_sizes(table, [name for plan in plans for name in plan.sizes])
         lines.append(line)
+        roots_of = Counter(same_name(name) for plan in plans for name in plan.sizes)
+        if several := [name for name in sizes if roots_of[same_name(name)] > 1]:
+            raise InputError(
+                f"{table}: found {some(several)}, of which several roots have an image, expected "
+                f"names of one image; rename those of one root"
+            )
         for plan in plans:
             plan.sizes.update({name: um for name, um in sizes.items() if name in plan.sizes})
     for plan in plans:
@@ -220,16 +235,13 @@ def facts_or_fault(plan: Plan, pair: Pair) -> PairFacts | str:
 def check_pictures(plans: Sequence[Plan]) -> None:
     """Raise InputError where one picture is in training and in validation, of one set or of two.
 
-    Pictures are told by their pixels; those of sets that are up to date, which are not decoded, by
-    their files.
+    Pictures are told by their files, and by their pixels where these are known: sets of earlier
+    versions that are up to date, which are not decoded, do not have them.
     """
     places_of_picture = defaultdict(list)  # (plan, name) by hash
     for plan in plans:
-        digests = [
-            (pair.name, facts.pixels_sha256)
-            for pair, facts in zip(plan.pairs, plan.facts, strict=False)
-        ]
-        digests += [(source["name"], source["image_sha256"]) for source in plan.sources]
+        digests = [(source["name"], source["image_sha256"]) for source in plan.sources]
+        digests += plan.pictures
         for name, digest in digests:
             places_of_picture[digest].append((plan, name))
     shared = {
@@ -245,16 +257,27 @@ def check_pictures(plans: Sequence[Plan]) -> None:
         )
 
 
-def settle_bits(plan: Plan, pool: Executor) -> None:
-    """Put into a plan how many bits the set's 16-bit images use, the most of all; None without any.
+def settle_bits(plans: Sequence[Plan], pool: Executor) -> None:
+    """Put into the plans how many bits the 16-bit images of all sets use, the most of all; None in
+    a set without any.
 
     One number for all, so that they are as bright as they are to each other.
     """
-    found = pool.map(bits_of, [pair.image for pair in plan.pairs])
-    names = [pair.name for pair in plan.pairs]
-    found = {name: bits for name, bits in zip(names, found, strict=True) if bits}
-    plan.settings["bits"] = bits = max((each.used for each in found.values()), default=None)
-    plan.bit_lines = bit_lines(found, bits) if bits else []
+    found = []
+    for plan in plans:
+        its = zip(plan.pairs, pool.map(_bits, plan.pairs), strict=True)
+        found.append({pair.name: bits for pair, bits in its if bits})
+    most = max((bits.used for its in found for bits in its.values()), default=None)
+    for plan, its in zip(plans, found, strict=True):
+        plan.settings["bits"] = most if its else None
+        plan.bit_lines = bit_lines(its, most) if its else []
+
+
+def _bits(pair):
+    try:
+        return bits_of(pair.image)
+    except (InputError, OSError):
+        return None  # `check_pair` says why
 
 
 def assumptions(plan: Plan) -> list[str]:
@@ -357,6 +380,7 @@ def complete_set(new: Path, plan: Plan, written: Sequence[Written]) -> dict:
             | {
                 "height": facts.height,
                 "width": facts.width,
+                "pixels_sha256": facts.pixels_sha256,
                 "foreground": round(facts.foreground, 4),
                 "stain": stain._asdict() if stain else None,
             }

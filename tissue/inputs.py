@@ -158,14 +158,14 @@ def _validation_images(root):
     found, label_maps, told = [], {}, {}
     for folder in map(Path, pairs.set_folders(root, MANIFEST)):
         images = read_manifest(folder)["images"]
-        annotated = {i["name"] for i in images if i["mask"].startswith(f"{ANNOTATION_FOLDER}/")}
         its = pairs.label_folder(folder)
-        label_maps |= {name: path for name, path in its.items() if name not in annotated}
         for image in images:
             if image["split"] == "val":
-                files = folder / image["image"], folder / image["mask"]
-                found.append(pairs.Pair(image["name"], *files))
-                told[image["name"]] = image["pixel_size_um"]
+                name = image["name"]
+                found.append(pairs.Pair(name, folder / image["image"], folder / image["mask"]))
+                told[name] = image["pixel_size_um"]
+                if name in its and not image["mask"].startswith(f"{ANNOTATION_FOLDER}/"):
+                    label_maps[name] = its[name]
     return Found(found, label_maps, told, [])
 
 

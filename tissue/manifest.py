@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 import pydantic_core
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
@@ -89,6 +89,7 @@ class _Source(TypedDict):
     image_sha256: Hash
     mask_sha256: Hash
     labels_sha256: Hash | None
+    pixels_sha256: NotRequired[Hash]  # of the image's pixels, in whatever file; 1.0.0 has none
     height: Side  # of the image as it is
     width: Side
     pixel_size_um: Micrometres | None  # of the image as it is

@@ -141,14 +141,17 @@ def find_images(*places: str | Path) -> Files:
 
 
 def set_folders(places: str | Iterable[str], holds: str) -> list[str]:
-    """The folders, of one or several given, that hold a file or folder of that name; one that does
-    not stands for those within it that do, if there are any.
+    """The folders, of one or several given, that hold a file or folder of that name, each once; one
+    that does not stands for those within it that do, if there are any.
     """
     found = []
     for place in [places] if isinstance(places, str) else places:
         inner = sorted(Path(place).glob(f"*/{holds}")) if not (Path(place) / holds).exists() else ()
         found += [str(path.parent) for path in inner] or [place]
-    return list(dict.fromkeys(found))
+    first = {}
+    for place in found:
+        first.setdefault(os.path.realpath(place), place)
+    return list(first.values())
 
 
 def label_folder(root: str | Path) -> Files:

@@ -42,7 +42,7 @@ _OME_SIZES = [
 _OME_OBJECTIVE = re.compile(r"""\bNominalMagnification\s{0,9}=\s{0,9}["']([^"']{1,60})["']""")
 _APERIO_MPP = re.compile(r"\bMPP\s{0,9}=\s{0,9}([^\s|]{1,60})")
 _APERIO_OBJECTIVE = re.compile(r"\bAppMag\s{0,9}=\s{0,9}([^\s|]{1,60})")
-_NUMBER = re.compile(r"\d*\.?\d+(?:[eE][-+]?\d+)?")  # for those 60 characters, not for a text
+_NUMBER = re.compile(r"\d*[.,]?\d+(?:[eE][-+]?\d+)?")  # for those 60 characters, not for a text
 _TOLD = re.compile(r"(\S{1,60})")
 _IMAGEJ_UNIT = re.compile(r"^unit=([^\r\n]{1,60})", re.MULTILINE)
 
@@ -114,7 +114,7 @@ def _over(um, resolution):
 
 def _number(match):
     number = _NUMBER.match(match[1]) if match else None
-    return float(number[0]) if number else 0.0
+    return float(number[0].replace(",", ".")) if number else 0.0
 
 
 def _um_per_unit(unit):

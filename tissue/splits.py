@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,8 +99,12 @@ def said_of_single(groups: dict[str, str], pattern: str) -> list[str]:
     return [f"--group_pattern {pattern!r}: each of the {len(groups)} images is a group of its own"]
 
 
-def said_of_both(groups: dict[str, str], split_of: dict[str, str]) -> list[str]:
-    """A line with the groups that have images for training and for validation, if there are any."""
+def said_of_both(
+    groups: Mapping, split_of: Mapping, instead: str = "without --val_pattern groups stay together"
+) -> list[str]:
+    """A line with the groups that have images for training and for validation, if there are any,
+    and what to do `instead`. Both are by image: its group, and "train" or "val".
+    """
     train, val = (
         {group for name, group in groups.items() if split_of[name] == split}
         for split in ("train", "val")
@@ -109,7 +113,7 @@ def said_of_both(groups: dict[str, str], split_of: dict[str, str]) -> list[str]:
         return []
     return [
         f"for training and for validation, so that scores may be too good: "
-        f"{', '.join(sorted(train & val))}; without --val_pattern groups stay together"
+        f"{', '.join(sorted(train & val))}; {instead}"
     ]
 
 
