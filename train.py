@@ -56,6 +56,7 @@ from tissue.files import InputError, Parser, locked, run_script
 from tissue.manifest import MANIFEST
 from tissue.pairs import set_folders
 from tissue.stain import STAINS
+from tissue.unused import uncut
 
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
@@ -157,7 +158,6 @@ def add_machine(group) -> None:
 
 
 def main(args):
-    args.root, args.replay = (set_folders(r, MANIFEST) for r in (args.root, args.replay))
     runs.check_flags(args)
     stop = StopSignal()
     with ExitStack() as until_the_end:
@@ -172,6 +172,8 @@ def main(args):
 def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
     """All of a training; what must be closed however it ends goes onto `until_the_end`."""
     machine = find_machine(args)
+    print("".join(f"{line}\n" for line in uncut(args.root) if machine.is_first), end="")
+    args.root, args.replay = (set_folders(r, MANIFEST) for r in (args.root, args.replay))
     torch.backends.cudnn.benchmark = True  # all patches have one size, so the search pays
 
     # --- patches and network, looked at before anything is written ---

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -168,12 +169,16 @@ def check_nuclei(train_set: PatchDataset, val_set: PatchDataset) -> None:
 
 
 def number_images(patches: PatchDataset) -> tuple[torch.Tensor, list[str]]:
-    """The number of each patch's image, int64 (patches,), and the names of the images, in order."""
+    """The number of each patch's image, int64 (patches,), and the names of the images, in order;
+    one that two sets share with the root before it.
+    """
     names = (source["name"] for source in patches.sources)
     numbers = {}
-    keys = zip(patches.roots, names, strict=True)  # two sets may share a name
+    keys = zip(patches.roots, names, strict=True)
     numbered = [numbers.setdefault(key, len(numbers)) for key in keys]
-    return torch.tensor(numbered), [name for _, name in numbers]
+    times = Counter(name for _, name in numbers)
+    names = [name if times[name] == 1 else f"{root}/{name}" for root, name in numbers]
+    return torch.tensor(numbered), names
 
 
 def epoch_of(args, train_set: PatchDataset) -> tuple[int, Callable | None]:

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import preprocess
 import train
 from learning.augment import transform
+from learning.loading import number_images
 from learning.losses import depth_loss, total_loss
 from learning.splitting import counted_images
 from learning.start import take_weights
@@ -360,6 +361,25 @@ def test_validation_images_of_several_roots_are_inferred(tmp_path):
     shutil.copytree(roots[0], again)
     with pytest.raises(InputError, match="one_03"):  # two files of one name
         infer(tmp_path / "out", "--root", roots[0], again, "--ckpt", run_folder)
+
+
+def test_a_set_that_is_not_cut_is_said_to_be_passed_over(tmp_path, capsys):
+    one = folder_of(tmp_path / "sets", "one", um=0.25)
+    two = folder_of(tmp_path / "sets", "two", um=0.25)
+    run(one)
+    folder = learn(tmp_path / "sets", tmp_path / "log", "--epoch", 1)
+    infer(tmp_path / "out", "--root", tmp_path / "sets", "--ckpt", folder)
+    said = f"{two}: not cut, passed over; run preprocess.py --root {two.parent}\n"
+    assert capsys.readouterr().out.count(said) == 2
+
+
+def test_images_of_one_name_have_their_roots_before_them(tmp_path):
+    one, two = (folder_of(tmp_path / name, "one") for name in ("a", "b"))
+    for root in (one, two):
+        run(root)
+    sets = [PatchDataset(roots, "val", transform("val")) for roots in ([one, two], [one])]
+    assert number_images(sets[0])[1] == [f"{one}/one_03", f"{two}/one_03"]
+    assert number_images(sets[1])[1] == ["one_03"]
 
 
 def test_a_label_map_is_that_of_its_root_whatever_the_case_of_its_name(tmp_path):

@@ -19,7 +19,7 @@ from tissue.given_sizes import read_sizes
 from tissue.images import bits_of
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
-from tissue.unused import passed_over
+from tissue.unused import passed_over, uncut
 
 
 class Task(NamedTuple):
@@ -166,7 +166,7 @@ def _validation_images(root):
                 told[name] = image["pixel_size_um"]
                 if name in its and not image["mask"].startswith(f"{ANNOTATION_FOLDER}/"):
                     label_maps[name] = its[name]
-    return Found(found, label_maps, told, [])
+    return Found(found, label_maps, told, uncut(root))
 
 
 def is_outlines(path: Path) -> bool:

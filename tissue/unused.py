@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tissue import scanners
+from tissue.manifest import MANIFEST
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import (
     IMAGE_FOLDER,
@@ -20,6 +21,22 @@ from tissue.pairs import (
 )
 
 NAMED = 3  # files that a line names before it ends in dots
+
+
+def uncut(places: str | Iterable[str]) -> list[str]:
+    """A line for each of these folders in which some folders are patch sets and others, which have
+    images, are not.
+    """
+    lines = []
+    for place in map(Path, [places] if isinstance(places, str) else places):
+        inner = {path.parent for path in place.glob(f"*/{MANIFEST}")}
+        others = sorted({path.parent for path in place.glob(f"*/{IMAGE_FOLDER}")} - inner)
+        if inner and others and not (place / MANIFEST).exists():
+            lines.append(
+                f"{_first([shown(path) for path in others])}: not cut, passed over; run "
+                f"preprocess.py --root {shown(place)}"
+            )
+    return lines
 
 
 def passed_over(*places: str | Path) -> list[str]:
