@@ -1,5 +1,7 @@
 import csv
 import os
+import shutil
+from contextlib import suppress
 from functools import partial
 
 import cv2
@@ -342,6 +344,36 @@ def test_a_kill_between_two_moves_leaves_the_old_set_or_none_or_the_new_one(
     np.testing.assert_array_equal(seen, picture[0][:32, :32])
     assert mine.read_text() == "mine"
     assert not list(patch_set.glob(".patches*"))
+
+
+@pytest.mark.parametrize("renames", range(14))
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_set_of_a_call_that_was_killed_twice_is_told_from_files_of_the_user_s(
+    patch_set, picture, tmp_path, monkeypatch, is_first, renames
+):
+    """Killed at the given rename, and again when the next has removed what the first left aside."""
+    root = tmp_path / "first" if is_first else patch_set
+    root.mkdir(exist_ok=True)
+    if not is_first:
+        (root / patches.ANNOTATIONS).write_bytes(b"of the set before")
+    rename, done = os.rename, []
+
+    def dies(*arguments, **how):
+        if len(done) == renames:
+            raise Killed
+        done.append(arguments)
+        return rename(*arguments, **how)
+
+    with monkeypatch.context() as killed, suppress(Killed):
+        killed.setattr(os, "rename", dies)
+        killed.setattr(patches, "_remove", lambda place: None)
+        with patches.new_set(root) as new:
+            write_set(new, picture)
+            (new / patches.PREVIEW).write_bytes(b"a picture")
+    patches.check_places(root)
+    for place in (patches.OLD, patches.NEW):
+        shutil.rmtree(root / place, ignore_errors=True)
+        patches.check_places(root)
 
 
 def test_a_move_that_fails_is_undone(patch_set, picture, monkeypatch):

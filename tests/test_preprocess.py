@@ -474,6 +474,20 @@ def test_what_cannot_be_replaced_is_found_before_anything_is_written(root):
     assert fingerprint(root) == before
 
 
+@pytest.mark.parametrize("name", ["patches.csv", "patches_preview.png", "annotations_preview.png"])
+def test_files_of_the_user_s_where_a_first_set_would_lie_are_not_touched(root, name):
+    (root / name).write_bytes(b"my own")
+    before = fingerprint(root)
+    with pytest.raises(InputError, match=f"{name}: found it without a patch set, expected nothing"):
+        cut(root)
+    assert fingerprint(root) == before
+    (root / name).unlink()
+    cut(root)
+    (root / "patches.json").unlink()  # to have the set cut anew
+    cut(root)
+    assert read_manifest(root)
+
+
 def test_a_full_disk_leaves_the_old_set(root, monkeypatch):
     cut(root)
     before = {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}

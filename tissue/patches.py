@@ -146,9 +146,19 @@ def resample(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndar
 
 
 def check_places(root: Path | str) -> None:
-    """Raise InputError where the files and folders of a patch set cannot be put below `root`."""
+    """Raise InputError where the files and folders of a patch set cannot be put below `root`, or
+    would take the place of files that are not of one: without a manifest, a set that a killed run
+    has left has folders (`new_set`).
+    """
     root = Path(root)
     folders = [folder(root, kind, split) for split in SPLITS for kind in ("rgb", "mask")]
+    ours = root / MANIFEST, root / NEW, root / OLD, *folders
+    for place in () if any(map(os.path.lexists, ours)) else (TABLE, PREVIEW, ANNOTATIONS):
+        if (root / place).is_file():
+            raise InputError(
+                f"{root / place}: found it without a patch set, expected nothing where "
+                f"preprocess.py writes a file of this name; move it away or rename it"
+            )
     for place in (*folders, *(root / file for file in (TABLE, PREVIEW, ANNOTATIONS, MANIFEST))):
         kind = "folder" if place in folders else "file"
         fits = place.is_dir() if place in folders else place.is_file()
@@ -164,8 +174,9 @@ def new_set(root: Path | str) -> Iterator[Path]:
     """Give a folder to make a patch set in, and put the set below `root` when the block ends well.
 
     Until then, and if it ends badly, the old set stays. A set without its manifest is unfinished:
-    that of the old one goes first and that of the new one comes last. What is not of a set in the
-    old folders stays there. One writer at a time (`files.locked`).
+    that of the old one goes first and that of the new one comes last. Its other files go before its
+    folders and come after them (`check_places`). What is not of a set in the old folders stays
+    there. One writer at a time (`files.locked`).
     """
     root = Path(root)
     new, old = root / NEW, root / OLD
@@ -177,8 +188,10 @@ def new_set(root: Path | str) -> Iterator[Path]:
                 folder(new, kind, split).mkdir(parents=True)
         yield new
         old.mkdir()
-        names = sorted((path.name for path in new.iterdir()), key=lambda name: name == MANIFEST)
-        away = [(root / n, old / n) for n in dict.fromkeys([*reversed(names), ANNOTATIONS])]
+        paths = sorted(new.iterdir(), key=lambda path: (path.name == MANIFEST, path.is_file()))
+        names = [path.name for path in paths]
+        gone = dict.fromkeys([MANIFEST, ANNOTATIONS, *reversed(names)])
+        away = [(root / name, old / name) for name in gone]
         _move([move for move in away if move[0].exists()] + [(new / n, root / n) for n in names])
         _remove_old(root)
     finally:
