@@ -871,6 +871,24 @@ def test_overwrite_keeps_no_corrected_file(pictures, checkpoint, tmp_path):
     assert not list(out.glob("*.changed*"))
 
 
+def test_coco_names_a_picture_of_the_height_and_width_that_it_says(
+    slide, pictures, checkpoint, tmp_path, monkeypatch
+):
+    """Of a slide that is the slide itself: the copy beside the file is a small view."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(windows, "VIEW", 100)
+    for image, big, expected in (
+        (slide, 1, "../slides/big.tif"),
+        (pictures / "a.png", 10**9, "a_image.png"),
+    ):
+        monkeypatch.setattr(windows, "BIG", big)
+        infer(out, "--ckpt", checkpoint, "--images", image, *TILES, "--export", "coco")
+        (picture,) = json.loads((out / f"{image.stem}_coco.json").read_text())["images"]
+        assert picture["file_name"] == expected
+        shape = images.read_image(out / picture["file_name"]).shape[:2]
+        assert shape == (picture["height"], picture["width"])
+
+
 def test_exports_of_a_finished_image_are_checked(pictures, checkpoint, tmp_path, capsys):
     results, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
     infer(results, *flags, "--export")

@@ -6,19 +6,16 @@ right and y down from the top left corner of the image's first pixel, so that th
 nucleus' pixels enclose exactly its area. Texts of JSON are ASCII, so any name survives any reader.
 """
 
-import gzip
 import hashlib
 import json
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +23,7 @@ import roifile
 
 from tissue import nuclei_tables
 from tissue.files import InputError, replacing
+from tissue.jsons import items_of, writing_items
 from tissue.nuclei_tables import Batch, joined, lines
 from tissue.pictures import OUTLINE
 from tissue.results import path_of
@@ -56,9 +54,10 @@ class NucleiFiles:
             for table, rings in batches:
                 files.add(table, rings)
 
-    `formats` are keys of FORMATS, `made_with` is what the tables say of the nuclei. Files move into
-    their place together when the block ends well; those of other formats that an earlier run left
-    are then removed, for their ids hold no more.
+    `formats` are keys of FORMATS, `made_with` is what the tables say of the nuclei, `picture` is
+    the file in whose pixels they are, seen from the folder: without it the copy there. Files move
+    into their place together when the block ends well; those of other formats that an earlier run
+    left are then removed, for their ids hold no more.
     """
 
     def __init__(
@@ -68,11 +67,12 @@ class NucleiFiles:
         shape: tuple[int, int],
         formats: Sequence[str] = SMALL,
         made_with: dict | None = None,
+        picture: str | None = None,
     ):
         self.paths = {key: path_of(folder, name, key) for key in formats}
         self.count = 0  # nuclei
         self._outdated = [path_of(folder, name, key) for key in FORMATS if key not in formats]
-        self._image = nuclei_tables.Image(name, *shape, made_with or {})
+        self._image = nuclei_tables.Image(name, *shape, made_with or {}, picture)
         self._columns, self._held = None, []
 
     def __enter__(self):
@@ -214,13 +214,13 @@ def _write_geojson(path, image):
         uuids = pa.array([_uuid5(space, number) for number in numbers.to_pylist()], pa.string())
         rings = pc.binary_join(pa.ListArray.from_arrays(batch.first, batch.corners), "],[")
         known = [joined([f"{json.dumps(key)}:", text]) for key, text in batch.texts.items()]
-        return joined([
+        return lines(joined([
             '{"type":"Feature","id":"', uuids, '","geometry":{"type":"Polygon","coordinates":[[[',
             rings, f']]]}},"properties":{common},"name":"', numbers, '","measurements":{',
             joined(known, ",", null_handling="skip"), "}}}",
-        ])  # fmt: skip
+        ]), ",\n")  # fmt: skip
 
-    return _json_lines(path, {"type": "FeatureCollection"}, "features", features)
+    return writing_items(path, {"type": "FeatureCollection"}, "features", features)
 
 
 def _uuid5(space, text):
@@ -238,13 +238,13 @@ def _read_geojson(path):
             feature["properties"]["measurements"]["id"],
             _shoelace(np.array(feature["geometry"]["coordinates"][0], float)),
         )
-        for feature in _lines(path)
+        for feature in items_of(path)
     )
 
 
 def _write_coco(path, image):
-    """The format of cocodataset.org; the picture named is the copy beside the file."""
-    picture = {"id": 1, "file_name": f"{image.name}_image.png"}
+    """The format of cocodataset.org; the picture named has the height and width that it says."""
+    picture = {"id": 1, "file_name": image.picture or f"{image.name}_image.png"}
     picture |= {"width": image.width, "height": image.height}
     head = {"images": [picture], "categories": [{"id": 1, "name": CLASS.lower()}]}
 
@@ -259,19 +259,19 @@ def _write_coco(path, image):
         score = []
         if "confidence" in texts:
             score = ['"score":', pc.fill_null(texts["confidence"], "null"), ","]
-        return joined([
+        return lines(joined([
             "{", *score, '"id":', texts["id"], ',"image_id":1,"category_id":1,"segmentation":[[',
             pc.binary_join(corners, ","), ']],"bbox":[', joined(box, ","), '],"area":',
             texts["area_px"], ',"iscrowd":0}',
-        ])  # fmt: skip
+        ]), ",\n")  # fmt: skip
 
-    return _json_lines(path, head, "annotations", annotations)
+    return writing_items(path, head, "annotations", annotations)
 
 
 def _read_coco(path):
     return _arrays(
         (annotation["id"], _shoelace(np.array(annotation["segmentation"][0], float).reshape(-1, 2)))
-        for annotation in _lines(path)
+        for annotation in items_of(path)
     )
 
 
@@ -325,38 +325,6 @@ def _read_labels(path):
 
 
 # --- shared by the formats
-
-
-@contextmanager
-def _json_lines(path, head, key, items):
-    """A JSON object: `head` and a list under `key`, one item a line so that none need be held.
-
-    A gzip has a member for each batch (RFC 1952, 2.2), made by libdeflate: half the time of zlib.
-    """
-    pack = partial(imagecodecs.gzip_encode, level=1) if path.suffix == ".gz" else bytes
-    with path.open("wb") as file:
-        separator = f'{json.dumps(head)[:-1]}, "{key}": [\n'.encode()
-
-        def write(batch):
-            nonlocal separator
-            if len(batch):
-                file.write(pack(separator + bytes(lines(items(batch), ",\n"))))
-                separator = b",\n"
-
-        yield write
-        file.write(pack((b"" if separator == b",\n" else separator[:-1]) + b"\n]}\n"))
-
-
-def _lines(path) -> Iterator[dict]:
-    """The items that `_json_lines` wrote."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="ascii") as file:
-        file.readline()
-        for line in file:
-            if line == "]}\n":
-                return
-            yield json.loads(line.rstrip(",\n"))
-    raise ValueError("its end is missing")
 
 
 def _shoelace(ring):

@@ -1,14 +1,19 @@
-"""Walks JSON files of any size: one value at a time is held, whatever the file says it is."""
+"""Walks JSON files of any size: one value at a time is held, whatever the file says it is. Writes
+such files with a list, and reads its items back.
+"""
 
 import gzip
 import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import imagecodecs
 
 from tissue.files import InputError
 
@@ -152,3 +157,39 @@ class _Walk:
                 self.at += 1
                 return
             self.skip(",")
+
+
+# --- files of our own
+
+
+@contextmanager
+def writing_items(path: Path, head: dict, key: str, text: Callable) -> Iterator[Callable]:
+    """Write a JSON object: `head` and a list under `key`, one item a line so that none need be
+    held. Gives what writes a batch of items, by `text` of it: bytes, with ",\\n" between items.
+
+    A gzip has a member for each batch (RFC 1952, 2.2), made by libdeflate: half the time of zlib.
+    """
+    pack = partial(imagecodecs.gzip_encode, level=1) if path.suffix == ".gz" else bytes
+    with path.open("wb") as file:
+        separator = f'{json.dumps(head)[:-1]}, "{key}": [\n'.encode()
+
+        def write(batch):
+            nonlocal separator
+            if len(batch):
+                file.write(pack(separator + bytes(text(batch))))
+                separator = b",\n"
+
+        yield write
+        file.write(pack((b"" if separator == b",\n" else separator[:-1]) + b"\n]}\n"))
+
+
+def items_of(path: Path) -> Iterator[dict]:
+    """The items that `writing_items` wrote; ValueError where its end is missing."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="ascii") as file:
+        file.readline()
+        for line in file:
+            if line == "]}\n":
+                return
+            yield json.loads(line.rstrip(",\n"))
+    raise ValueError("its end is missing")

@@ -35,6 +35,7 @@ class Image(NamedTuple):
     height: int  # pixels
     width: int
     made_with: dict  # record.MadeWith, as far as it is known
+    picture: str | None = None  # the file in whose pixels they are, if not <name>_image.png
 
     @property
     def pixel_size_um(self) -> float | None:

@@ -189,7 +189,8 @@ def write_nuclei(
     row = {"nuclei": 0, "nuclei_in_frame": 0, "dropped": 0}
     find = partial(_find, task.split_at_um, split, segmented.dtype != bool)
     image = task.results, task.pair.name, task.shape
-    with exports.NucleiFiles(*image, task.formats, task.made_with) as files:
+    picture = task.source if task.image.is_big else None  # of which there is a small view alone
+    with exports.NucleiFiles(*image, task.formats, task.made_with, picture) as files:
         for found in stitching.nuclei_by_tiles(segmented, _tiles(task), find, split.confidence):
             table = measures.measure(found.new, task.image.read(*found.window), task.pixel_size_um)
             corner = np.array([found.window.x, found.window.y])
