@@ -871,6 +871,23 @@ def test_overwrite_keeps_no_corrected_file(pictures, checkpoint, tmp_path):
     assert not list(out.glob("*.changed*"))
 
 
+@pytest.mark.parametrize("name", ["regions.csv", "counts.csv"])
+def test_a_table_of_the_user_s_own_is_kept(pictures, checkpoint, tmp_path, capsys, name):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags)
+    if name == "counts.csv":  # without any record all tables go, and none is remembered
+        (out / "rows" / "a.json").write_text("spoilt")
+        infer(out, "--report_only")
+        assert not (out / name).exists()
+    (out / name).write_text("my,own\n1,2\n")
+    capsys.readouterr()
+    infer(out, "--report_only") if name == "counts.csv" else infer(out, *flags)
+    line = f"{out / name}: no table that inference.py wrote; kept as {name}.changed"
+    assert line in capsys.readouterr().out.splitlines()
+    assert (out / f"{name}.changed").read_text() == "my,own\n1,2\n"
+    assert not (out / name).exists()
+
+
 def test_coco_names_a_picture_of_the_height_and_width_that_it_says(
     slide, pictures, checkpoint, tmp_path, monkeypatch
 ):

@@ -1,4 +1,6 @@
-"""Tables of a folder of results that somebody has changed: kept before new ones are written."""
+"""Tables of a folder of results that somebody has changed, or put there: kept before new ones are
+written, or removed.
+"""
 
 import json
 import os
@@ -16,12 +18,13 @@ TABLES = tuple(name for name in results.TABLES if name.endswith(".csv"))
 @contextmanager
 def keeping(folder: Path) -> Iterator[list[str]]:
     """Rename the tables that are not as they were written, and remember those that are written
-    meanwhile; gives a line for each that is kept. Who does so holds the lock of the tables.
+    meanwhile, for all others are somebody's own; gives a line for each that is kept. Who does so
+    holds the lock of the tables.
 
     A call that is killed meanwhile leaves nothing to compare with: its tables are overwritten.
     """
     memory = folder / results.ROWS / WRITTEN
-    lines = [_kept(path) for path in _changed(folder, memory)]
+    lines = [_kept(path, how) for path, how in _changed(folder, memory)]
     memory.unlink(missing_ok=True)
     yield lines
     there = [path for path in (folder / name for name in TABLES) if path.is_file()]
@@ -30,18 +33,22 @@ def keeping(folder: Path) -> Iterator[list[str]]:
 
 
 def _changed(folder, memory):
-    """The tables that are not as they were written; none that no call has remembered."""
-    known = {}
+    """The tables that are not as they were written, or were not, and which of it; none where no
+    call has remembered them.
+    """
+    known = None
     with suppress(OSError, ValueError, RecursionError):
         known = json.loads(memory.read_text(encoding="ascii"))
-    for name in TABLES if isinstance(known, dict) else ():
-        path = folder / name
-        is_file = path.is_file() and not path.is_symlink()
-        if name in known and is_file and path.stat().st_size and file_hash(path) != known[name]:
-            yield path
+    for path in [folder / name for name in TABLES] if isinstance(known, dict) else ():
+        if not path.is_file() or path.is_symlink() or not path.stat().st_size:
+            continue
+        if path.name not in known:
+            yield path, "no table that inference.py wrote"
+        elif file_hash(path) != known[path.name]:
+            yield path, "changed since it was written"
 
 
-def _kept(path):
+def _kept(path, how):
     place = results.place_aside(path)
     os.rename(path, place)
-    return f"{path}: changed since it was written; kept as {place.name}"
+    return f"{path}: {how}; kept as {place.name}"
