@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
 import cv2
 import numpy as np
@@ -869,6 +870,106 @@ def test_overwrite_keeps_no_corrected_file(pictures, checkpoint, tmp_path):
     infer(out, *flags, "--overwrite")
     assert json.loads((out / "a_nuclei.geojson").read_text())["features"]
     assert not list(out.glob("*.changed*"))
+
+
+OWN = {"rois.zip", "gt.png", "coco.json", "tissue.geojson", "density.png", "prediction.tif"}
+
+
+def own_files(out, name="a", endings=OWN):
+    """Put files of the user's where results of an image would lie; {path: bytes}."""
+    mine = {out / f"{name}_{ending}": f"my own {ending}".encode() for ending in endings}
+    for path, text in mine.items():
+        path.write_bytes(text)
+    return mine
+
+
+def assert_kept(mine, said):
+    for path, text in mine.items():
+        assert path.with_name(f"{path.name}.changed").read_bytes() == text
+        assert f"{path.name} kept as {path.name}.changed" in said
+    assert len(list(path.parent.glob("*.changed*"))) == len(mine)
+
+
+def test_own_files_beside_results_are_kept_before_the_image_is_made_anew(
+    pictures, checkpoint, tmp_path, capsys
+):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags, "--export", "rois")
+    made = (out / "a_rois.zip").read_bytes()
+    mine = own_files(out, endings=OWN - {"rois.zip"})
+    (out / "a_errors.png").touch()  # nothing is in it
+    infer(out, *flags, "--export", "rois")  # nothing is to be done
+    infer(out, *flags, "--report_only")
+    assert all(path.read_bytes() == text for path, text in mine.items())
+    capsys.readouterr()
+    infer(out, *flags, "--threshold", 0.6)
+    said = capsys.readouterr().out
+    assert f"{out}: found files beside the results of a that are not ours: " in said
+    assert_kept(mine, said)  # and not the ROIs, which are of the call before
+    assert not [path for path in mine if path.exists()] and not (out / "a_errors.png").exists()
+    assert (out / "a_rois.zip").read_bytes() != made
+    infer(out, *flags, "--threshold", 0.6)
+    assert "kept as" not in capsys.readouterr().out
+    mine = own_files(out, endings={"coco.json"})
+    infer(out, *flags, "--overwrite")  # keeps nothing
+    assert not (out / "a_coco.json").exists() and len(list(out.glob("*.changed*"))) == len(OWN) - 1
+
+
+def test_own_outlines_beside_a_slide_s_are_kept_when_it_is_exported(
+    slide, checkpoint, tmp_path, all_are_big, capsys
+):
+    """As corrected in QuPath, and exported there without compression."""
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", slide, *TILES]
+    infer(out, *flags)
+    mine = own_files(out, "big", {"nuclei.geojson"})
+    infer(out, *flags, "--export")
+    assert_kept(mine, capsys.readouterr().out)
+    assert not (out / "big_nuclei.geojson").exists() and (out / "big_nuclei.geojson.gz").is_file()
+
+
+def test_own_exports_beside_a_small_image_s_are_kept_when_others_are_made(
+    pictures, checkpoint, tmp_path, capsys
+):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags)
+    mine = own_files(out, endings={"nuclei.geojson.gz", "coco.json", "rois.zip"})
+    infer(out, *flags, "--export", "rois")
+    assert_kept(mine, capsys.readouterr().out)
+    assert zipfile.ZipFile(out / "a_rois.zip").namelist()
+    assert not (out / "a_coco.json").exists()
+
+
+KILLED = """
+import os, sys
+
+def kill(event, arguments):  # when such a file is to be moved into its place
+    if event == "os.rename" and str(arguments[1]).endswith(sys.argv[1]):
+        os.kill(os.getpid(), 9)
+
+sys.addaudithook(kill)
+import inference
+inference.main(inference.parse_args(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("ending", ["_density.png", "_coco.json", "rows/a.json"])
+def test_what_a_killed_call_left_is_not_kept_as_a_file_of_the_user_s(
+    pictures, checkpoint, tmp_path, capsys, ending
+):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    flags += ["--pixel_size", 0.25, "--image_folder", out, "--gpu_id", -1]
+    infer(out, *flags)
+    more = ["--density", "--export", "rois", "coco"][: 1 if "density" in ending else None]
+    command = [sys.executable, "-c", KILLED, ending, *flags, *more]
+    for _ in range(2):
+        done = subprocess.run(
+            list(map(str, command)), cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == -9
+    capsys.readouterr()
+    infer(out, *flags, *more)
+    assert "not ours" not in capsys.readouterr().out and not list(out.glob("*.changed*"))
+    assert (out / "a_density.png").is_file() and (out / "rows" / "a.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["regions.csv", "counts.csv"])

@@ -269,8 +269,18 @@ def changed(folder: Path | str, record: Record) -> list[str]:
     return [kind for kind, path in paths.items() if _size(path)]
 
 
+def not_listed(folder: Path | str, record: Record) -> list[str]:
+    """The kinds of files that lie where an image's results would, and that its record does not
+    list: somebody's own, for a record lists all that is there, and is gone while that changes.
+    """
+    name, listed = record["row"]["image"], record["files"]
+    return [k for k in ENDINGS if k not in listed and _size(path_of(folder, name, k))]
+
+
 def place_aside(path: Path) -> Path:
-    """Where a changed file is kept: `<file>.changed`, or the next of that kind that is free."""
+    """Where a changed file, or somebody's own, is kept: `<file>.changed`, or the next of that kind
+    that is free.
+    """
     number, place = 1, path.with_name(f"{path.name}.changed")
     while os.path.lexists(place):
         number += 1
@@ -279,12 +289,14 @@ def place_aside(path: Path) -> Path:
 
 
 def set_aside(folder: Path | str, name: str) -> None:
-    """Rename what somebody has changed since an image was finished, before it is made anew."""
+    """Rename what somebody has changed since an image was finished, or has put there, before it is
+    made anew.
+    """
     try:
         record = read(folder, name)
     except InputError:
         return  # nobody knows what the files were
-    for kind in changed(folder, record) if record else ():
+    for kind in [*changed(folder, record), *not_listed(folder, record)] if record else ():
         path = path_of(folder, name, kind)
         path.rename(place_aside(path))
 

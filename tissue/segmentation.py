@@ -31,6 +31,7 @@ from tissue.depth import segment
 from tissue.files import InputError
 from tissue.inputs import Task, file_mark, open_reference
 from tissue.marked import open_tissue
+from tissue.results import forget
 from tissue.store import Store
 
 
@@ -214,7 +215,8 @@ def _find(um: float | None, split: nuclei.Split, has_depth: bool, segmented: np.
 
 
 def from_nuclei(task: Task, tissue: np.ndarray | None = None) -> dict:
-    """Write the density map, and count in the regions, by the table of nuclei that is there.
+    """Write the density map, and count in the regions, by the table of nuclei that is there. The
+    image's record, if any, goes before a file does, and nothing is slow after that.
 
     `tissue` are the pixels of tissue in each region, int64 (n,), where `predict` has counted them.
     Returns what the image's row gets; nothing and no file where the task asks for neither.
@@ -224,15 +226,17 @@ def from_nuclei(task: Task, tissue: np.ndarray | None = None) -> dict:
         return row
     columns = "y", "x", "area_px", "haematoxylin_od"
     table = exports.read_measures(task.results, task.pair.name, columns)
-    if task.density:
-        found = density.density_of(table["y"], table["x"], task.shape, task.pixel_size_um)
-        found.write(task.file("density"))
-        pictures.write_image(task.file("density_picture"), found.picture())
     if task.regions:
         row["regions_file"] = file_mark(task.regions)
         with closing(areas.open_areas(task.regions, task.shape)) as opened:
             tissue = _tissue_in(task, opened) if tissue is None else tissue
             row["regions"] = areas.rows_of(opened, table, tissue)
+    if task.density:
+        found = density.density_of(table["y"], table["x"], task.shape, task.pixel_size_um)
+        picture = found.picture()
+        forget(task.results, task.pair.name)
+        found.write(task.file("density"))
+        pictures.write_image(task.file("density_picture"), picture)
     return row
 
 

@@ -33,12 +33,10 @@ def unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], list[str
             todo.append(task._replace(formats=_formats(task, ())))
             continue
         lost = results.lost(folder, record)
-        if lost and not overwrite:
-            kept_as = _said_of_changed(folder, record)
-            notes.append(f"{results.said_of_lost(folder, name, lost)}; made anew{kept_as}")
         known.append((task, record))
         if again := _again(task, record, None if overwrite else lost):
             todo.append(again)
+            notes += [] if overwrite else _said_of_files(folder, record, lost)
     nuclei_tables.check_packages({key for task in todo for key in task.formats})
     anew = {task.pair.name for task in todo if not task.row}
     notes = at_most(notes) + _said_of_anew(known, anew)
@@ -111,12 +109,26 @@ def _others(task, record):
     return list(dict.fromkeys(found))
 
 
-def _said_of_changed(folder: Path, record: Record) -> str:
-    """Where files that somebody has changed will be kept, as the end of a line."""
-    name = record["row"]["image"]
-    paths = [results.path_of(folder, name, kind) for kind in results.changed(folder, record)]
-    kept = [f"{path.name} kept as {results.place_aside(path).name}" for path in paths]
-    return f", the changed {', '.join(kept)}" if kept else ""
+def _said_of_files(folder: Path, record: Record, lost: list[str]) -> list[str]:
+    """Which files of an image are lost, and where will be kept what somebody has changed or put
+    there, in lines.
+    """
+    name, lines = record["row"]["image"], []
+    if lost:
+        kept = _kept(folder, name, results.changed(folder, record))
+        changed = f", the changed {kept}" * bool(kept)
+        lines.append(f"{results.said_of_lost(folder, name, lost)}; made anew{changed}")
+    if kept := _kept(folder, name, results.not_listed(folder, record)):
+        lines.append(
+            f"{folder}: found files beside the results of {name} that are not ours: {kept}"
+        )
+    return lines
+
+
+def _kept(folder, name, kinds):
+    """Where files of an image will be kept, as a text."""
+    paths = [results.path_of(folder, name, kind) for kind in kinds]
+    return ", ".join(f"{path.name} kept as {results.place_aside(path).name}" for path in paths)
 
 
 def _outdated(task, record):
