@@ -361,6 +361,33 @@ def test_a_corrected_annotation_is_cut_anew_and_what_was_corrected_is_said(mine,
         cut(root, "--corrected_from", str(tmp_path / "missing"))
 
 
+def test_results_that_were_corrected_in_their_place_are_not_compared_with_their_copy(
+    mine, tmp_path, capsys
+):
+    root, boxes = mine
+    annotate_all(root, boxes)
+    cut(root)
+    run, results = learn(root, tmp_path / "log"), tmp_path / "results"
+    (image,) = (root / "tissue_images").glob("Drawn_01.*")
+    infer(results, "--ckpt", run, "--images", image)
+    path = results / "Drawn_01_nuclei.geojson"
+    made = path.read_bytes()
+    path.write_bytes(annotate(root, "Drawn_01", *boxes["Drawn_01"][0][1:]).read_bytes())
+    (line,) = [
+        line
+        for line in said(capsys, root, "--corrected_from", str(results)).splitlines()
+        if line.startswith("Drawn_01: ") and "inference.py" in line
+    ]
+    assert line.startswith(f"Drawn_01: {path} was changed since inference.py wrote it, expected")
+    assert line.endswith(
+        "run inference.py again, which keeps yours as Drawn_01_nuclei.geojson.changed"
+    )
+    infer(results, "--ckpt", run, "--images", image)
+    assert path.read_bytes() == made
+    path.with_name(f"{path.name}.gz").write_bytes(b"the user's own")
+    assert f"since {path}" in said(capsys, root, "--corrected_from", str(results))
+
+
 def test_the_contact_sheet_shows_outlines_and_regions_and_goes_with_its_set(mine):
     root, boxes = mine
     annotate_all(root, boxes)

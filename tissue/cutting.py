@@ -30,7 +30,7 @@ from tissue.pixel_size import (
     scale_of,
     size_by_nuclei,
 )
-from tissue.results import path_of
+from tissue.results import outlines_of, place_aside
 from tissue.splits import spread
 from tissue.stain import Stain, stain_of
 
@@ -308,16 +308,23 @@ def annotated_nuclei(plan: Plan) -> list[str]:
 
 def corrections(plan: Plan, results: Path) -> list[str]:
     """A line for each annotated image of which `results` has the nuclei that a network found:
-    how many of them a person added, deleted and changed. Raises InputError for unreadable files,
-    FileNotFoundError where there is no such folder.
+    how many of them a person added, deleted and changed, or that this cannot be told. Raises
+    InputError for unreadable files, FileNotFoundError where there is no such folder.
     """
     if not results.is_dir():
         raise FileNotFoundError(f"{results}: no such folder, expected results of inference.py")
     lines = []
     for pair in plan.pairs:
-        both = [path_of(results, pair.name, key) for key in ("geojson", "geojson_gz")]
-        found = next((path for path in both if path.is_file()), None)
-        if pair.is_annotated and ".geojson" in pair.mask.name.lower() and found:
+        if not pair.is_annotated or ".geojson" not in pair.mask.name.lower():
+            continue
+        found, is_changed = outlines_of(results, pair.name)
+        if is_changed:
+            lines.append(
+                f"{pair.name}: {found} was changed since inference.py wrote it, expected it as it "
+                f"was, to compare with: run inference.py again, which keeps yours as "
+                f"{place_aside(found).name}"
+            )
+        elif found:
             added, deleted, changed = compare(found, pair.mask)
             lines.append(
                 f"{pair.name}: {added} nuclei added, {deleted} deleted, {changed} changed since "

@@ -277,6 +277,21 @@ def not_listed(folder: Path | str, record: Record) -> list[str]:
     return [k for k in ENDINGS if k not in listed and _size(path_of(folder, name, k))]
 
 
+def outlines_of(folder: Path | str, name: str) -> tuple[Path | None, bool]:
+    """The GeoJSON of an image's nuclei as its results have it, None without, and whether its record
+    says that somebody has changed it.
+    """
+    record, kinds = None, ()
+    with suppress(InputError):  # no valid record: nobody knows how the file was
+        if record := read(folder, name):
+            kinds = changed(folder, record)
+    for kind in ("geojson", "geojson_gz"):
+        path = path_of(folder, name, kind)
+        if path.is_file() and (not record or kind in record["files"]):
+            return path, kind in kinds
+    return None, False
+
+
 def place_aside(path: Path) -> Path:
     """Where a changed file, or somebody's own, is kept: `<file>.changed`, or the next of that kind
     that is free.
