@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from tissue import cutting, manifest, patches, splits
 from tissue.annotations import find_annotations
+from tissue.corrections import said_of_corrections
 from tissue.cutting import Plan
 from tissue.files import InputError, Parser, check_numbers, locked, run_script
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
@@ -117,8 +118,7 @@ def main(args):
         print_lines(cutting.take_sizes(plans, args.pixel_sizes))
         print_lines(cutting.settle_pixel_size(plans, args.patch_pixel_size, pool))
         if args.corrected_from:
-            for plan in plans:
-                print_lines(cutting.corrections(plan, Path(args.corrected_from)))
+            print_lines(said_of_corrections(plans, Path(args.corrected_from)))
         cutting.settle_bits(plans, pool)
         todo = []
         for plan in plans:

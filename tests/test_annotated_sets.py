@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -359,6 +360,10 @@ def test_a_corrected_annotation_is_cut_anew_and_what_was_corrected_is_said(mine,
     assert "nothing was compared" in said(capsys, root, "--corrected_from", str(results))
     with pytest.raises(FileNotFoundError, match="missing: no such folder"):
         cut(root, "--corrected_from", str(tmp_path / "missing"))
+    plain.write_bytes(annotate(root, "Drawn_01", *others).read_bytes())
+    shutil.copytree(root, tmp_path / "other")
+    more = ["--root", str(root), str(tmp_path / "other"), "--corrected_from", str(results)]
+    assert said(capsys, root, *more).count("not compared, for several roots have an image") == 2
 
 
 def test_results_that_were_corrected_in_their_place_are_not_compared_with_their_copy(

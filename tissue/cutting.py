@@ -15,7 +15,6 @@ from statistics import median_low
 import numpy as np
 
 from tissue import manifest, masks, patches, pictures, regions, windows
-from tissue.annotations import compare
 from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash, some
@@ -30,7 +29,6 @@ from tissue.pixel_size import (
     scale_of,
     size_by_nuclei,
 )
-from tissue.results import outlines_of, place_aside
 from tissue.splits import spread
 from tissue.stain import Stain, stain_of
 
@@ -304,36 +302,6 @@ def annotated_nuclei(plan: Plan) -> list[str]:
             where = "" if facts.regions is None else f", regions: {facts.regions}"
             lines.append(f"{pair.name}: {nuclei}{where}")
     return lines
-
-
-def corrections(plan: Plan, results: Path) -> list[str]:
-    """A line for each annotated image of which `results` has the nuclei that a network found:
-    how many of them a person added, deleted and changed, or that this cannot be told. Raises
-    InputError for unreadable files, FileNotFoundError where there is no such folder.
-    """
-    if not results.is_dir():
-        raise FileNotFoundError(f"{results}: no such folder, expected results of inference.py")
-    lines = []
-    for pair in plan.pairs:
-        if not pair.is_annotated or ".geojson" not in pair.mask.name.lower():
-            continue
-        found, is_changed = outlines_of(results, pair.name)
-        if is_changed:
-            lines.append(
-                f"{pair.name}: {found} was changed since inference.py wrote it, expected it as it "
-                f"was, to compare with: run inference.py again, which keeps yours as "
-                f"{place_aside(found).name}"
-            )
-        elif found:
-            added, deleted, changed = compare(found, pair.mask)
-            lines.append(
-                f"{pair.name}: {added} nuclei added, {deleted} deleted, {changed} changed since "
-                f"{found}"
-            )
-    return lines or [
-        f"{results}: no <name>_nuclei.geojson of an image annotated in GeoJSON, nothing was "
-        "compared"
-    ]
 
 
 # --- cut ----------------------------------------------------------------------------------------
