@@ -50,9 +50,10 @@ def main(args):
     rows, columns = [], []
     for i, (name, truth) in enumerate(zip(files, truths, strict=True)):
         others = [j for j in range(len(masks)) if j != i]
-        chosen, _ = nuclei.choose_split(
+        errors = nuclei.count_errors(
             *([values[j] for j in others] for values in (masks, counts, sizes)), default
         )
+        chosen = min(errors, key=errors.get, default=default)
         labels, left_out = (nuclei.nuclei(masks[i], sizes[i], s) for s in (default, chosen))
         table = agreement.overlap(labels, truth)
         scores = agreement.aji(table), agreement.panoptic_quality(table)["pq"]

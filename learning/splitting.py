@@ -4,6 +4,8 @@ by how much the counts of images that it did not learn are off.
 
 import math
 import statistics
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is ch
 # How far h and confidence of --init are moved in fine-tuning, and the gain in Dice + AJI that this
 # must bring (docs/lab_notes.md: few nuclei and their count alone chose splits that lost half).
 NEAR_H, NEAR_CONFIDENCE, NEARLY = (0, -0.1, 0.1), (0, -0.1, -0.05, 0.05, 0.1), 0.005
+# Of the splits whose count error is so near the smallest, so many are looked at.
+CLOSE, LOOKED_AT = 0.01, 8
 LEAST_COUNTED = 5  # images that tell how far counts of others may be off
 
 
@@ -158,14 +162,25 @@ def choose_split(
 def best_split(
     checkpoint: dict, counted: list[Counted], device, fine_tuned: bool = False
 ) -> tuple[nuclei.Split, float]:
-    """`nuclei.choose_split` on what the network finds in the images of `counted_images`; its
-    default is the usual one or, of a network that is `fine_tuned`, the checkpoint's.
+    """The split with the smallest count error (`nuclei.count_errors`) on what the network finds in
+    the images of `counted_images`, and that error, NaN without nuclei. Of a network with instances,
+    of those that count about as well the one with the highest Dice + AJI: many count alike, by
+    nuclei torn in one place and merged in another.
+
+    The default is the usual one or, of a network that is `fine_tuned`, the checkpoint's.
     """
     network, found, sizes = predict(checkpoint, counted, device)
-    depths = found if network.has_depth else None
     masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
     default = network.split if fine_tuned else nuclei.default_split(network.has_depth)
-    return nuclei.choose_split(masks, counts, sizes, default, depths)
+    depths = found if network.has_depth else None
+    errors = nuclei.count_errors(masks, counts, sizes, default, depths)
+    best = min(errors, key=errors.get, default=default)
+    if depths and errors:
+        close = [split for split in errors if errors[split] <= errors[best] + CLOSE]
+        best = default if default in close else best
+        close = dict.fromkeys([best, *sorted(close, key=errors.get)[:LOOKED_AT]])
+        best, _ = _best_of(list(agreements(counted, depths, sizes, close).values()), best)
+    return best, errors.get(best, math.nan)
 
 
 def near_split(
@@ -176,29 +191,49 @@ def near_split(
     checkpoint's, unless another gains NEARLY.
     """
     network, depths, sizes = predict(checkpoint, counted, device)
-    split, scores = network.split, {}  # of each image by path, of each split that is tried
-    for one, depth, um in zip(counted, depths, sizes, strict=True):
-        truth, known = read_reference(one.reference, depth.shape, one.path)
-        known = np.ones(depth.shape, bool) if known is None else known
-        truth = truth * known
-        if not truth.any():
-            continue
-        for h in dict.fromkeys(min(max(split.h + step, 0.0), 1.0) for step in NEAR_H):
-            found = nuclei.find_nuclei(depth > 0, um, split._replace(h=h), depth)
-            for step in NEAR_CONFIDENCE:
-                least = min(max(split.confidence + step, 0.0), 1.0)
-                kept = np.append(False, found.confidence >= least)
-                labels = found.labels * (kept[found.labels] & known)
-                counts = agreement.pixel_counts(labels > 0, truth > 0)
-                score = agreement.dice(counts) + agreement.aji(agreement.overlap(labels, truth))
-                its = scores.setdefault(one.path, {})
-                its[split._replace(h=h, confidence=least)] = score
+    split = network.split
+    tried = dict.fromkeys(
+        split._replace(h=_share(split.h + h), confidence=_share(split.confidence + confidence))
+        for h in NEAR_H
+        for confidence in NEAR_CONFIDENCE
+    )
+    scores = agreements(counted, depths, sizes, tried)
     best, lack = _best_of(list(scores.values()), split)
     without = {one.path: split for one in counted}
     for path in scores:
         others = [its for other, its in scores.items() if other != path]
         without[path], _ = _best_of(others, split)
     return best, lack, without
+
+
+def _share(value):
+    return min(max(value, 0.0), 1.0)
+
+
+def agreements(
+    counted: list[Counted], depths: list, sizes: list, splits: Iterable[nuclei.Split]
+) -> dict[Path, dict[nuclei.Split, float]]:
+    """Dice + AJI of each of the images that has nuclei, by each split."""
+    alike = defaultdict(list)  # but for the confidence
+    for split in splits:
+        alike[split._replace(confidence=0.0)].append(split)
+    scores = {}
+    for one, depth, um in zip(counted, depths, sizes, strict=True):
+        truth, known = read_reference(one.reference, depth.shape, one.path)
+        known = np.ones(depth.shape, bool) if known is None else known
+        truth = truth * known
+        if not truth.any():
+            continue
+        scores[one.path] = {}
+        for all_kept, its in alike.items():
+            found = nuclei.find_nuclei(depth > 0, um, all_kept, depth)
+            for split in its:
+                kept = np.append(False, found.confidence >= split.confidence)
+                labels = found.labels * (kept[found.labels] & known)
+                counts = agreement.pixel_counts(labels > 0, truth > 0)
+                score = agreement.dice(counts) + agreement.aji(agreement.overlap(labels, truth))
+                scores[one.path][split] = score
+    return scores
 
 
 def _best_of(scores, split):

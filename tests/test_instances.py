@@ -293,6 +293,34 @@ def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
     assert abs(int(row["nuclei"]) - tissue.count) / tissue.count == pytest.approx(error, abs=0.05)
 
 
+def test_of_splits_that_count_alike_the_one_that_agrees_best_is_chosen(checkpoint, root, tmp_path):
+    """By the scores that inference gives: of all that are tried, and count about as well."""
+    tissue = draw_tissue(96, 80, seed=1)
+    (root / "instance_labels").mkdir()
+    path = root / "instance_labels" / "Drawn_01.tif"
+    tifffile.imwrite(path, tissue.labels.astype(np.uint16))
+    cut(root)
+    counted = splitting.counted_images([str(root)], [read_manifest(root)])
+    content = checkpoints.load_checkpoint(checkpoint)
+    _, depths, sizes = splitting.predict(content, counted, torch.device("cpu"))
+    masks = [depth > 0 for depth in depths]
+    errors = nuclei.count_errors(
+        masks, [tissue.count], sizes, nuclei.default_split(True), depths=depths
+    )
+    chosen, error = splitting.best_split(content, counted, torch.device("cpu"))
+    assert error == errors[chosen] <= min(errors.values()) + splitting.CLOSE
+
+    def agreement_of(split):
+        checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
+        flags = ["--ckpt", root / "net.pt", "--masks", path.parent, "--overwrite"]
+        infer(tmp_path / "out", *flags, "--images", root / "tissue_images" / "Drawn_01.tif")
+        (row,) = table_of(tmp_path / "out" / "counts.csv")
+        return float(row["dice"]) + float(row["aji"])
+
+    counts_best = min(errors, key=errors.get)
+    assert agreement_of(chosen) >= agreement_of(counts_best) - 0.01
+
+
 def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, root):
     """And it is better by the scores that inference then gives, or the one of the beginning."""
     labels = draw_tissue(96, 80, seed=1).labels.astype(np.uint16)

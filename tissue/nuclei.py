@@ -48,12 +48,11 @@ SPLITTING = Split._fields[:-1]  # what --split can change; confidence has its ow
 REFERENCE_SPLIT = Split(sigma=0.5, h=0.05, hole=0.0, smallest=1.25)
 PREDICTION_SPLIT = Split(sigma=0.5, h=0.05, hole=2.5, smallest=2.5)
 INSTANCE_SPLIT = Split(sigma=0.25, h=0.2, hole=2.5, smallest=2.5, confidence=0.5)  # of depth maps
-# What `choose_split` tries, and of depth maps.
+# What `count_errors` tries, and of depth maps.
 SIGMAS, DEPTH_SIGMAS = (0.25, 0.375, 0.5, 0.75), (0.125, 0.25, 0.5)
 HS, DEPTH_HS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2), (0.05, 0.1, 0.2, 0.3)
 SMALLESTS = (1.25, 2.5, 3.75, 5.0)
 CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6)
-NEARLY = 0.005  # of the count; what is better than a depth map's default by less is not better
 
 
 class Found(NamedTuple):
@@ -177,24 +176,22 @@ def reference_labels(label_map: np.ndarray) -> np.ndarray:
     return places.reshape(label_map.shape).astype(np.int32) + (found[0] > 0)
 
 
-def choose_split(
+def count_errors(
     masks: Sequence[np.ndarray],
     counts: Sequence[int],
     pixel_sizes_um: Sequence[float | None],
     default: Split = PREDICTION_SPLIT,
     depths: Sequence[np.ndarray] | None = None,
-) -> tuple[Split, float]:
-    """The parameters with the smallest mean |count - true count| / true count, and that error.
+) -> dict[Split, float]:
+    """The mean |count - true count| / true count by each Split of a grid, `default` first.
 
     `masks` are bool (H, W), `counts` the true numbers of nuclei, which only label maps tell: where
     masks are all that is known, the defaults stay. Images without nuclei do not count; with none
-    left it returns the default and NaN. Equally good parameters: the first of the grid wins, which
-    begins with the default. With depth maps, uint8 (H, W), as `depths`, confidences are tried too,
-    and the default stays unless others are better by more than NEARLY.
+    left it returns {}. With depth maps, uint8 (H, W), as `depths`, confidences are tried too.
     """
     known = [i for i, count in enumerate(counts) if count > 0]
     if not known:
-        return default, math.nan
+        return {}
     grid = (SIGMAS, HS, SMALLESTS) if depths is None else (DEPTH_SIGMAS, DEPTH_HS, SMALLESTS)
     usual = default.sigma, default.h, default.smallest
     sure = (0.0,) if depths is None else tuple(dict.fromkeys((default.confidence, *CONFIDENCES)))
@@ -208,12 +205,11 @@ def choose_split(
             for least in sure:
                 found = np.count_nonzero(large & (confident >= least))
                 tried[(*key, least)] += abs(found - counts[i]) / counts[i] / len(known)
-    best = min(tried, key=tried.get)
-    first = next(iter(tried))
-    if depths is not None and tried[first] <= tried[best] + NEARLY:
-        best = first
-    chosen = dict(zip(("sigma", "h", "smallest", "confidence"), best, strict=True))
-    return default._replace(**chosen), tried[best]
+    names = "sigma", "h", "smallest", "confidence"
+    return {
+        default._replace(**dict(zip(names, key, strict=True))): error
+        for key, error in tried.items()
+    }
 
 
 def _tried(mask, depth, um, hole, keys):
