@@ -153,7 +153,7 @@ def add_machine(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False,
-        help="torch.compile: costs about half a minute, then saves time on each step",
+        help="torch.compile: costs time at the start, then saves some on each step",
     )  # fmt: skip
 
 
