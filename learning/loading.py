@@ -88,11 +88,13 @@ def check_unchanged(roots: list[str], manifests: list[dict]) -> None:
     for root, manifest in zip(map(Path, roots), manifests, strict=True):
         cut = (root / MANIFEST).stat().st_mtime
         for image in manifest["images"]:
-            for kind in ("image", "mask", "labels"):
-                path = root / (image[kind] or "")
+            kinds = (kind for kind in ("image", "mask", "labels") if image[kind])
+            hashes = {image[kind]: image[f"{kind}_sha256"] for kind in kinds}  # a mask may be both
+            for file, digest in hashes.items():
+                path = root / file
                 # A copy may have any time. Masks are small enough to look at all of them.
-                if path.is_file() and (kind != "image" or path.stat().st_mtime > cut):
-                    changed += [path] * (file_hash(path) != image[f"{kind}_sha256"])
+                if path.is_file() and (file != image["image"] or path.stat().st_mtime > cut):
+                    changed += [path] * (file_hash(path) != digest)
     if changed:
         raise InputError(
             f"{some(map(str, changed))}: found other files than those that were cut, expected the "

@@ -302,13 +302,8 @@ class Killed(BaseException):
     """Nothing that runs after it may be relied on."""
 
 
-@pytest.mark.parametrize("renames", range(13))
-def test_a_kill_between_two_moves_leaves_the_old_set_or_none_or_the_new_one(
-    patch_set, picture, monkeypatch, renames
-):
-    """The process ends at the given rename: what would undo it does not run, either."""
-    mine = patch_set / "patches_rgb_train" / "notes.txt"
-    mine.write_text("mine")
+def dying(monkeypatch, renames):
+    """Let this process be Killed at the given rename, and nothing be removed; those that it did."""
     rename, done = os.rename, []
 
     def dies(*arguments, **how):
@@ -319,6 +314,17 @@ def test_a_kill_between_two_moves_leaves_the_old_set_or_none_or_the_new_one(
 
     monkeypatch.setattr(os, "rename", dies)
     monkeypatch.setattr(patches, "_remove", lambda place: None)
+    return done
+
+
+@pytest.mark.parametrize("renames", range(13))
+def test_a_kill_between_two_moves_leaves_the_old_set_or_none_or_the_new_one(
+    patch_set, picture, monkeypatch, renames
+):
+    """The process ends at the given rename: what would undo it does not run, either."""
+    mine = patch_set / "patches_rgb_train" / "notes.txt"
+    mine.write_text("mine")
+    done = dying(monkeypatch, renames)
     other = 255 - picture[0], picture[1]
     ended = False
     try:
@@ -356,17 +362,8 @@ def test_the_set_of_a_call_that_was_killed_twice_is_told_from_files_of_the_user_
     root.mkdir(exist_ok=True)
     if not is_first:
         (root / patches.ANNOTATIONS).write_bytes(b"of the set before")
-    rename, done = os.rename, []
-
-    def dies(*arguments, **how):
-        if len(done) == renames:
-            raise Killed
-        done.append(arguments)
-        return rename(*arguments, **how)
-
     with monkeypatch.context() as killed, suppress(Killed):
-        killed.setattr(os, "rename", dies)
-        killed.setattr(patches, "_remove", lambda place: None)
+        dying(killed, renames)
         with patches.new_set(root) as new:
             write_set(new, picture)
             (new / patches.PREVIEW).write_bytes(b"a picture")
