@@ -106,8 +106,7 @@ def main(args):
     given = check_flags(args)
     cv2.setNumThreads(1)  # one thread an image is enough: there are as many images as threads
     roots = [Path(root) for root in set_folders(args.root, IMAGE_FOLDER)]
-    own = [Path(root) for root in ([args.root] if isinstance(args.root, str) else args.root)]
-    if found := [str(root) for root in roots if root not in own]:
+    if found := [str(root) for root in roots if root not in map(Path, args.root)]:
         print(f"--root: {IMAGE_FOLDER} found in folders within it: {', '.join(found)}")
     with ThreadPoolExecutor(args.workers) as pool:
         # --- plan: what there is, and what is to be made of it ---

@@ -261,7 +261,7 @@ def read_flags(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = Namespace(**vars(parser.parse_args(argv)) | {"resume": run})
         check_same(args, saved)
-        for root in [args.root] if isinstance(args.root, str) else args.root:
+        for root in args.root:
             if not Path(root).exists():
                 raise FileNotFoundError(
                     f"{root}: no such folder, expected the patch set of {run}; if it has moved, "

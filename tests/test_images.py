@@ -32,7 +32,7 @@ from tests.pictures import (
 from tissue import windows
 from tissue.bits import Bits, bit_lines
 from tissue.files import InputError
-from tissue.images import bits_in_use, bits_of, image_shape, read_image
+from tissue.images import bits_in_use, bits_of, image_shape, read_image, said_of_turned
 from tissue.masks import read_mask
 from tissue.pairs import Pair, check_pair, find_images, find_pairs
 from tissue.pixel_size import pixel_size_um
@@ -187,6 +187,9 @@ def test_images_stand_upright_as_their_orientation_says(tmp_path, orientation):
     Image.fromarray(RGB).save(path, quality=95, exif=exif)
     assert np.abs(read_image(path).astype(int) - expected).mean() < 4
     assert image_shape(path) == expected.shape[:2]
+    lines = said_of_turned([path, path.with_suffix(".tif"), tmp_path / "none.png"])
+    named = [line.partition(":")[0] for line in lines]
+    assert named == ["turned.jpg, turned.tif"] * (orientation != 1)
 
 
 def several(*arrays):

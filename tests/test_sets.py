@@ -448,4 +448,4 @@ def test_the_loss_by_hand():
 
 def test_flags_of_preprocess_name_the_roots():
     args = preprocess.parse_args(["--root", "a", "b"])
-    assert args.root == ["a", "b"] and preprocess.parse_args([]).root == "./data/"
+    assert args.root == ["a", "b"] and preprocess.parse_args([]).root == ["./data/"]

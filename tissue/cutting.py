@@ -19,7 +19,7 @@ from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash, some
 from tissue.given_sizes import read_sizes
-from tissue.images import bits_of, read_image
+from tissue.images import bits_of, read_image, said_of_turned
 from tissue.nuclei import reference_labels
 from tissue.pairs import LABEL_FOLDER, Files, Pair, PairFacts, check_pair, said_of_darker, same_name
 from tissue.pixel_size import (
@@ -282,6 +282,7 @@ def assumptions(plan: Plan) -> list[str]:
     """Lines that say what is assumed of a set's images and masks."""
     lines = plan.bit_lines + resampling_lines(plan.sizes, plan.settings["pixel_size_um"])
     lines += sorted({note for facts in plan.facts for note in facts.notes})
+    lines += said_of_turned(pair.image for pair in plan.pairs)
     return lines + annotated_nuclei(plan) + doubtful_masks(plan)
 
 

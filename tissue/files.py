@@ -92,6 +92,9 @@ class Parser(argparse.ArgumentParser):
             if not flag.startswith("-"):
                 advice = "; expected a flag before each value"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+        for action in self._actions:
+            if action.nargs == "+" and isinstance(getattr(parsed, action.dest), str):
+                setattr(parsed, action.dest, [getattr(parsed, action.dest)])  # its default
         for flag, value in vars(parsed).items():
             given = value if isinstance(value, list) else [value]
             if "" in given and self.get_default(flag) != "":

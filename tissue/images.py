@@ -10,7 +10,8 @@ metadata name.
 import math
 import os
 import re
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from tissue import strict
 from tissue.bits import Bits, bits_for, to_uint8, told_bits, upper_bytes
-from tissue.files import InputError
+from tissue.files import InputError, some
 from tissue.scanners import Scan, is_scan, on_white
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
@@ -106,8 +107,24 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     return _header(Path(path))[0]
 
 
+def said_of_turned(paths: Iterable[str | Path]) -> list[str]:
+    """A line that names the images, of these, that are turned as their orientation says."""
+    turned = []
+    for path in map(Path, paths):
+        with suppress(InputError, OSError):  # whoever reads it says why
+            turned += [path.name] * (_header(path)[3] in range(2, 9))
+    if not turned:
+        return []
+    return [
+        f"{some(turned)}: turned or mirrored as the orientation in the file says, as viewers show "
+        f"it; masks and outlines must lie on it so"
+    ]
+
+
 def _header(path):
-    """((H, W) upright, bytes a pixel as stored, bytes a pixel that are held while it is decoded)"""
+    """((H, W) upright, bytes a pixel as stored, bytes a pixel that are held while it is decoded,
+    the orientation by which it is turned, 1 where it is not)
+    """
     with decoding(path):
         signature, orientation = signature_of(path), 1
         if is_scan(path):
@@ -133,7 +150,7 @@ def _header(path):
                 held = 2 * bands + 10 if bits == 16 else {1: 6, 3: 11}.get(bands, 15)
     shape = shape[::-1] if orientation in _SIDEWAYS else shape
     check_shape(path, *shape)
-    return shape, stored, held
+    return shape, stored, held, orientation
 
 
 def check_shape(path: Path, height: int, width: int) -> None:
@@ -149,7 +166,7 @@ def check_memory(path: Path) -> None:
     """Raise InputError for an image that is too large to be read whole: for this memory, or for its
     file, which cannot hold so many pixels.
     """
-    (height, width), stored, held = _header(path)
+    (height, width), stored, held, _ = _header(path)
     pixels, room = height * width, free_memory()
     found = f"{path}: found {height} x {width} pixels in a file"
     if held * pixels > room:

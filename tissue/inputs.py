@@ -16,7 +16,7 @@ from tissue.annotations import (
 from tissue.bits import bit_lines
 from tissue.files import InputError
 from tissue.given_sizes import read_sizes
-from tissue.images import bits_of
+from tissue.images import bits_of, said_of_turned
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.unused import passed_over, uncut
@@ -100,7 +100,7 @@ class Found(NamedTuple):
 def find_images(
     images: Sequence[str] | None,
     mask_folder: str | None,
-    root: str | Sequence[str],
+    root: Sequence[str],
     sizes: str | None = None,
 ) -> Found:
     """The images of --images and --masks, or else the validation images of --root.
@@ -218,6 +218,7 @@ def open_tasks(
                 notes += more
             except (InputError, OSError) as error:
                 faults.append(str(error))
+    notes += said_of_turned(pair.image for pair in found.pairs)
     shown_in = results.path_of(folder, "<name>", "errors")
     return tasks, notes + pairs.said_of_darker(darker, shown_in), faults
 

@@ -140,12 +140,12 @@ def find_images(*places: str | Path) -> Files:
     return images
 
 
-def set_folders(places: str | Iterable[str], holds: str) -> list[str]:
-    """The folders, of one or several given, that hold a file or folder of that name, each once; one
-    that does not stands for those within it that do, if there are any.
+def set_folders(places: Iterable[str], holds: str) -> list[str]:
+    """The folders, of those given, that hold a file or folder of that name, each once; one that
+    does not stands for those within it that do, if there are any.
     """
     found = []
-    for place in [places] if isinstance(places, str) else places:
+    for place in places:
         inner = sorted(Path(place).glob(f"*/{holds}")) if not (Path(place) / holds).exists() else ()
         found += [str(path.parent) for path in inner] or [place]
     first = {}

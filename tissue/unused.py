@@ -23,12 +23,12 @@ from tissue.pairs import (
 NAMED = 3  # files that a line names before it ends in dots
 
 
-def uncut(places: str | Iterable[str]) -> list[str]:
+def uncut(places: Iterable[str]) -> list[str]:
     """A line for each of these folders in which some folders are patch sets and others, which have
     images, are not.
     """
     lines = []
-    for place in map(Path, [places] if isinstance(places, str) else places):
+    for place in map(Path, places):
         inner = {path.parent for path in place.glob(f"*/{MANIFEST}")}
         others = sorted({path.parent for path in place.glob(f"*/{IMAGE_FOLDER}")} - inner)
         if inner and others and not (place / MANIFEST).exists():
