@@ -60,6 +60,7 @@ SHARES = (0.25, 0.5, 1.0)  # of the budget
 VALIDATED, EVERY = 64, 8
 GRID = 32  # pixels; peers take sides that are a multiple of it
 WARM_UP, TIMED = 3, 5  # steps that tell the speed for which a training is planned
+RATE = "rate"  # the run of ours that tells it
 COMMANDS = 3  # preprocess.py, train.py, inference.py: what a user of ours writes
 
 
@@ -151,7 +152,7 @@ def in_process(args, root: Path, contender: str, seed: int) -> list[dict]:
 
 def learn_ours(args, root: Path) -> list[dict]:
     """Train by train.py, in epochs of a quarter of the budget, and segment with inference.py."""
-    rate = BATCH * TIMED / run_train(args, root, "rate", BATCH * TIMED, 2)[1][-1]
+    rate = BATCH * TIMED / run_train(args, root, RATE, BATCH * TIMED, 2)[1][-1]
     quarter = max(1, round(rate * args.minutes * 60 * SHARES[0] / BATCH)) * BATCH
     log, seconds = run_train(args, root, "run", quarter, round(1 / SHARES[0]))
     memory, rows = peak_gib(), []
@@ -176,7 +177,7 @@ def run_train(args, root: Path, name: str, count: int, epochs: int) -> tuple[Pat
     sample, seconds = root.parent / f"{name}_{args.measure}_{args.seed}", []
     take(root, sample, {"train": count, "val": VALIDATED}, EVERY)
     for place in root.iterdir():  # the images by which it chooses how nuclei are split
-        if place.is_dir() and not place.name.startswith("patches"):
+        if place.is_dir() and not place.name.startswith("patches") and name != RATE:
             (sample / place.name).symlink_to(place)
     one_epoch = train.train_one_epoch
 

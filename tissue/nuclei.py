@@ -319,7 +319,8 @@ def _join(pairs, saddles, peak, area, h, smallest):
         return basin
 
     order = np.argsort(-saddles, kind="stable")
-    for (a, b), saddle in zip(pairs[order].tolist(), saddles[order].tolist(), strict=True):
+    ways = (*pairs[order].T, saddles[order])
+    for a, b, saddle in zip(*(way.tolist() for way in ways), strict=True):
         high, low = find(a), find(b)
         if peak[high] < peak[low]:
             high, low = low, high
