@@ -79,8 +79,8 @@ def test_files_that_are_no_images_are_said(tmp_path):
     images = touch(tmp_path / "images", *names)
     (line,) = passed_over(images)
     assert line == (
-        f"5 files in {images} were passed over (b.nd2, c.webp, d.gif, ...): expected files of "
-        f"type tif, tiff, png, jpg, jpeg, bmp, svs, mrxs, ndpi, scn, bif, vms, vmu, dcm, svslide, "
+        f"5 files in {images} were passed over (b.nd2, c.webp, d.gif, e.jp2, f.jfif): expected "
+        f"files of type tif, tiff, png, jpg, jpeg, bmp, svs, mrxs, ndpi, scn, bif, vms, vmu, dcm, svslide, "
         f"czi"
     )
     one = touch(tmp_path / "one", "a.png", "notes.txt")

@@ -280,15 +280,17 @@ def test_a_set_that_fails_leaves_the_old_one(patch_set, picture):
 
 
 def test_a_set_takes_the_place_of_the_old_one_and_leaves_other_files_alone(patch_set, picture):
-    mine = patch_set / "patches_rgb_train" / "notes.txt"
-    mine.write_text("mine")
+    mine = [patch_set / "patches_rgb_train" / name for name in ("notes.txt", "my_patch_notes.png")]
+    for path in mine:
+        path.write_text("mine")
     (patch_set / "patches_mask_val" / "sub").mkdir()
     (patch_set / "patches_mask_val" / "sub" / "more.txt").write_text("mine, too")
     with patches.new_set(patch_set) as new:
         table = patches.write_patches(new, "train", "new", *picture, patches.Grid(32, 32))
         table += patches.write_patches(new, "val", "other", *picture, patches.Grid(32, 32))
         finish(new, table, (("new", "train"), ("other", "val")))
-    assert mine.read_text() == "mine"
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    mine[1].unlink()
     assert (patch_set / "patches_mask_val" / "sub" / "more.txt").read_text() == "mine, too"
     for kind in ("rgb", "mask"):
         for split, name in (("train", "new"), ("val", "other")):

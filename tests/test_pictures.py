@@ -53,3 +53,15 @@ def test_an_error_overlay_colours_each_nucleus_by_its_class():
         frame = drawn[:, box].copy()
         frame[width : 8 - width, width : 8 - width] = COLOURS[name]
         assert (frame == COLOURS[name]).all(), name
+
+
+def test_pictures_of_a_report_that_are_not_there_or_not_whole_are_unreadable(tmp_path):
+    path = tmp_path / "squares.png"
+    for write in (lambda: None, path.touch, lambda: path.write_bytes(b"no picture")):
+        write()  # as while another call makes it anew
+        assert pictures.embedded(path, 8) == pictures.UNREADABLE
+        assert pictures.embedded_squares(path, 8, [0, 1]) == [pictures.UNREADABLE] * 2
+    pictures.write_image(path, np.zeros((16, 8, 3), np.uint8))
+    found = pictures.embedded_squares(path, 8, [0, 1])
+    assert [(square.width, square.height, square.said) for square in found] == [(8, 8, "")] * 2
+    assert pictures.embedded_squares(path, 8, [2]) == [pictures.UNREADABLE]  # it is shorter

@@ -260,11 +260,11 @@ def test_the_page_shows_the_regions_of_the_table(tmp_path):
     assert "Regions</h2>" not in page_of(tmp_path, [row("a")])
     columns = ("image", "region", "class", "area_px", "area_mm2", "nuclei", "nuclei_per_mm2")
     assert set(columns) < set(REGION_COLUMNS)
-    cells = ["a", "<b>tumour", "Tumor", "", "0.25", "12", "48.0000"]
+    cells = ["'=a", "<b>tumour", "'-Tumor", "", "0.25", "12", "48.0000"]  # as `cell` writes texts
     lines = [",".join(columns), ",".join(cells)]
     (tmp_path / "regions.csv").write_text("\n".join(lines))
     page = page_of(tmp_path, [row("a")])
-    shown = ["a", "&lt;b&gt;tumour", "Tumor", "12", "0.25", "48.0000"]
+    shown = ["=a", "&lt;b&gt;tumour", "-Tumor", "12", "0.25", "48.0000"]
     assert "".join(f"<td>{cell}</td>" for cell in shown) in page
 
 

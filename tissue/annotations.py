@@ -205,12 +205,7 @@ class _Numbered:
 
     def numbers(self, y, x, height, width):
         sides = (self.source.height, self.source.width)
-        rows, columns = (
-            ((np.arange(start, start + count) + 0.5) * full / scaled).astype(int)
-            for start, count, full, scaled in zip(
-                (y, x), (height, width), sides, self.shape, strict=True
-            )
-        )
+        rows, columns = windows.nearest((y, x, height, width), sides, self.shape)
         top, left = rows[0], columns[0]
         part = self.source.numbers(top, left, rows[-1] + 1 - top, columns[-1] + 1 - left)
         part = part[np.ix_(rows - top, columns - left)]

@@ -333,10 +333,7 @@ def with_depth(mask: np.ndarray, label_map: Path) -> np.ndarray:
     to the mask's size; UNKNOWN where only the mask has a nucleus.
     """
     labels = masks.read_label_map(label_map)
-    places = (
-        ((np.arange(side) + 0.5) * of / side).astype(int)
-        for side, of in zip(mask.shape, labels.shape, strict=True)
-    )
+    places = windows.nearest((0, 0, *mask.shape), labels.shape, mask.shape)
     depth = depth_of(reference_labels(labels)[np.ix_(*places)])
     return np.where(mask, np.maximum(depth, UNKNOWN), 0).astype(np.uint8)
 

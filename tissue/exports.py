@@ -33,7 +33,6 @@ CLASS = "Nucleus"
 SMALL, BIG = ("csv", "geojson"), ("parquet", "geojson_gz")  # formats of all images, by `is_big`
 MORE = "rois", "coco", "anndata", "csv", "parquet"  # those of --export
 BATCH = 5000  # nuclei that are turned into text at once
-TILE = 256  # pixels; side of a tile of the label image
 
 # ImageJ keeps whole coordinates in 16 bits. Since this version of the format (and ImageJ 1.46) it
 # reads 32-bit floats beside them, which are exact up to 2**24.

@@ -14,7 +14,7 @@ from tissue.annotations import (
     open_annotation,
 )
 from tissue.bits import bit_lines
-from tissue.files import InputError
+from tissue.files import InputError, some
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_of, said_of_turned
 from tissue.manifest import MANIFEST, read_manifest
@@ -148,8 +148,7 @@ def _find_images(images, mask_folder, root):
         )
     left = [path for name, path in references.items() if name not in found]
     if left:
-        more = f" and {len(left) - 1} more" * (len(left) > 1)
-        notes.append(f"{left[0]}{more}: without an image of that name, passed over")
+        notes.append(f"{some(map(str, left))}: without an image of that name, passed over")
     both = [pairs.Pair(name, path, references[name]) for name, path in found.items()]
     return Found(both, {}, {}, notes)
 

@@ -178,7 +178,7 @@ def _sizes(place):
 
 def is_patch(file: str) -> bool:
     """Whether a file in one of a set's folders is a patch, by its name, and not the user's own."""
-    return file.endswith(".png") and "_patch_" in file
+    return re.search(r"_patch_[0-9]+_[0-9]+\.png$", file) is not None
 
 
 # --- read ---------------------------------------------------------------------------------------

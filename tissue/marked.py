@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tissue import artefacts, pairs
 from tissue.annotations import find_annotations
 from tissue.areas import open_areas
-from tissue.files import InputError
+from tissue.files import InputError, some
 from tissue.inputs import Task
 from tissue.record import ENDINGS
 
@@ -40,7 +40,7 @@ def with_regions(
     scored = [str(task.pair.mask) for task in tasks if task.pair.mask]
     if only and scored:
         raise InputError(
-            f"--only_regions: found references ({_first_of(scored)}), expected none, for nuclei "
+            f"--only_regions: found references ({some(scored)}), expected none, for nuclei "
             f"outside of regions would count as missed; leave the flag out, or give --images alone"
         )
     paths, said = _files_of(tasks, "regions", folder, open_areas, is_mine)
@@ -48,11 +48,11 @@ def with_regions(
     without = [task.pair.name for task in given if not task.regions]
     if without and only:
         said.faults.append(
-            f"--only_regions: found no regions of {_first_of(without)} in {folder}, expected a "
+            f"--only_regions: found no regions of {some(without)} in {folder}, expected a "
             f"file of each image; add it, or leave the image out"
         )
     elif without:
-        said.notes.append(f"{_first_of(without)}: without regions in {folder}")
+        said.notes.append(f"{some(without)}: without regions in {folder}")
     return given, said
 
 
@@ -67,12 +67,12 @@ def with_tissue(
     scored = [str(task.pair.mask) for task in given if task.tissue and task.pair.mask]
     if scored:
         raise InputError(
-            f"--tissue: found references ({_first_of(scored)}), expected none, for nuclei outside "
+            f"--tissue: found references ({some(scored)}), expected none, for nuclei outside "
             f"of what is marked would count as missed; leave the flag out, or give --images alone"
         )
     without = [task.pair.name for task in given if not task.tissue]
     if without:
-        said.notes.append(f"{_first_of(without)}: nothing is marked in {folder}, as without it")
+        said.notes.append(f"{some(without)}: nothing is marked in {folder}, as without it")
     return given, said
 
 
@@ -99,10 +99,5 @@ def _files_of(tasks, kind, folder, opened, is_mine):
         )
     left = [str(path) for name, path in found.items() if name not in names]
     if left:
-        said.notes.append(f"{_first_of(left)}: without an image of that name, passed over")
+        said.notes.append(f"{some(left)}: without an image of that name, passed over")
     return paths, said
-
-
-def _first_of(texts):
-    """The first text, and how many more there are."""
-    return texts[0] + f" and {len(texts) - 1} more" * (len(texts) > 1)

@@ -122,10 +122,7 @@ UNREADABLE = Embedded("", 0, 0, "unreadable", linked=False)
 
 def embedded(path: Path, side: int) -> Embedded:
     """A PNG made small, at most `side` pixels a side; one that is damaged is said to be."""
-    try:
-        encoded = np.fromfile(path, np.uint8)
-    except FileNotFoundError:  # a call that works beside this one makes it anew
-        return UNREADABLE
+    encoded = _bytes_of(path)
     if len(encoded) < 24:
         return UNREADABLE
     width, height = encoded[16:24].view(">u4").tolist()  # of the header; PNG 1.2, section 4.1.1
@@ -143,11 +140,20 @@ def embedded(path: Path, side: int) -> Embedded:
 
 def embedded_squares(path: Path, side: int, places: Sequence[int]) -> list[Embedded]:
     """Squares of `side` pixels that lie one below the other in a picture, by their places there."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    encoded = _bytes_of(path)
+    pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
     if pixels is None or pixels.shape[1] != side or len(pixels) < side * (max(places) + 1):
         return [UNREADABLE] * len(places)
     squares = (pixels[side * place : side * (place + 1)] for place in places)
     return [Embedded(_jpeg(square), side, side, "", linked=False) for square in squares]
+
+
+def _bytes_of(path):
+    """A file's bytes, uint8 (n,); none while a call that works beside this one makes it anew."""
+    try:
+        return np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        return np.zeros(0, np.uint8)
 
 
 def _jpeg(pixels):

@@ -16,7 +16,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tissue.files import InputError, file_hash, in_the_way, longest_name, replacing, unfinished
+from tissue.files import (
+    InputError,
+    file_hash,
+    in_the_way,
+    longest_name,
+    replacing,
+    some,
+    unfinished,
+)
 from tissue.pairs import same_name
 from tissue.pixel_size import NEAR
 from tissue.record import EDITED, ENDINGS, Record
@@ -144,9 +152,8 @@ def fault_of_files(folder: Path, names: Sequence[str], given: Iterable[Path]) ->
             )
     there = sorted(files.intersection(os.listdir(folder))) if folder.is_dir() else []
     if there and not os.path.lexists(folder / ROWS):
-        more = f" and {len(there) - 1} more" * (len(there) > 1)
         return (
-            f"--image_folder: found {folder / there[0]}{more} without the folder {ROWS} of results "
+            f"--image_folder: found {some(there)} in {folder} without the folder {ROWS} of results "
             f"of ours, expected nothing that results would overwrite; choose another folder"
         )
     return None

@@ -16,6 +16,7 @@ COUNT_COLUMNS += ("nuclei_in_frame", "seconds")
 REGION_COLUMNS = ("image", "region", "class", "area_px", "area_mm2", "tissue_mm2", "nuclei")
 REGION_COLUMNS += ("nuclei_per_mm2", "nuclear_area_px", "nuclear_area_um2", "haematoxylin_od")
 ERROR_COLUMNS = ("image", "matched", "missed", "merged", "split", "true", "spurious")
+NAMES = ("image", "region", "class")  # columns of texts that are the user's
 
 # A text that begins so is a formula to a spreadsheet (OWASP, CSV Injection; East Asia: wide forms).
 FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
@@ -87,11 +88,11 @@ def _digits(column):
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:
-    """The rows of such a table, with the names of images as they were."""
+    """The rows of such a table, with the names of images, regions and classes as they were."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        row["image"] = row["image"].removeprefix("'")
+        row.update({key: row[key].removeprefix("'") for key in NAMES if key in row})
     return rows
 
 

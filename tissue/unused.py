@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tissue import scanners
+from tissue.files import some
 from tissue.manifest import MANIFEST
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import (
@@ -20,8 +21,6 @@ from tissue.pairs import (
     shown,
 )
 
-NAMED = 3  # files that a line names before it ends in dots
-
 
 def uncut(places: Iterable[str]) -> list[str]:
     """A line for each of these folders in which some folders are patch sets and others, which have
@@ -33,7 +32,7 @@ def uncut(places: Iterable[str]) -> list[str]:
         others = sorted({path.parent for path in place.glob(f"*/{IMAGE_FOLDER}")} - inner)
         if inner and others and not (place / MANIFEST).exists():
             lines.append(
-                f"{_first([shown(path) for path in others])}: not cut, passed over; run "
+                f"{some([shown(path) for path in others])}: not cut, passed over; run "
                 f"preprocess.py --root {shown(place)}"
             )
     return lines
@@ -52,7 +51,7 @@ def passed_over(*places: str | Path) -> list[str]:
             names = [shown(path.name) + "/" * path.is_dir() for path in others]
             lines.append(
                 f"{_files(len(others))} in {shown(place)} {_was(others)} passed over "
-                f"({_first(names)}): expected files of type {', '.join(IMAGE_SUFFIXES)}"
+                f"({some(names)}): expected files of type {', '.join(IMAGE_SUFFIXES)}"
             )
     return lines
 
@@ -67,7 +66,7 @@ def unused_labels(root: str | Path, names: Iterable[str]) -> list[str]:
         return []
     return [
         f"{_files(len(unused))} in {shown(Path(root) / LABEL_FOLDER)} {_was(unused)} passed over "
-        f"({_first(unused)}): no image has that name"
+        f"({some(unused)}): no image has that name"
     ]
 
 
@@ -98,17 +97,17 @@ def said_of_annotations(root: str | Path, pairs: Iterable[Pair]) -> list[str]:
         if both:
             lines.append(
                 f"{_files(len(both))} in {shown(place)} {_was(both)} passed over "
-                f"({_first(both)}): {shown(folder)} has annotations of these images"
+                f"({some(both)}): {shown(folder)} has annotations of these images"
             )
     if others:
         names = [shown(path.name) + "/" * path.is_dir() for path in others]
         lines.append(
             f"{_files(len(others))} in {shown(folder)} {_was(others)} passed over "
-            f"({_first(names)}): expected annotations (docs/own_data.md)"
+            f"({some(names)}): expected annotations (docs/own_data.md)"
         )
     if left:
         lines.append(
-            f"{len(left)} of {len(images)} images {_was(left)} passed over ({_first(left)}): "
+            f"{len(left)} of {len(images)} images {_was(left)} passed over ({some(left)}): "
             f"neither annotation nor mask has that name"
         )
     return lines
@@ -120,7 +119,3 @@ def _files(count):
 
 def _was(files):
     return "was" if len(files) == 1 else "were"
-
-
-def _first(names):
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -324,7 +324,9 @@ def interpolate(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np
 def nearest(
     part: tuple[int, int, int, int], sides: tuple[int, int], shape: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Rows and columns of a picture of `sides` pixels, enlarged to `shape`, that a window shows."""
+    """Rows and columns of a picture of `sides` pixels, brought to `shape`, that a window of it, (y,
+    x, height, width), shows: those of the nearest pixels.
+    """
     return [
         (2 * np.arange(start, start + count) + 1) * side // (2 * whole)
         for start, count, side, whole in zip(part[:2], part[2:], sides, shape, strict=True)
