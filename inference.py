@@ -30,10 +30,10 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from learning.export import export_model
+from learning.export import export_checked
 from learning.learned import said_of_scored
 from learning.predictor import Predictor
-from learning.processes import Team, everyone, start_processes
+from learning.processes import Team, everyones, start_processes
 from learning.sharing import shared_out
 from learning.signals import end_processes
 from tissue import (
@@ -46,19 +46,16 @@ from tissue import (
     memory,
     nuclei,
     nuclei_tables,
-    pairs,
     results,
     segmentation,
-    synthetic,
     tiling,
 )
 from tissue.files import InputError, Parser, SomeFailed, check_numbers, run_script, some
 from tissue.inputs import Task, how_many
 from tissue.pixel_size import MICROSCOPE_UM, resampling_lines, said_of_other, scale_of
 from tissue.status import Status
-from tissue.summary import write_summary, write_tables
+from tissue.summary import check_exports, write_summary, write_tables
 from tissue.todo import unfinished
-from tissue.windows import open_image
 
 SHIPPED = Path(__file__).parent / "log" / "ckpt" / "nuclei.pt"
 RANGES = {  # of flags that are numbers; --threshold and --split have their own
@@ -137,14 +134,15 @@ def main(args):
     check_flags(args)
     folder = Path(args.image_folder)
     if args.report_only:
-        print(*write_summary(folder), sep="\n")
+        print(*said_of_ignored(args), *write_summary(folder), sep="\n")
         return
     device, rank, processes = start_processes(args.gpu_id, waiting=True)
     say = print if rank == 0 else (lambda *_: None)
     network = load_network(args, device)
     if args.export_model:
         if rank == 0:
-            print(export(args, network))
+            print(*said_of_ignored(args), sep="\n")
+            print(export_checked(args.export_model, network, args.images or ()))
         return
     tasks, notes, faults = plan(args, network)
     if stop(faults, rank):
@@ -169,7 +167,7 @@ def main(args):
             say(note)
         shown = network.settings() | {"only regions": args.only_regions, "device": str(device)}
         infer_all(tasks, todo, network, shown, job)
-        checked = check_all_exports(mine) if args.check_exports else []
+        checked = check_exports(mine[rank::processes]) if args.check_exports else []
         failures = everyones(job.faults + checked)
         if rank == 0:
             print(*write_tables(folder, tasks, mine), sep="\n")
@@ -198,6 +196,17 @@ def check_flags(args) -> None:
     inputs.of_shard([], args.shard)
     if args.only_regions and not args.regions:
         raise InputError("--only_regions: found it without --regions, expected both; add --regions")
+
+
+def said_of_ignored(args) -> list[str]:
+    """A line with the flags that --report_only or --export_model have no use for."""
+    flag, used = "export_model", {"export_model", "ckpt", "images", "gpu_id"}
+    if args.report_only:
+        flag, used = "report_only", {"report_only", "image_folder", "gpu_id"}
+    usual = vars(parse_args([]))
+    more = [f"--{key}" for key, value in vars(args).items() if value != usual[key]]
+    more = [name for name in more if name[2:] not in used]
+    return [f"--{flag}: {', '.join(more)} have no effect with it"] if more else []
 
 
 def load_network(args, device) -> Predictor:
@@ -291,11 +300,6 @@ def said_of_sizes(tasks: list[Task], network: Predictor) -> list[str]:
 # --- predict
 
 
-def everyones(texts: list[str]) -> list[str]:
-    """The texts of all processes, each once."""
-    return list(dict.fromkeys(text for given in everyone(texts) for text in given))
-
-
 def infer_all(tasks: list[Task], todo: list[Task], network: Predictor, shown: dict, job) -> None:
     """Infer those `todo` of all images, with all who work in the folder; `job` has the faults."""
     is_first = Team().place[0] == 0
@@ -354,35 +358,6 @@ def infer(task: Task, network: Predictor, team: Team, advance) -> dict:
         return team.first(lambda: segmentation.finish(task, network, found, seen))
 
 
-def check_all_exports(tasks: list[Task]) -> list[str]:
-    """Read back this process's share of all finished images' exports, and return the faults."""
-    rank, processes = Team().place
-    faults = []
-    for task in tasks[rank::processes]:
-        try:
-            record = results.read(task.results, task.pair.name)
-            if record is not None:  # else its own fault is said
-                kinds = [key for key in (*exports.FORMATS, "labels") if key in record["files"]]
-                found = exports.check_exports(task.results, task.pair.name, kinds)
-                print(f"{task.pair.name}: {found}")
-        except (InputError, OSError) as error:
-            faults.append(str(error))
-    return faults
-
-
-# --- what the parts need
-
-
-def export(args, network: Predictor) -> str:
-    """Write the network for other programs, checked on the first image there is."""
-    pixels = synthetic.draw_tissue(512, 512, seed=0).image
-    if args.images:
-        image = open_image(next(iter(pairs.find_images(*args.images).values())))
-        if min(image.height, image.width) >= 3 * network.grid:
-            pixels = image.read(0, 0, min(512, image.height), min(512, image.width))
-    return export_model(Path(args.export_model), network.model, network.checkpoint, pixels)
-
-
 def find_checkpoint(ckpt: str | None) -> Path:
     """The checkpoint that `--ckpt` means: a file, a run folder's best one, or the shipped one."""
     path = Path(ckpt) if ckpt else SHIPPED
@@ -390,8 +365,10 @@ def find_checkpoint(ckpt: str | None) -> Path:
         path = path / "best.pt"
     if not path.is_file():
         newest = max(Path("log").glob("*/best.pt"), key=lambda p: p.stat().st_mtime, default=None)
-        advice = f"--ckpt {newest}" if newest else "it without --ckpt, for the weights that ship"
-        raise FileNotFoundError(f"{path}: no such checkpoint; try {advice}")
+        advice = f"try --ckpt {newest}" if newest else "try it without --ckpt, for those that ship"
+        if not ckpt:
+            advice = "the weights that ship are part of a checkout; copy them there, or give --ckpt"
+        raise FileNotFoundError(f"{path}: no such checkpoint; {advice}")
     return path
 
 

@@ -1,12 +1,17 @@
 """A network as a file for other programs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from learning.predictor import Predictor
+from tissue import pairs
 from tissue.files import InputError, replacing
+from tissue.synthetic import draw_tissue
+from tissue.windows import open_image
 
 
 class WithColours(nn.Module):
@@ -25,6 +30,18 @@ class WithColours(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.flip(1) if self.swapped else images
         return self.model((images - self.mean) / self.std).sigmoid()
+
+
+def export_checked(path: str | Path, network: Predictor, images: Sequence[str]) -> str:
+    """`export_model`, checked on the first of these image files and folders that is large enough,
+    or on synthetic tissue.
+    """
+    pixels = draw_tissue(512, 512, seed=0).image
+    for image in map(open_image, pairs.find_images(*images).values() if images else ()):
+        if min(image.height, image.width) >= 3 * network.grid:
+            pixels = image.read(0, 0, min(512, image.height), min(512, image.width))
+            break
+    return export_model(Path(path), network.model, network.checkpoint, pixels)
 
 
 def export_model(path: Path, model: nn.Module, checkpoint: dict, image: np.ndarray) -> str:

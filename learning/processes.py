@@ -67,6 +67,11 @@ def everyone(value) -> list:
     return values
 
 
+def everyones(texts: list[str]) -> list[str]:
+    """The texts of all processes, each once."""
+    return list(dict.fromkeys(text for given in everyone(texts) for text in given))
+
+
 class Team:
     """The processes that work on one thing, this one with its `place`: (rank, number of them).
 

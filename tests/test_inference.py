@@ -17,6 +17,7 @@ import tifffile
 import torch
 from shapely.geometry import Polygon, box
 
+import inference
 from model import UNet
 from tests import slide_files
 from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, table_of
@@ -370,6 +371,7 @@ def test_an_exported_network_says_what_it_takes(checkpoint, tmp_path, capsys, na
         (["--threshold", "nan"], "--threshold: found nan"),
         (["--threshold=-inf"], "--threshold: found -inf"),
         (["--export_model", "net.bin"], "expected a name in .pt2 or .onnx"),
+        (["--split", "h=0.1", "sigma=1", "h=0.2"], "--split: found h twice, expected it once"),
     ],
 )
 def test_bad_settings_are_named_and_nothing_is_written(slide, checkpoint, tmp_path, flags, text):
@@ -1196,6 +1198,54 @@ def test_names_of_any_script_work_from_end_to_end(checkpoint, tmp_path):
         assert said in done.stdout
     assert names_in(results) == ["bild ü"]
     assert all((results / f"bild ü_{name}").stat().st_size for name in ALL_FILES)
+
+
+def test_another_image_of_the_same_name_size_and_time_is_not_finished(checkpoint, tmp_path, capsys):
+    for patient in "12":  # as archives unpack them, with one time for all files
+        path = tmp_path / patient / "HE.tif"
+        path.parent.mkdir()
+        tifffile.imwrite(path, draw_tissue(80, 90, seed=int(patient)).image, photometric="rgb")
+        os.utime(path, ns=(10**18, 10**18))
+    infer(tmp_path / "out", "--ckpt", checkpoint, "--images", tmp_path / "1" / "HE.tif")
+    with pytest.raises(InputError, match="found results of another image of this name"):
+        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", tmp_path / "2" / "HE.tif")
+    shutil.copy2(tmp_path / "2" / "HE.tif", tmp_path / "1" / "HE.tif")  # in its place
+    capsys.readouterr()
+    infer(tmp_path / "out", "--ckpt", checkpoint, "--images", tmp_path / "1" / "HE.tif")
+    assert "finished already" not in capsys.readouterr().out
+
+
+def test_images_that_look_like_masks_are_named(pictures, checkpoint, tmp_path, capsys):
+    shutil.copy(tmp_path / "masks" / "a.png", pictures / "a_mask.png")
+    write_image(pictures / "b.png", np.full((80, 90, 3), 255, np.uint8))  # is no mask
+    infer(tmp_path / "out", "--ckpt", checkpoint, "--images", pictures)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "two greys" in line]
+    assert line == f"{pictures / 'a_mask.png'}: two greys alone, as of a mask; is it an image?"
+
+
+def test_flags_that_have_no_effect_with_others_are_named(pictures, checkpoint, tmp_path, capsys):
+    out, image = tmp_path / "out", pictures / "a.png"
+    infer(out, "--ckpt", checkpoint, "--images", image)
+    assert "no effect" not in capsys.readouterr().out
+    infer(out, "--report_only", "--threshold", 0.9, "--regions", tmp_path / "nowhere")
+    said = capsys.readouterr().out
+    assert said.startswith("--report_only: --threshold, --regions have no effect with it\n")
+    infer(out, "--ckpt", checkpoint, "--export_model", tmp_path / "net.pt2", "--tta")
+    said = capsys.readouterr().out
+    assert said.startswith("--export_model: --image_folder, --tta have no effect with it\n")
+
+
+def test_weights_that_are_not_there_are_told_by_whether_they_were_asked_for(
+    pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inference, "SHIPPED", tmp_path / "nuclei.pt")  # not in the installation
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="part of a checkout; copy them there, or give -"):
+        infer(tmp_path / "out", "--images", pictures)
+    with pytest.raises(
+        FileNotFoundError, match=r"mine\.pt: no such checkpoint; try it without --c"
+    ):
+        infer(tmp_path / "out", "--images", pictures, "--ckpt", tmp_path / "mine.pt")
 
 
 def test_masks_are_matched_without_case_and_unicode_form(pictures, checkpoint, tmp_path, capsys):

@@ -1,9 +1,12 @@
 """Which images are segmented, opened and looked at once, so that faults show before any result."""
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from tissue import pairs, results, windows
 from tissue.annotations import (
@@ -20,6 +23,8 @@ from tissue.images import bits_of, said_of_turned
 from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.unused import passed_over, uncut
+
+ENDS = 2**20  # bytes
 
 
 class Task(NamedTuple):
@@ -65,8 +70,8 @@ class Task(NamedTuple):
         return self.image.is_big and not self.row
 
     def file_marks(self) -> list[list[int] | None]:
-        """What changes when image, mask or label map does, or what alone is looked at: size and
-        time of each file.
+        """What changes when image, mask or label map does, or what alone is looked at: `file_mark`
+        of each file.
         """
         paths = [*self.pair[1:], self.label_map] + [self.regions] * self.only_regions
         if self.tissue:  # one more, which is not taken for regions
@@ -83,9 +88,15 @@ class Task(NamedTuple):
 
 
 def file_mark(path: Path) -> list[int]:
-    """Size and time of a file: another where it changed."""
+    """Size and time of a file and a checksum of its ends: others where it is not the same.
+
+    Archives and servers give files times alike, and images of one scanner have one size.
+    """
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    with path.open("rb") as file:
+        first = file.read(ENDS)
+        file.seek(max(len(first), stat.st_size - ENDS))
+        return [stat.st_size, stat.st_mtime_ns, zlib.crc32(file.read(ENDS), zlib.crc32(first))]
 
 
 class Found(NamedTuple):
@@ -229,6 +240,8 @@ def _assumed(task):
     notes, darker, whole = [], None, (0, 0, *task.shape)
     if not task.image.is_big:
         pixels = task.image.read(*whole)
+        if is_like_a_mask(pixels):
+            notes.append(f"{task.pair.image}: two greys alone, as of a mask; is it an image?")
     task.image.close()
     for kind, path in (("mask", task.pair.mask), ("label map", task.label_map)):
         if not path:
@@ -249,6 +262,15 @@ def _assumed(task):
             notes.append(f"{path}: scored within its regions alone, and its counts not compared")
         reference.close()
     return notes, darker
+
+
+def is_like_a_mask(pixels: np.ndarray) -> bool:
+    """Whether an image, RGB uint8 (H, W, 3), has two values alone, which are greys."""
+    first = pixels[0, 0]
+    others = pixels[(pixels != first).any(2)]
+    if not len(others) or np.ptp(first) or np.ptp(others[0]):
+        return False
+    return bool((others == others[0]).all())
 
 
 def of_shard(tasks: Sequence, shard: str | None) -> Sequence:
@@ -301,7 +323,7 @@ def faults_of_names(tasks: list[Task]) -> list[str]:
 
 
 def _is_moved(task, record):
-    """Whether the image's file is the one that its results are of, by size and time."""
+    """Whether the image's file is the one that its results are of, by its mark."""
     marks = record["made_with"].get("files") or [None]
     return marks[0] == task.file_marks()[0]
 

@@ -82,6 +82,9 @@ def default_split(instances: bool) -> Split:
 
 def changed(split: Split, changes: list[str]) -> Split:
     """How touching nuclei are split, with the changes of `--split`."""
+    names = [change.partition("=")[0] for change in changes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"--split: found {twice[0]} twice, expected it once")
     for change in changes:
         name, _, value = change.partition("=")
         try:

@@ -99,7 +99,7 @@ class Row(TypedDict):
     excluded: NotRequired[dict[str, Amount]]  # area, by artefact and unit, such as pen_mm2
     outside: NotRequired[Share]  # of all regions, which are not looked at
     regions: NotRequired[list[Region]]
-    regions_file: NotRequired[list[int]]  # its size and time
+    regions_file: NotRequired[list[int]]  # its `inputs.file_mark`
     source: NotRequired[InstanceOf[str]]  # of the image, seen from the results; of later versions
 
 
@@ -117,7 +117,7 @@ class MadeWith(TypedDict):
     # The image's own:
     pixel_size: Annotated[float, Field(gt=0)] | None  # micrometres
     bits: Annotated[int, Field(ge=8, le=16)] | None  # in use, of an image of 16
-    files: list[list[int] | None]  # size and time of image, mask, label map, regions, tissue
+    files: list[list[int] | None]  # `inputs.file_mark` of image, mask, label map, regions, tissue
     tissue: NotRequired[Literal["found"]]  # where artefacts are looked for
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tissue import report, results, review, tables
+from tissue import exports, report, results, review, tables
 from tissue.claims import making_tables
 from tissue.files import InputError
 from tissue.inputs import Task, at_most, how_many
@@ -61,6 +61,21 @@ def write_summary(folder: Path, names: set[str] | None = None) -> list[str]:
         lines.append(f"regions: {folder / results.REGIONS}, {how_many(regions, 'row')}")
     lines.append(f"look at {folder / results.REPORT}")
     return lines
+
+
+def check_exports(tasks: Sequence[Task]) -> list[str]:
+    """Read back the exports of these images, say what was found, and return the faults."""
+    faults = []
+    for task in tasks:
+        try:
+            record = results.read(task.results, task.pair.name)
+            if record is not None:  # else its own fault is said
+                kinds = [key for key in (*exports.FORMATS, "labels") if key in record["files"]]
+                found = exports.check_exports(task.results, task.pair.name, kinds)
+                print(f"{task.pair.name}: {found}")
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+    return faults
 
 
 def _skipped(rows):

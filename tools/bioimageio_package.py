@@ -19,7 +19,7 @@ import onnx
 import torch
 
 import inference
-from learning.export import WithColours
+from learning.export import WithColours, export_checked
 from learning.predictor import Predictor
 from tissue.files import InputError, Parser, run_script
 from tissue.pictures import contact_sheet, write_image
@@ -40,7 +40,7 @@ def main(args):
     args.folder.mkdir(parents=True, exist_ok=True)
     network = Predictor.load(inference.SHIPPED, torch.device("cpu"))
     file = args.folder / "nuclei.onnx"
-    print(inference.export(inference.parse_args(["--export_model", str(file)]), network))
+    print(export_checked(file, network, ()))
     check_template(network, onnx.load(file).opset_import[0].version)
     image = draw_tissue(*SIDES, seed=1).image
     given = np.ascontiguousarray(image.transpose(2, 0, 1)[None])  # (1, 3, H, W) uint8
