@@ -24,10 +24,10 @@ Look at:
   tensorboard --logdir=.           the curves of the training"""
 LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."])
 IMAGE_SIDE = (
-    "agreement", "agreement_peers", "annotations", "background", "bad_annotations", "claims",
-    "cutting", "depth", "exports", "files", "given_sizes", "images", "masks", "measures", "nuclei",
-    "outline_files", "pairs", "patches", "pictures", "pixel_size", "project", "report", "results",
-    "scanners", "stitching", "store", "strict", "synthetic", "windows",
+    "agreement", "agreement_peers", "annotations", "architecture", "background", "bad_annotations",
+    "claims", "cutting", "depth", "exports", "files", "given_sizes", "images", "masks", "measures",
+    "nuclei", "outline_files", "pairs", "patches", "pictures", "pixel_size", "project", "report",
+    "results", "scanners", "stitching", "store", "strict", "synthetic", "windows",
 )  # fmt: skip
 
 

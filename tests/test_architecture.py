@@ -1,6 +1,7 @@
 """The house keeps its order: who imports whom, and no room that one cannot see at a glance."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_imports_go_one_way(file):
     inside = {room} if room in ("learning", "tissue") else set()
     ours = {room_of(name) for name in imports_of(tree_of(file)) & OURS}
     assert ours <= MAY_IMPORT[room] | inside
+
+
+@pytest.mark.parametrize("room", ["learning", "tissue"])
+def test_files_of_a_room_do_not_import_each_other_in_circles(room):
+    imports = {}
+    for file in FILES:
+        if file.startswith(f"{room}/"):
+            froms = [n for n in ast.walk(tree_of(file)) if isinstance(n, ast.ImportFrom)]
+            names = {f"{n.module}.{alias.name}" for n in froms for alias in n.names}
+            names |= {n.module for n in froms}
+            paths = {"/".join(name.split(".")[:2]) + ".py" for name in names}
+            imports[file] = paths & set(FILES)
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("tissue/")])
