@@ -192,6 +192,7 @@ def make_state(
     device = next(model.parameters()).device
     average = warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
     ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    ema.module.eval()  # it never learns by itself, and copies of it neither
     ema.n_averaged = ema.n_averaged.cpu()  # it is looked at on each update
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

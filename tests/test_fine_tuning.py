@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import train
 from learning import checkpoints
 from learning.loading import with_replay
 from learning.signals import Stopped, StopSignal
-from learning.state import Progress, State
+from learning.state import Progress, State, make_state
+from model import UNet
 from tests.scripts import cut, learn, table_of
 from tests.test_training import same, same_training
 from tissue.files import InputError
@@ -117,6 +119,16 @@ def test_what_is_kept_lies_between_the_start_and_what_was_learned(
                 assert torch.equal(learned, before[name]) == (keep > 0)
             elif name.endswith("0.weight"):
                 assert not torch.equal(learned, before[name])
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.0])
+def test_what_is_kept_does_not_learn(keep):
+    """Its batch norm uses the statistics that it has, and needs no other process for them."""
+    model = UNet(4).train()
+    args = Namespace(lr=1e-3, keep=keep, epoch=1)
+    origin = {"config": model.config, "split": SPLIT}
+    state = make_state(model, args, 1, torch.float32, origin=origin)
+    assert model.training and not any(part.training for part in state.kept.modules())
 
 
 def test_a_share_to_keep_is_a_share(root, tmp_path, start):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -51,6 +52,14 @@ def curve(run, tag):
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def shown(run, tag):
+    """The pictures of a run in tensorboard, uint8 (number, H, W, 3)."""
+    events = EventAccumulator(str(run), size_guidance={"images": 0})
+    events.Reload()
+    found = [np.frombuffer(event.encoded_image_string, np.uint8) for event in events.Images(tag)]
+    return np.stack([cv2.imdecode(picture, cv2.IMREAD_COLOR_RGB) for picture in found])
 
 
 def same(one, two):
@@ -498,6 +507,29 @@ def test_two_processes_train_as_one_with_the_same_whole_batch(root, tmp_path):
     one, two = (table_of(run / "metrics.csv") for run in runs)
     for column in ("val_accuracy", "val_dice"):
         assert [row[column] for row in one] == [row[column] for row in two]
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_with_the_same_whole_batch(root, tmp_path):
+    """What is kept of --init is validated and shown by one process or all, without waiting."""
+    cut(root)
+    start = learn(root, tmp_path / "start", "--epoch", 1) / "best.pt"
+    flags = ["--root", root, "--gpu_id", -1, "--workers", 0, "--init", start, "--epoch", 2]
+    flags += ["--precision", "float32", "--batch_size", 8, "--lr", 2e-5]
+    runs = []
+    for processes in (1, 2):
+        log = tmp_path / f"log{processes}"
+        call(tmp_path, WITHOUT_AUGMENTATION, [*flags, "--log", log], processes)
+        runs += log.iterdir()
+    one, two = (torch.load(run / "last.pt", weights_only=True)["model"] for run in runs)
+    assert distance(two, one) < 1e-4
+    one, two = (table_of(run / "metrics.csv") for run in runs)
+    assert len(one) == 2
+    for column in ("val_accuracy", "val_dice"):
+        assert [row[column] for row in one] == [row[column] for row in two]
+    one, two = (shown(run, "val/Ref_Prediction_GroundTruth") for run in runs)
+    assert len(one) == 2
+    np.testing.assert_allclose(one, two, rtol=0, atol=1.0)
 
 
 def test_a_batch_that_processes_cannot_share_is_named():
