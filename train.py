@@ -34,17 +34,18 @@ from tqdm import tqdm
 
 import utils
 from learning import pretrained, runs
-from learning.devices import Threads, choose_precision
+from learning.devices import Threads
 from learning.loading import Sets, make_loaders, number_images
 from learning.losses import LOSSES, total_loss
 from learning.optimisation import check_finite, keep_statistics
-from learning.processes import Machine, add_up, everyone, start_processes
+from learning.processes import Machine, add_up
 from learning.record import Record, describe
 from learning.signals import Stopped, StopSignal, end_processes, explain
 from learning.splitting import Images
 from learning.start import (
     check_patches,
     choose_network,
+    find_machine,
     make_network,
     said_of_origin,
     settle_learning,
@@ -239,21 +240,6 @@ class Run:
         val_set = self.val_loader.dataset
         self.image_of, self.images = number_images(val_set)
         self.grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
-
-
-def find_machine(args) -> Machine:
-    """This process's device and place among the others, and one number format for all of them: what
-    --precision says or, for auto, what is fast or what a run that goes on has had on such a device.
-    """
-    device, rank, processes = start_processes(args.gpu_id)
-    if args.asked_precision != "auto":
-        precision = getattr(torch, args.asked_precision)
-    else:
-        precision = choose_precision(device)
-        began = runs.read_settings(args.resume) if args.resume else {"device": None}
-        if began["device"] == str(device) and began["asked_precision"] == "auto":
-            precision = getattr(torch, began["precision"])
-    return Machine(device, everyone(precision)[0], rank, processes)
 
 
 def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Record:

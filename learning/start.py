@@ -1,4 +1,4 @@
-"""With what a run begins: which network, with which weights, on which patches."""
+"""With what a run begins: on which machine, which network, with which weights and patches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from learning import runs
 from learning.checkpoints import load_checkpoint
+from learning.devices import choose_precision
 from learning.learned import said_of_validation
 from learning.optimisation import depthwise_in_float32
 from learning.pretrained import start_pretrained
-from learning.processes import Machine, seed_everything, share_batch_norm
+from learning.processes import (
+    Machine,
+    everyone,
+    seed_everything,
+    share_batch_norm,
+    start_processes,
+)
 from model import UNET, build, usual_dimensions
 from tissue.files import InputError
 
@@ -18,6 +26,21 @@ from tissue.files import InputError
 USUAL = {"lr": 1e-3, "augment": "basic", "epoch": 50}
 FINE_TUNING = {"lr": 1e-4, "augment": "moderate"}
 VIEWS = 500  # patches that are shown in a fine-tuning, as far as whole epochs allow
+
+
+def find_machine(args) -> Machine:
+    """This process's device and place among the others, and one number format for all of them: what
+    --precision says or, for auto, what is fast or what a run that goes on has had on such a device.
+    """
+    device, rank, processes = start_processes(args.gpu_id)
+    if args.asked_precision != "auto":
+        precision = getattr(torch, args.asked_precision)
+    else:
+        precision = choose_precision(device)
+        began = runs.read_settings(args.resume) if args.resume else {"device": None}
+        if began["device"] == str(device) and began["asked_precision"] == "auto":
+            precision = getattr(torch, began["precision"])
+    return Machine(device, everyone(precision)[0], rank, processes)
 
 
 def choose_network(args) -> dict | None:

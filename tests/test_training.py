@@ -133,7 +133,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkey
     monkeypatch.setattr(StopSignal, "check", stop)
     with pytest.raises(Stopped):
         learn(root, tmp_path / "log")
-    monkeypatch.setattr(train, "choose_precision", lambda device: other)
+    monkeypatch.setattr("learning.start.choose_precision", lambda device: other)
     for more, expected in (([], began), (["--precision", "float32"], torch.float32)):
         with pytest.raises(Stopped):
             train.main(train.parse_args(["--log", str(tmp_path / "log"), "--resume", *more]))
