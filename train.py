@@ -50,7 +50,7 @@ from learning.start import (
     said_of_origin,
     settle_learning,
 )
-from learning.state import State, make_state
+from learning.state import State, began_with, make_state
 from model import config_of, sees_all
 from tissue.depth import NOT_ANNOTATED
 from tissue.files import InputError, Parser, locked, run_script
@@ -183,20 +183,24 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
     settle_learning(args, sets.patches)
     config = config_of(args.arch, args.dimensions, sets.have_label_maps)
     check_patches(args, config, sets.patch_dim)
-    counted = Images.of(args.root, sets.own, bool(args.init)) if machine.is_first else None
     run = Run(args, machine, sets, make_loaders(args, machine), stop)
     model = make_network(args, config, origin, machine)
 
-    # --- run folder, and where an interrupted run goes on ---
+    # --- where an interrupted run goes on, and the folder of a new one ---
+    folder, training, counted = args.resume, None, None
+    if folder and machine.is_first:
+        until_the_end.enter_context(locked(folder, "trains"))
+    if folder:
+        training = runs.load_training(folder, sets.hash, args, model, run.batches)
+    first = began_with(model, args.keep, origin, training)
+    if machine.is_first:
+        counted = Images.of(args.root, sets.own, config, fine_tuned=bool(first))
     # Until the loop is done, a signal waits for where last.pt can be written.
     stop.hold(machine.processes)
-    folder, training = args.resume, None
-    if machine.is_first:
-        folder = folder or runs.make_run_folder(args.log, args.name)
+    if machine.is_first and not folder:
+        folder = runs.make_run_folder(args.log, args.name)
         until_the_end.enter_context(locked(folder, "trains"))
-    if args.resume:
-        training = runs.load_training(folder, sets.hash, args, model, run.batches)
-    state = make_state(model, args, run.batches, machine.precision, training, origin)
+    state = make_state(model, args, run.batches, machine.precision, training, first)
     if machine.is_first:
         run.record = open_record(folder, run, state, origin)
 
@@ -209,7 +213,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         end_processes()
         stop.release()
         if run.record:
-            for line in counted.told(folder / "best.pt", machine.device, bool(state.origin)):
+            for line in counted.settle_counts(folder / "best.pt", machine.device):
                 run.record.line(line)
             run.record.finish(state, run.images)
     except Stopped as stopped:

@@ -48,20 +48,35 @@ class Images(NamedTuple):
 
     choosing: list[Counted]  # by which `choose_split` chooses
     held_out: list[Counted]  # of which `expect_error` tells
+    fine_tuned: bool
 
     @classmethod
-    def of(cls, roots: list[str], manifests: list[dict], fine_tuned: bool) -> "Images":
-        """Those of a run on these patch sets; raises as `counted_images`."""
-        splits = ("train", "val") if fine_tuned else ("train",)  # of few images all are needed
+    def of(
+        cls, roots: list[str], manifests: list[dict], config: dict, fine_tuned: bool
+    ) -> "Images":
+        """Those of a run on these patch sets, which trains or fine-tunes a network of that config;
+        raises as `counted_images`.
+        """
+        splits = ("train", "val") if is_near(config, fine_tuned) else ("train",)
         return cls(
             counted_images(roots, manifests, splits),
             counted_images(roots, manifests, ("val",), masks=True),
+            fine_tuned,
         )
 
-    def told(self, best: Path, device, fine_tuned: bool) -> list[str]:
-        """`choose_split` and `expect_error` for a best.pt: their lines."""
-        line, without = choose_split(best, self.choosing, device, fine_tuned)
+    def settle_counts(self, best: Path, device) -> list[str]:
+        """Put the split and the count error into a best.pt, by `choose_split` and `expect_error`,
+        and return their lines.
+        """
+        line, without = choose_split(best, self.choosing, device, self.fine_tuned)
         return [line, expect_error(best, self.held_out, device, without)]
+
+
+def is_near(config: dict, fine_tuned: bool) -> bool:
+    """Whether the split is chosen near that of --init, and on validation images too, as of few
+    images all are needed: it is of a fine-tuned network with instances.
+    """
+    return fine_tuned and config.get("instances", False)
 
 
 def counted_images(
@@ -128,11 +143,11 @@ def read_reference(
 
 def choose_split(
     best: Path, counted: list[Counted], device, fine_tuned: bool = False
-) -> tuple[str, dict[Path, nuclei.Split | None]]:
-    """Put into best.pt the parameters of nuclei.Split with the smallest count error on the images
-    of `counted_images` or, of a network with instances that is `fine_tuned`, those near the ones of
-    --init with the highest Dice + AJI; and return a line that says which and why, and what would
-    have been chosen without each of the images, None where that is not known.
+) -> tuple[str, dict[Path, nuclei.Split]]:
+    """Put into best.pt the parameters of nuclei.Split with the smallest count error on the training
+    images of `counted_images` or, where it `is_near` that of --init, those with the highest Dice +
+    AJI on all of them; and return a line that says which and why, and of the latter what would have
+    been chosen without each of the images.
 
     Whatever fails, best.pt keeps what it has: a training is not lost by it.
     """
@@ -140,38 +155,33 @@ def choose_split(
     checkpoint = load_checkpoint(best)
     kept = "that of --init" if fine_tuned else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
-    near = fine_tuned and checkpoint["config"].get("instances", False)
+    near = is_near(checkpoint["config"], fine_tuned)
+    image = "image" if near else "training image"
     if not counted:
-        return f"{default} (no training image has a label map to choose on)", without
+        return f"{default} (no {image} has a label map to choose on)", without
     try:
         if near:
             split, error, without = near_split(checkpoint, counted, device)
         else:
-            split, error = best_split(checkpoint, counted, device, fine_tuned)
-            without = dict.fromkeys(one.path for one in counted)
+            split, error = best_split(checkpoint, counted, device)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})", without
     if math.isnan(error):
-        return f"{default} (no label map of a training image has nuclei to choose on)", without
+        return f"{default} (no label map of a{'n' * near} {image} has nuclei to choose on)", without
     save_checkpoint(best, checkpoint | {"split": split._asdict()})
-    these = "images" if near else "training images"
     said = f"{1 - error / 2:.4f} mean of Dice and AJI" if near else f"count error {error:.1%}"
-    return f"split {split}, chosen on {len(counted)} {these} with label maps, {said}", without
+    return f"split {split}, chosen on {len(counted)} {image}s with label maps, {said}", without
 
 
-def best_split(
-    checkpoint: dict, counted: list[Counted], device, fine_tuned: bool = False
-) -> tuple[nuclei.Split, float]:
+def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
     """The split with the smallest count error (`nuclei.count_errors`) on what the network finds in
     the images of `counted_images`, and that error, NaN without nuclei. Of a network with instances,
     of those that count about as well the one with the highest Dice + AJI: many count alike, by
     nuclei torn in one place and merged in another.
-
-    The default is the usual one or, of a network that is `fine_tuned`, the checkpoint's.
     """
     network, found, sizes = predict(checkpoint, counted, device)
     masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
-    default = network.split if fine_tuned else nuclei.default_split(network.has_depth)
+    default = nuclei.default_split(network.has_depth)
     depths = found if network.has_depth else None
     errors = nuclei.count_errors(masks, counts, sizes, default, depths)
     best = min(errors, key=errors.get, default=default)
@@ -257,9 +267,6 @@ def expect_error(best: Path, held_out: list[Counted], device, without: dict | No
     known = [one for one in held_out if one.count]
     if not known:
         return "counts: no validation image is there whose nuclei could be counted"
-    known = [one for one in known if without.get(one.path, True)]
-    if not known:
-        return "counts: not known how far off, as all validation images chose the split"
     try:
         checkpoint = load_checkpoint(best)
         network, found, sizes = predict(checkpoint, known, device)

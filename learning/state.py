@@ -176,6 +176,26 @@ class State:
         return saved | {"patch_set": patch_set, "random": torch.get_rng_state()}
 
 
+def began_with(
+    model: nn.Module, keep: float, origin: dict | None = None, training: dict | None = None
+) -> dict | None:
+    """What a fine-tuning began with, as runs.Origin has it, on the device of `model`; None of other
+    trainings, also where nothing of --init is kept, as its network has other outputs.
+
+    `origin` is the checkpoint of --init, whose weights `model` has, `keep` the share of them in
+    what is made; `training` is what `runs.load_training` read of a run that goes on.
+    """
+    if training:
+        first = training.get("origin")
+        device = next(model.parameters()).device
+        return first and first | {"model": {k: v.to(device) for k, v in first["model"].items()}}
+    if not origin or origin["config"] != model.config:
+        return None
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    first = {"model": weights, "split": origin["split"], "keep": keep}
+    return first | {"learned": origin.get("learned", [])}
+
+
 def make_state(
     model: nn.Module,
     args,
@@ -186,8 +206,8 @@ def make_state(
 ) -> State:
     """The state at a run's first step or, with what `runs.load_training` read, where it goes on.
 
-    `model` is on its device; `args` are train.py's, `batches` those of an epoch. `origin` is the
-    checkpoint of --init, which is fine-tuned if it is of a network of the same kind.
+    `model` is on its device; `args` are train.py's, `batches` those of an epoch. `origin` is as
+    `began_with` has it.
     """
     device = next(model.parameters()).device
     average = warm_ema(EMA_DECAY, lambda: schedule.last_epoch // EMA_EVERY)
@@ -197,18 +217,11 @@ def make_state(
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     progress, losses, done = Progress(), [], 0  # steps that are done
-    first = None
-    if origin and origin["config"] == model.config:
-        weights = {key: value.clone() for key, value in model.state_dict().items()}
-        first = {"model": weights, "split": origin["split"], "keep": args.keep}
-        first["learned"] = origin.get("learned", [])
     if training:
         saved = dict(training["progress"])
         losses = [torch.tensor(loss, device=device) for loss in saved.pop("losses")]
         progress = Progress(**saved | {"finished": False})
         done = training["schedule"]["last_epoch"]
-        if first := training.get("origin"):
-            first["model"] = {key: value.to(device) for key, value in first["model"].items()}
         model.load_state_dict(training["model"])
         ema.load_state_dict(training["ema"])
         # Its settings follow from the flags and the step.
@@ -222,4 +235,4 @@ def make_state(
     schedule = LambdaLR(optimizer, partial(one_cycle, steps=steps), last_epoch=done - 1)
     started = time.monotonic() - progress.seconds
     seen = [()] * len(losses)
-    return State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started, first)
+    return State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started, origin)

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import train
-from learning import checkpoints
+from learning import checkpoints, splitting
 from learning.loading import with_replay
 from learning.signals import Stopped, StopSignal
-from learning.state import Progress, State, make_state
+from learning.state import Progress, State, began_with, make_state
 from model import UNet
 from tests.scripts import cut, learn, table_of
+from tests.test_runs import label
 from tests.test_training import same, same_training
 from tissue.files import InputError
 from tissue.patches import folder, read_patch, read_table
@@ -125,9 +126,8 @@ def test_what_is_kept_lies_between_the_start_and_what_was_learned(
 def test_what_is_kept_does_not_learn(keep):
     """Its batch norm uses the statistics that it has, and needs no other process for them."""
     model = UNet(4).train()
-    args = Namespace(lr=1e-3, keep=keep, epoch=1)
-    origin = {"config": model.config, "split": SPLIT}
-    state = make_state(model, args, 1, torch.float32, origin=origin)
+    first = began_with(model, keep, {"config": model.config, "split": SPLIT})
+    state = make_state(model, Namespace(lr=1e-3, epoch=1), 1, torch.float32, origin=first)
     assert model.training and not any(part.training for part in state.kept.modules())
 
 
@@ -140,6 +140,44 @@ def test_where_nothing_tells_nuclei_apart_the_split_stays(root, tmp_path, start)
     run = tune(root, tmp_path / "log", start)
     for file in ("best.pt", "last.pt"):
         assert checkpoints.load_checkpoint(run / file)["split"] == SPLIT | {"confidence": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [((), (1, 2, 3, 4), "chosen on 2 training images with label maps"),  # nothing is kept
+     ((), (3, 4), "that of --init (no training image has a label map to choose on)"),
+     ((1, 2), (1, 2, 3, 4), "chosen on 4 images with label maps")],
+)  # fmt: skip
+def test_validation_images_choose_the_split_only_where_their_counts_stay_known(
+    root, tmp_path, monkeypatch, before, now, said
+):
+    """Images 3 and 4 validate; a run that goes on does as one that was never stopped."""
+    monkeypatch.setattr(splitting, "LEAST_COUNTED", 1)
+    if before:
+        label(root, *before)
+    cut(root, "--val_pattern", "*0[34]")
+    start = learn(root, tmp_path / "first", "--epoch", 4, "--lr", 0.01) / "best.pt"
+    label(root, *now)
+    cut(root, "--val_pattern", "*0[34]")
+    run = tune(root, tmp_path / "log", start, "--epoch", 1)
+    best = checkpoints.load_checkpoint(run / "best.pt")
+    assert best["count_error"]["images"] == 2
+    lines = (run / "train.log").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("split "))
+    assert said in line
+    if "that of --init" in said:
+        assert best["split"] == checkpoints.load_checkpoint(start)["split"]
+
+    last = torch.load(run / "last.pt", weights_only=True)
+    last["training"]["progress"]["finished"] = False
+    torch.save(last, run / "last.pt")
+    first = {key: best[key] for key in best if key != "count_error"} | {"split": last["split"]}
+    torch.save(first, run / "best.pt")
+    start.unlink()
+    train.main(train.parse_args(["--resume", str(run)]))
+    again = checkpoints.load_checkpoint(run / "best.pt")
+    assert [again[key] for key in ("split", "count_error")] == [best["split"], best["count_error"]]
+    assert (run / "train.log").read_text().splitlines().count(line) == 2
 
 
 def test_flags_of_learning_that_are_left_out_are_those_of_a_short_fine_tuning(
