@@ -286,19 +286,21 @@ def learn_epochs(run: Run, state: State, network: nn.Module) -> None:
     """
     args, record = run.args, run.record
     if state.origin and not state.progress.before:
-        _, counts = validate(state.kept, run.val_loader, run.machine, run.stop, run.image_of)
+        kept = state.make_kept()
+        _, counts = validate(kept, run.val_loader, run.machine, run.stop, run.image_of)
         state.begin(counts)
         if record:
-            record.save_best(state)
+            record.save_best(state, kept)
     while not state.progress.is_over(args.epoch, args.patience):
         train_one_epoch(run, state, network)
         run.sets.check()
         run.stop.soon()
-        scores = validate(state.kept, run.val_loader, run.machine, run.stop, run.image_of)
+        kept = state.make_kept()
+        scores = validate(kept, run.val_loader, run.machine, run.stop, run.image_of)
         is_best = state.end_epoch(*scores, args.batch_size)
         if record:
-            record.show_epoch(state, run.grid, run.machine.autocast)
-            record.end_epoch(state, is_best)
+            record.show_epoch(state, kept, run.grid, run.machine.autocast)
+            record.end_epoch(state, kept, is_best)
 
 
 def train_one_epoch(run: Run, state: State, network: nn.Module) -> None:

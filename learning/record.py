@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import utils
@@ -77,15 +78,17 @@ class Record:
         """Whether last.pt is SAVE_EVERY seconds old."""
         return time.monotonic() - self.saved > SAVE_EVERY
 
-    def save_last(self, state: State) -> None:
+    def save_last(self, state: State, kept: nn.Module | None = None) -> None:
         """Write last.pt, from which --resume goes on; waits for the device.
 
-        Raises InputError as `check_finite`, and last.pt is then as it was before.
+        `kept` is `state.make_kept`, where it is there already. Raises InputError as `check_finite`,
+        and last.pt is then as it was before.
         """
         check_finite(state.losses, state.seen, self.files)
         training = state.to_save(self.patch_set)
         self.writer.flush()  # the curves reach at least as far as what is saved
-        weights = {"model": state.kept.state_dict(), "training": training}
+        kept = kept or state.make_kept()
+        weights = {"model": kept.state_dict(), "training": training}
         save_checkpoint(self.run / "last.pt", self.checkpoint | weights)
         self.saved = time.monotonic()
 
@@ -94,8 +97,9 @@ class Record:
         point = {"loss": loss, "learning_rate": state.rate}
         utils.log_scalars(self.writer, "train", point, state.step)
 
-    def end_epoch(self, state: State, is_best: bool) -> None:
+    def end_epoch(self, state: State, kept: nn.Module, is_best: bool) -> None:
         """Write what an epoch's end brings: best.pt if it `is_best`, last.pt, metrics.csv, a line.
+        `kept` is `state.make_kept`.
 
         A run that is killed within goes on from the last.pt before: the epoch's best.pt is written
         again, and metrics.csv from what last.pt has.
@@ -103,22 +107,25 @@ class Record:
         row, best_dice = state.progress.metrics[-1], state.progress.best_dice
         self.checkpoint |= {"epoch": row["epoch"], "best_dice": best_dice}
         if is_best:
-            self.save_best(state)
-        self.save_last(state)
+            self.save_best(state, kept)
+        self.save_last(state, kept)
         self.write_metrics(state)
         epochs = self.checkpoint["args"]["epoch"]
         self.line(utils.epoch_line(row, epochs, best_dice))
 
-    def save_best(self, state: State) -> None:
-        """Write best.pt, with the epoch and the Dice that the progress has as the best."""
+    def save_best(self, state: State, kept: nn.Module) -> None:
+        """Write best.pt, with the epoch and the Dice that the progress has as the best; `kept` is
+        `state.make_kept`.
+        """
         progress = state.progress
         best = {"epoch": progress.best_epoch, "best_dice": progress.best_dice}
-        best |= {"model": state.kept.state_dict()}
+        best |= {"model": kept.state_dict()}
         save_checkpoint(self.run / "best.pt", self.checkpoint | best)
 
     @torch.inference_mode()
-    def show_epoch(self, state: State, grid: list, autocast) -> None:
-        """Put an epoch's scores into tensorboard, and what the network makes of the patches `grid`.
+    def show_epoch(self, state: State, kept: nn.Module, grid: list, autocast) -> None:
+        """Put an epoch's scores into tensorboard, and what `kept`, which is `state.make_kept`,
+        makes of the patches `grid`.
 
         `grid` has pairs of an image (3, H, W) and its mask (1, H, W), float32.
         """
@@ -130,7 +137,7 @@ class Record:
         utils.log_scalars(self.writer, "val", val, state.step)
         images, references = (torch.stack(part) for part in zip(*grid, strict=True))
         with autocast:
-            logits = state.kept(images.to(next(state.model.parameters()).device))
+            logits = kept(images.to(next(kept.parameters()).device))
         predictions = logits[:, :1].float().sigmoid()
         references = utils.with_grey(references, (references != 0).float())
         utils.log_images(self.writer, images, predictions, references, state.step)

@@ -75,11 +75,10 @@ class State:
         """What the run has taken, without its interruptions."""
         return time.monotonic() - self.started
 
-    @property
-    def kept(self) -> nn.Module:
-        """The network that is validated and kept: with the averaged weights or, in fine-tuning,
-        between these and those that it began with (Wortsman et al. 2022, CVPR, "Robust fine-tuning
-        of zero-shot models").
+    def make_kept(self) -> nn.Module:
+        """The network that is validated and kept: with the averaged weights or, in fine-tuning, a
+        new one between these and those that it began with (Wortsman et al. 2022, CVPR, "Robust
+        fine-tuning of zero-shot models"). It is good until the next step.
         """
         if not self.keep:
             return self.ema.module

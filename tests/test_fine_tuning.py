@@ -128,7 +128,7 @@ def test_what_is_kept_does_not_learn(keep):
     model = UNet(4).train()
     first = began_with(model, keep, {"config": model.config, "split": SPLIT})
     state = make_state(model, Namespace(lr=1e-3, epoch=1), 1, torch.float32, origin=first)
-    assert model.training and not any(part.training for part in state.kept.modules())
+    assert model.training and not any(part.training for part in state.make_kept().modules())
 
 
 def test_a_share_to_keep_is_a_share(root, tmp_path, start):
