@@ -135,7 +135,12 @@ def measure(way, path, tile, dimensions, gpu_id):
     """Predict and count one image in one of the three ways."""
     device = choose_device(gpu_id)
     model = a_network(dimensions)
-    checkpoint = {"normalisation": NORMALISATION, "channel_order": "rgb"}
+    checkpoint = {
+        "config": model.config,
+        "normalisation": NORMALISATION,
+        "channel_order": "rgb",
+        "threshold": 0.5,
+    }
     started = time.perf_counter()
     image = windows.open_image(path)
     if way == "ours":

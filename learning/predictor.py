@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import utils
-from learning.checkpoints import build_model, load_checkpoint
+from learning.checkpoints import build_model, completed, load_checkpoint
 from learning.devices import Threads, choose_precision
 from learning.fusing import fuse
 from model import sees_all
@@ -57,7 +57,8 @@ class Predictor(Finder):
         path: Path | None = None,
     ) -> "Predictor":
         """A network in memory, with what a checkpoint says of it."""
-        stain = checkpoint.get("stain")
+        checkpoint = completed(checkpoint)
+        stain = checkpoint["stain"]
         return cls(
             predict=halving(_predict(model, checkpoint, device, tta)),
             outputs=model.last_conv.out_channels,
@@ -69,9 +70,9 @@ class Predictor(Finder):
             checkpoint=checkpoint,
             path=path,
             tta=tta,
-            threshold=checkpoint.get("threshold", 0.5),
-            split=nuclei.Split(**checkpoint.get("split", nuclei.PREDICTION_SPLIT._asdict())),
-            pixel_size_um=checkpoint.get("pixel_size_um"),
+            threshold=checkpoint["threshold"],
+            split=nuclei.Split(**checkpoint["split"]),
+            pixel_size_um=checkpoint["pixel_size_um"],
         )
 
     @property

@@ -1,6 +1,7 @@
 """A prediction feeds the network what training fed it."""
 
 import numpy as np
+import pytest
 import torch
 
 from learning.augment import transform
@@ -18,6 +19,15 @@ def test_swapped_colours_are_fed_swapped(generator):
         fed_swapped, Predictor.of(model, rgb, cpu).predict(np.ascontiguousarray(tiles[..., ::-1]))
     )
     assert not np.array_equal(fed_swapped, Predictor.of(model, rgb, cpu).predict(tiles))
+
+
+@pytest.mark.parametrize(("instances", "h", "confidence"), [(False, 0.05, 0.0), (True, 0.2, 0.5)])
+def test_what_a_checkpoint_does_not_say_is_what_was_meant(instances, h, confidence):
+    """As in docs/counting.md, of a network in memory as of one from a file."""
+    model = UNet(4, instances)
+    network = Predictor.of(model, checkpoint_of(model), torch.device("cpu"))
+    assert (network.split.h, network.split.confidence) == (h, confidence)
+    assert network.stain is None and network.pixel_size_um is None and network.expected == {}
 
 
 def test_prediction_and_training_feed_the_network_alike(generator):

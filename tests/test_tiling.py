@@ -6,7 +6,8 @@ import torch
 
 from learning.devices import choose_precision
 from learning.predictor import Predictor, halving
-from model import IMAGENET_MEAN, IMAGENET_STD, UNet
+from model import UNet
+from tests.scripts import checkpoint_of
 from tissue import tiling
 from tissue.files import InputError
 from tissue.windows import from_array
@@ -14,11 +15,8 @@ from tissue.windows import from_array
 
 def predictor_of(tta=False):
     torch.manual_seed(0)
-    checkpoint = {
-        "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "channel_order": "rgb",
-    }
-    return Predictor.of(UNet(4), checkpoint, torch.device("cpu"), tta)
+    model = UNet(4)
+    return Predictor.of(model, checkpoint_of(model), torch.device("cpu"), tta)
 
 
 @pytest.fixture(scope="module")
