@@ -1,5 +1,6 @@
 """The device, the number format that it multiplies fast, and how many threads and workers pay."""
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -89,8 +90,22 @@ class Threads:
 
 def moment() -> tuple[float, float]:
     """The time, and the processor seconds of all programs but this one and its children (Linux)."""
-    busy = 0.0
-    if Path("/proc/stat").is_file():
-        ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
-        busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
-    return time.monotonic(), busy
+    ticks = Path("/proc/stat").read_text().split()[1:4]  # user, nice, system
+    busy = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), busy - own_seconds()
+
+
+def own_seconds() -> float:
+    """The processor seconds of this process and its children, as those that read patches (Linux).
+
+    os.times() has those of children that have ended, /proc those of the others.
+    """
+    ticks = 0
+    for child in multiprocessing.active_children():
+        try:
+            stat = Path(f"/proc/{child.pid}/stat").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        # Behind its name, in which anything may stand: user and system, and of its own children.
+        ticks += sum(map(int, stat.rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(os.times()[:4])
