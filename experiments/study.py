@@ -122,7 +122,7 @@ def score_checkpoint(
 ) -> dict[str, float]:
     """`score` of a checkpoint file, or of other weights for its network."""
     checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoints.build_model(checkpoint | ({"model": weights} if weights else {}), path)
+    model = checkpoints.build_model(checkpoint | ({"model": weights} if weights else {}))
     return score(Predictor.of(model, checkpoint, device, tta), pairs)
 
 

@@ -171,16 +171,11 @@ def of_first_version(state: dict, path: Path | str) -> dict:
 def weights_of(config: dict, path: Path | str) -> dict[str, torch.Tensor]:
     """The state dict of a network without its values: names, shapes and types, but no memory.
 
-    Raises InputError as `network_of`.
+    Raises InputError as `model.build`, which then names `path`.
     """
-    with torch.device("meta"):
-        return network_of(config, path).state_dict()
-
-
-def network_of(config: dict, path: Path | str) -> nn.Module:
-    """`model.build`, whose InputError then names `path`."""
     try:
-        return build(config)
+        with torch.device("meta"):
+            return build(config).state_dict()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -284,11 +279,9 @@ def checked_zip(path: Path) -> io.BytesIO:
     return checked
 
 
-def build_model(checkpoint: dict, path: Path | str) -> nn.Module:
-    """The network of a checkpoint, with its weights; `path` names it in the error (InputError)."""
-    config = check_content(CONFIG, checkpoint["config"], path, "choose another file")
-    model = network_of(config, path)
-    check_weights(checkpoint["model"], model.state_dict(), path)
+def build_model(checkpoint: dict) -> nn.Module:
+    """The network of a checkpoint that `load_checkpoint` has checked, with its weights."""
+    model = build(checkpoint["config"])
     model.load_state_dict(checkpoint["model"])
     return model
 

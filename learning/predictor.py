@@ -45,7 +45,7 @@ class Predictor(Finder):
     def load(cls, path: Path, device: torch.device, tta: bool = False) -> "Predictor":
         """The network of a checkpoint's file; errors as `checkpoints.load_checkpoint`."""
         checkpoint = load_checkpoint(path)
-        return cls.of(build_model(checkpoint, path), checkpoint, device, tta, path)
+        return cls.of(build_model(checkpoint), checkpoint, device, tta, path)
 
     @classmethod
     def of(

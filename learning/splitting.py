@@ -288,7 +288,7 @@ def expect_error(best: Path, held_out: list[Counted], device, without: dict | No
 
 def predict(checkpoint: dict, counted: list[Counted], device) -> tuple[Predictor, list, list]:
     """The network, what it finds in these images (`depth.segment`), and their pixel sizes."""
-    network = Predictor.of(build_model(checkpoint, "best.pt"), checkpoint, device)
+    network = Predictor.of(build_model(checkpoint), checkpoint, device)
     found, sizes = [], []
     for one in counted:
         image = open_image(one.path)

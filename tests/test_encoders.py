@@ -89,7 +89,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, arch):
     model = build({"arch": arch, "dimensions": 4})
     checkpoints.save_checkpoint(tmp_path / "best.pt", checkpoint_of(model))
     loaded = checkpoints.load_checkpoint(tmp_path / "best.pt")
-    again = checkpoints.build_model(loaded, "best.pt")
+    again = checkpoints.build_model(loaded)
     assert again.config == {"arch": arch, "dimensions": 4}
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key

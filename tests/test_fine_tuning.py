@@ -50,7 +50,7 @@ def tune(root, log, start, *more):
 def dices(root, path):
     """Dice of each validation image over its patches, by a checkpoint, counted in numpy."""
     checkpoint = checkpoints.load_checkpoint(path)
-    model = checkpoints.build_model(checkpoint, path).eval()
+    model = checkpoints.build_model(checkpoint).eval()
     mean, std = (np.array(checkpoint["normalisation"][key]) for key in ("mean", "std"))
     sums = {}
     for row in read_table(root, "val"):

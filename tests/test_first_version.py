@@ -86,7 +86,7 @@ def state():
 def test_a_bare_state_dict_gives_the_logits_of_the_first_versions_network(tmp_path, state, size):
     torch.save(state, tmp_path / "original.pth")
     checkpoint = checkpoints.load_checkpoint(tmp_path / "original.pth")
-    network = checkpoints.build_model(checkpoint, "original.pth").eval()
+    network = checkpoints.build_model(checkpoint).eval()
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, found = original(state, images), network(images)
@@ -121,7 +121,7 @@ def test_weights_of_this_version_keep_their_order(root, tmp_path):
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
     saved = torch.load(run / "best.pt", weights_only=True)["model"]
-    network = checkpoints.build_model(checkpoints.load_checkpoint(run / "best.pt"), run)
+    network = checkpoints.build_model(checkpoints.load_checkpoint(run / "best.pt"))
     for key, value in network.state_dict().items():
         assert torch.equal(value, saved[key]), key
 

@@ -399,7 +399,7 @@ def test_the_scores_of_a_run_are_those_of_its_checkpoint(root):
     cut(root)
     run = learn(root, root / "log", "--stain", "none")  # as the patches are
     checkpoint = checkpoints.load_checkpoint(run / "best.pt")
-    model = checkpoints.build_model(checkpoint, run)
+    model = checkpoints.build_model(checkpoint)
     predict = Predictor.of(model, checkpoint, torch.device("cpu")).predict
     counts = torch.zeros(4, dtype=torch.int64)
     for path in sorted((root / "patches_rgb_val").iterdir()):

@@ -135,7 +135,7 @@ def test_the_checkpoint_decides_what_inference_does(root, tmp_path, restained, c
         run = learn(root, tmp_path / "log", "--stain", stain)
         last = checkpoints.load_checkpoint(run / "last.pt")
         assert last["stain"] == (TARGET._asdict() if stain == "reinhard" else None)
-        model = checkpoints.build_model(last, run)
+        model = checkpoints.build_model(last)
         network = replace(Predictor.of(model, last, torch.device("cpu")), stain=None)
         seen = to_stain(restained, own(restained), TARGET) if stain == "reinhard" else restained
         expected = tiling.predict_image(from_array(seen), network)[0]

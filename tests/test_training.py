@@ -345,7 +345,7 @@ def test_a_compiled_run_saves_clean_keys(root, tmp_path):
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1, "--compile")
     checkpoint = checkpoints.load_checkpoint(run / "best.pt")
-    checkpoints.build_model(checkpoint, run)
+    checkpoints.build_model(checkpoint)
 
 
 @pytest.mark.parametrize("arch", ["unet", "tf_efficientnet_lite0"])

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 
 from inference import SHIPPED
-from learning.checkpoints import build_model, load_checkpoint, mean_of_weights, save_checkpoint
+from learning.checkpoints import (
+    build_model,
+    check_weights,
+    load_checkpoint,
+    mean_of_weights,
+    save_checkpoint,
+    weights_of,
+)
 from learning.predictor import Predictor
 from tissue.files import InputError, Parser, check_numbers, file_hash, run_script
 from tissue.nuclei import SPLITTING, Split, changed
@@ -77,14 +84,15 @@ def main(args):
     if args.count_error:
         mean, images = args.count_error
         shipped["count_error"] = {"mean": mean, "images": int(images)}
-    build_model(shipped, f"{args.out}, in half precision")  # what is too large for it is infinite
+    name = f"{args.out}, in half precision"  # what is too large for it is infinite
+    check_weights(shipped["model"], weights_of(shipped["config"], name), name)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(args.out, shipped)
 
     image = draw_tissue(512, 512, seed=0).image[None]
     device = torch.device("cpu")
     before, after = (
-        Predictor.of(build_model(checkpoint, args.out), checkpoint, device).predict(image)
+        Predictor.of(build_model(checkpoint), checkpoint, device).predict(image)
         for checkpoint in (shipped | {"model": weights}, load_checkpoint(args.out))
     )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

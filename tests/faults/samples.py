@@ -249,7 +249,7 @@ def old_weights(folder):
 
 def read_checkpoint(path):
     content = checkpoints.load_checkpoint(path)
-    checkpoints.build_model(content, path).eval()
+    checkpoints.build_model(content).eval()
 
 
 def drawn_root(folder):
@@ -293,7 +293,7 @@ def read_run(path):
     settings = runs.read_settings(path.parent)
     content = checkpoints.load_checkpoint(path)
     runs.check_content(runs.TRAINING, content.get("training"), path, runs.ANEW)
-    model = checkpoints.build_model(content, path)
+    model = checkpoints.build_model(content)
     runs.check_state(content["training"], model, path)
     runs.check_progress(content["training"], settings["epoch"], 3, path)
 
