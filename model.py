@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from tissue.files import InputError
+from tissue.files import InputError, one_line
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB, 0 to 1
 UNET = "unet"  # what `arch` is of the UNet; of others it is timm's name of the encoder
@@ -255,7 +255,7 @@ def features_of(arch: str) -> tuple[int, ...]:
             found = [tuple(f.shape) for f in usable(encoder, torch.empty(2, 3, height, width))]
         reason = f"its features are 1/{', 1/'.join(map(str, ladder))} of the image's size"
     except Exception as error:  # timm refuses in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
     else:
         steps = list(zip(channels, ladder, strict=True))[-5:]
         if ladder in LADDERS and found == [(2, c, height // s, width // s) for c, s in steps]:

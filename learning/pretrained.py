@@ -12,7 +12,7 @@ from torch import nn
 
 from learning.checkpoints import load_tensors, misfit
 from model import UNET, create_encoder
-from tissue.files import InputError
+from tissue.files import InputError, one_line
 
 FETCHED = "imagenet"  # what --pretrained is without a file
 ADVICE = "choose another file, or another --arch"
@@ -52,7 +52,7 @@ def fetch(arch: str) -> nn.Module:
         place = f"https://huggingface.co/{about.hf_hub_id}" if about and about.hf_hub_id else "it"
         raise InputError(
             f"--pretrained: the weights of {arch} could not be fetched "
-            f"({' '.join(str(error).split()):.150}); fetch {place} on another machine and give "
+            f"({one_line(error):.150}); fetch {place} on another machine and give "
             f"--pretrained FILE, or leave --pretrained out"
         ) from error
 

@@ -16,7 +16,7 @@ from learning.predictor import Predictor
 from tissue import agreement, nuclei
 from tissue.annotations import open_annotation
 from tissue.depth import segment
-from tissue.files import InputError
+from tissue.files import InputError, one_line
 from tissue.masks import ANNOTATION_FOLDER, read_mask
 from tissue.masks import read as read_labels
 from tissue.pixel_size import scale_of
@@ -165,7 +165,7 @@ def choose_split(
         else:
             split, error = best_split(checkpoint, counted, device)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
-        return f"{default} (it could not be chosen: {' '.join(str(error).split()):.300})", without
+        return f"{default} (it could not be chosen: {one_line(error):.300})", without
     if math.isnan(error):
         return f"{default} (no label map of a{'n' * near} {image} has nuclei to choose on)", without
     save_checkpoint(best, checkpoint | {"split": split._asdict()})
@@ -277,7 +277,7 @@ def expect_error(best: Path, held_out: list[Counted], device, without: dict | No
             count = nuclei.nuclei(depth > 0, um, split, depths).max()
             errors.append(abs(int(count) - one.count) / one.count)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
-        return f"counts: validation images failed ({' '.join(str(error).split()):.300})"
+        return f"counts: validation images failed ({one_line(error):.300})"
     expected = {"mean": statistics.mean(errors), "images": len(errors)}
     line = f"counts: off by {expected['mean']:.1%} in the mean on {len(errors)} validation images"
     if len(errors) < LEAST_COUNTED:

@@ -12,6 +12,7 @@ from tissue.files import (
     Parser,
     check_numbers,
     locked,
+    one_line,
     replacing,
     run_script,
     write_table,
@@ -198,3 +199,15 @@ def test_a_flag_that_is_none_is_told_which_may_be_meant(given, advice, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args([given])
     assert f"{given}; {advice}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("bad\n  magic\tnumber "), "bad magic number"),
+        (MemoryError(), "MemoryError"),
+        (OSError("\n"), "OSError"),
+    ],
+)
+def test_what_an_error_says_is_part_of_a_line(error, said):
+    assert one_line(error) == said

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import roifile
 
 from tissue import nuclei_tables
-from tissue.files import InputError, replacing
+from tissue.files import InputError, one_line, replacing
 from tissue.jsons import items_of, writing_items
 from tissue.nuclei_tables import Batch, joined, lines
 from tissue.pictures import OUTLINE
@@ -346,7 +346,7 @@ def _reading(path, read):
         # Of the file and not of its content, as pyarrow's and gzip's errors may be too.
         if isinstance(error, InputError) or getattr(error, "filename", None):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         raise InputError(
             f"{path}: found a file that cannot be read back ({said:.200}), expected what "
             f"inference.py writes, {_AGAIN}"

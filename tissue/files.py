@@ -309,3 +309,8 @@ def some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as part of a line; the name of its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

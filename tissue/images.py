@@ -21,7 +21,7 @@ from PIL import Image
 
 from tissue import strict
 from tissue.bits import Bits, bits_for, to_uint8, told_bits, upper_bytes
-from tissue.files import InputError, some
+from tissue.files import InputError, one_line, some
 from tissue.scanners import Scan, is_scan, on_white
 from tissue.tiff import TIFF_SIGNATURES, open_tiff, signature_of
 
@@ -201,7 +201,7 @@ def decoding(path):
     except (InputError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # decoders raise nearly anything on bytes that are no image
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         raise InputError(
             f"{path}: found a file that cannot be decoded ({said}), expected a whole TIFF, PNG, "
             f"JPEG or BMP image, replace the file"

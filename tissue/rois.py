@@ -12,7 +12,7 @@ from pathlib import Path
 import roifile
 import shapely
 
-from tissue.files import InputError
+from tissue.files import InputError, one_line
 from tissue.outlines import (
     Fault,
     Outline,
@@ -89,7 +89,7 @@ def _roi(where, data, slices, seen):
         kind = roi.roitype.name
         parts = roi.coordinates(multi=True)
     except Exception as error:  # roifile raises nearly anything on other bytes
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         raise Fault(f"found what is no ROI ({said:.100}), save it anew") from error
     if roi.subtype.name in ("TEXT", "ARROW", "IMAGE"):
         seen["texts, arrows and pictures, passed over"] += 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tissue.files import InputError, check_regular
+from tissue.files import InputError, check_regular, one_line
 from tissue.tiff import TIFF_SIGNATURES, is_of_scanner, signature_of
 
 SUFFIXES = ("mrxs", "ndpi", "scn", "bif", "vms", "vmu", "dcm", "svslide", "czi")
@@ -278,7 +278,7 @@ def _telling(what, failed=lambda: None) -> Iterator[None]:
         raise
     except Exception as error:  # OpenSlideError, and what ctypes and Pillow make of nonsense
         failed()
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         raise InputError(
             f"{what}: found a slide that OpenSlide cannot read ({said}), expected a whole one with "
             f"all files that belong to it, replace it"
