@@ -21,7 +21,6 @@ import argparse
 import time
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ from learning.loading import Sets, make_loaders, number_images
 from learning.losses import LOSSES, total_loss
 from learning.optimisation import check_finite, keep_statistics
 from learning.processes import Machine, add_up
-from learning.record import Record, describe
+from learning.run_log import RunLog, describe
 from learning.signals import Stopped, StopSignal, end_processes, explain
 from learning.splitting import Images
 from learning.start import (
@@ -61,7 +60,6 @@ from tissue.unused import uncut
 
 LOG_EVERY = 50  # steps between points of the training curves; each makes the device wait once
 GRID_PATCHES = 6  # rows of the image | prediction | reference grid
-SHEET_PATCHES = 24  # of the contact sheet of augmented patches
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 GRADIENT_NORM = 1.0  # longer gradients are shortened to this
 
@@ -202,7 +200,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         until_the_end.enter_context(locked(folder, "trains"))
     state = make_state(model, args, run.batches, machine.precision, training, first)
     if machine.is_first:
-        run.record = open_record(folder, run, state, origin)
+        run.log = open_log(folder, run, state, origin)
 
     # --- loop ---
     if args.compile:
@@ -212,15 +210,15 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         learn_epochs(run, state, network)
         end_processes()
         stop.release()
-        if run.record:
+        if run.log:
             for line in counted.settle_counts(folder / "best.pt", machine.device):
-                run.record.line(line)
-            run.record.finish(state, run.images)
+                run.log.line(line)
+            run.log.finish(state, run.images)
     except Stopped as stopped:
-        if run.record:
+        if run.log:
             sets.check()
-            run.record.save_last(state)
-            run.record.line(f"stopped by {stopped.name}; go on with: train.py --resume {folder}")
+            run.log.save_last(state)
+            run.log.line(f"stopped by {stopped.name}; go on with: train.py --resume {folder}")
         raise
     except (InputError, RuntimeError, OSError, EOFError) as error:
         end_processes()  # first: of one killed, torch would tell again while the run is closed
@@ -240,13 +238,13 @@ class Run:
         self.train_loader, self.val_loader = loaders
         self.batches = self.train_loader.sampler.count // args.batch_size  # an epoch
         self.threads = Threads(machine.device)
-        self.record: Record | None = None  # of the first process alone
+        self.log: RunLog | None = None  # of the first process alone
         val_set = self.val_loader.dataset
         self.image_of, self.images = number_images(val_set)
         self.grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
 
 
-def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Record:
+def open_log(folder: Path, run: Run, state: State, origin: dict | None) -> RunLog:
     """The run's folder, with its settings, first lines and contact sheet written."""
     args, machine, train_set = run.args, run.machine, run.train_loader.dataset
     settings = {**vars(args), "resume": None, "device": str(machine.device)}
@@ -257,23 +255,21 @@ def open_record(folder: Path, run: Run, state: State, origin: dict | None) -> Re
         "versions": utils.versions(),
     }
     checkpoint = describe(state.model.config, run.sets.manifests, settings, state.origin)
-    record = Record(folder, checkpoint, run.sets.hash, train_set.files, state)
-    record.line(
+    log = RunLog(folder, checkpoint, run.sets.hash, train_set.files, state)
+    log.line(
         f"{folder} | {args.arch} {args.dimensions} | {machine.processes} x {machine.device}, "
         f"{settings['precision']} | {len(train_set)} training and "
         f"{len(run.val_loader.dataset)} validation patches of {', '.join(args.root)}"
         + (f" | goes on after step {state.step}" if args.resume else "")
     )
     if sees_all(state.model):
-        record.line(f"{args.arch} sees all of an image: tiles will not be exact")
+        log.line(f"{args.arch} sees all of an image: tiles will not be exact")
     for line in said_of_origin(args, origin, checkpoint, run.sets.own):
-        record.line(line)
+        log.line(line)
     if not args.resume:
-        sampler = run.train_loader.sampler
-        sampler.epoch = state.progress.epoch
-        sheet = [train_set[key] for key in islice(sampler, SHEET_PATCHES)]
-        utils.log_augmented(record.writer, sheet)
-    return record
+        run.train_loader.sampler.epoch = state.progress.epoch
+        log.show_augmented(run.train_loader)
+    return log
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -284,13 +280,13 @@ def learn_epochs(run: Run, state: State, network: nn.Module) -> None:
 
     `network` is the state's model, wrapped where several processes share each batch.
     """
-    args, record = run.args, run.record
+    args, log = run.args, run.log
     if state.origin and not state.progress.before:
         kept = state.make_kept()
         _, counts = validate(kept, run.val_loader, run.machine, run.stop, run.image_of)
         state.begin(counts)
-        if record:
-            record.save_best(state, kept)
+        if log:
+            log.save_best(state, kept)
     while not state.progress.is_over(args.epoch, args.patience):
         train_one_epoch(run, state, network)
         run.sets.check()
@@ -298,9 +294,9 @@ def learn_epochs(run: Run, state: State, network: nn.Module) -> None:
         kept = state.make_kept()
         scores = validate(kept, run.val_loader, run.machine, run.stop, run.image_of)
         is_best = state.end_epoch(*scores, args.batch_size)
-        if record:
-            record.show_epoch(state, kept, run.grid, run.machine.autocast)
-            record.end_epoch(state, kept, is_best)
+        if log:
+            log.show_epoch(state, kept, run.grid, run.machine.autocast)
+            log.end_epoch(state, kept, is_best)
 
 
 def train_one_epoch(run: Run, state: State, network: nn.Module) -> None:
@@ -350,11 +346,11 @@ def show_losses(run: Run, state: State) -> None:
     """Put the mean loss since the last call into the curves, and write last.pt if it is old."""
     check_finite(state.losses, state.seen, run.train_loader.dataset.files)
     loss = state.end_losses(run.batches, run.machine.processes)
-    if run.record:
-        run.record.point(state, loss)
-        if run.record.is_due():
+    if run.log:
+        run.log.point(state, loss)
+        if run.log.is_due():
             run.sets.check()
-            run.record.save_last(state)
+            run.log.save_last(state)
 
 
 @torch.inference_mode()

@@ -1,11 +1,13 @@
 """A run's folder as its training writes it: settings, lines, curves, best.pt and last.pt."""
 
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 import utils
@@ -18,6 +20,7 @@ from tissue import agreement, nuclei
 from tissue.files import write_table
 from tissue.stain import STAINS
 
+SHEET_PATCHES = 24  # of the contact sheet of augmented patches
 SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 
 
@@ -50,7 +53,7 @@ def describe(
     }
 
 
-class Record:
+class RunLog:
     """Writes a run's folder; of several processes the first alone has one.
 
     `checkpoint` is as `describe` has it, `patch_set` the `patches.set_hash` of the sets that the
@@ -69,6 +72,11 @@ class Record:
     def line(self, text: str) -> None:
         """Print a line and add it to train.log."""
         utils.log_line(self.run, text)
+
+    def show_augmented(self, loader: DataLoader) -> None:
+        """Put the first patches of an epoch, as a `loader` feeds them, into tensorboard."""
+        sheet = [loader.dataset[key] for key in islice(loader.sampler, SHEET_PATCHES)]
+        utils.log_augmented(self.writer, sheet)
 
     def write_metrics(self, state: State) -> None:
         """Write metrics.csv, a row an epoch."""
