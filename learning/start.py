@@ -145,10 +145,12 @@ def said_of_origin(
         others = "none" if args.stain == "reinhard" else "reinhard"
         lines.append(f"{args.init} learned with --stain {others}, this run does not")
     if origin and origin["config"] != checkpoint["config"]:
-        maps = "label maps" if "instances" in checkpoint["config"] else "no label maps"
+        differs = "no label maps", "without its output for depth, which masks do not teach"
+        if "instances" in checkpoint["config"]:
+            differs = "label maps", "with one more output, for depth"
         lines.append(
-            f"these patches have {maps}, and {args.init} has another number of outputs: nothing of "
-            f"it is kept, and nothing compared with it"
+            f"these patches have {differs[0]}: the network starts from {args.init} {differs[1]}; "
+            f"--keep has no effect, and before and after are not compared"
         )
     old, new = ((one or {}).get("pixel_size_um") for one in (origin, checkpoint))
     if old and new and old != new:
