@@ -31,7 +31,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from tissue import cutting, manifest, patches, splits
+from tissue import cutting, edited, manifest, patches, splits
 from tissue.annotations import find_annotations
 from tissue.corrections import said_of_corrections
 from tissue.cutting import Plan
@@ -122,11 +122,13 @@ def main(args):
         todo = []
         for plan in plans:
             plan.sources = cutting.describe(plan, pool)
-            if cutting.is_up_to_date(plan):
+            reason = cutting.reason_to_cut(plan)
+            if reason is None:
                 print(f"{plan.root}: the patch set is up to date, nothing to do")
                 print_counts(plan.root, manifest.read_manifest(plan.root))
-            else:
-                todo.append(plan)
+                continue
+            todo.append(plan)
+            print_lines([f"{plan.root}: cut anew: {reason}"] * bool(reason))
         # --- check: every fault of every image, before anything is written ---
         check(todo, pool)
         cutting.check_pictures(plans)
@@ -136,6 +138,7 @@ def main(args):
         print_lines(cutting.assumptions(plan))
         with locked(plan.root, "cuts patches"), patches.new_set(plan.root) as new:
             written = cut(new, plan, args.workers)
+            print_lines(edited.keep_edited(plan.root, new))
         print_counts(plan.root, written)
     print("next: python3", shlex.join(["train.py", "--root", *map(str, roots)]))
 

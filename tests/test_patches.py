@@ -1,6 +1,5 @@
 import csv
 import os
-import shutil
 from contextlib import suppress
 from functools import partial
 
@@ -356,10 +355,10 @@ def test_a_kill_between_two_moves_leaves_the_old_set_or_none_or_the_new_one(
 
 @pytest.mark.parametrize("renames", range(14))
 @pytest.mark.parametrize("is_first", [True, False])
-def test_the_set_of_a_call_that_was_killed_twice_is_told_from_files_of_the_user_s(
+def test_the_set_of_a_call_that_was_killed_often_is_told_from_files_of_the_user_s(
     patch_set, picture, tmp_path, monkeypatch, is_first, renames
 ):
-    """Killed at the given rename, and again when the next has removed what the first left aside."""
+    """Killed at the given rename, then at each removal of what that left, and then failing."""
     root = tmp_path / "first" if is_first else patch_set
     root.mkdir(exist_ok=True)
     if not is_first:
@@ -370,9 +369,24 @@ def test_the_set_of_a_call_that_was_killed_twice_is_told_from_files_of_the_user_
             write_set(new, picture)
             (new / patches.PREVIEW).write_bytes(b"a picture")
     patches.check_places(root)
-    for place in (patches.OLD, patches.NEW):
-        shutil.rmtree(root / place, ignore_errors=True)
+    remove = patches._remove
+    for removals in range(12):
+        left = iter([remove] * removals)
+        with monkeypatch.context() as killed, suppress(Killed):
+            killed.setattr(patches, "_remove", lambda place, left=left: next(left, dies)(place))
+            with patches.new_set(root):
+                raise Killed
         patches.check_places(root)
+    with suppress(OSError), patches.new_set(root):
+        raise OSError("the disk is full")
+    patches.check_places(root)
+    with patches.new_set(root) as new:
+        write_set(new, picture)
+    assert patches.read_manifest(root) and not list(root.glob(".patches*"))
+
+
+def dies(place):
+    raise Killed
 
 
 def test_a_move_that_fails_is_undone(patch_set, picture, monkeypatch):

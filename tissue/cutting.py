@@ -198,22 +198,26 @@ def describe(plan: Plan, pool: Executor) -> list[dict]:
     return sources
 
 
-def is_up_to_date(plan: Plan) -> bool:
-    """Whether a whole patch set lies below the root, cut from these sources in this way."""
+def reason_to_cut(plan: Plan) -> str | None:
+    """Why the set below the root has to be cut anew, in a few words, which are none where there is
+    no set; None if it is whole, and cut from these sources in this way.
+    """
     root, sources = plan.root, plan.sources
     try:
         found = manifest.read_manifest(root)
-        same = (
-            all(found[key] == value for key, value in plan.settings.items())
-            and [{key: image[key] for key in sources[0]} for image in found["images"]] == sources
-        )
-        return (
-            same
-            and file_hash(root / manifest.TABLE) == found["table_sha256"]
-            and manifest.size_on_disk(root) == (found["patches"], found["bytes"])
-        )
+        if others := [key for key, value in plan.settings.items() if found[key] != value]:
+            return f"other settings ({', '.join(others)})"
+        if [{key: image[key] for key in sources[0]} for image in found["images"]] != sources:
+            return "other images, masks, label maps or annotations"
+        if file_hash(root / manifest.TABLE) != found["table_sha256"]:
+            return f"{manifest.TABLE} is not as it was written"
+        if manifest.size_on_disk(root) != (found["patches"], found["bytes"]):
+            return "patches are not as they were written"
+    except FileNotFoundError:
+        return "files are missing" if (root / manifest.MANIFEST).exists() else ""
     except (InputError, OSError):
-        return False
+        return f"{manifest.MANIFEST} is missing, damaged or of another version"
+    return None
 
 
 # --- check --------------------------------------------------------------------------------------

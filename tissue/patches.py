@@ -18,8 +18,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from tissue import edited
 from tissue.depth import DEEPEST, NOT_ANNOTATED, UNKNOWN
-from tissue.files import InputError, file_hash
+from tissue.files import InputError, file_hash, some
 from tissue.manifest import (
     MANIFEST,
     SPLITS,
@@ -147,19 +148,21 @@ def resample(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndar
 
 def check_places(root: Path | str) -> None:
     """Raise InputError where the files and folders of a patch set cannot be put below `root`, or
-    would take the place of files that are not of one: without a manifest, a set that a killed run
-    has left has folders (`new_set`).
+    would take the place of files and patches that are not of one: there is no manifest, none that
+    a killed run has left (`new_set`), and no table of ours that lists them.
     """
     root = Path(root)
     folders = [folder(root, kind, split) for split in SPLITS for kind in ("rgb", "mask")]
-    ours = root / MANIFEST, root / NEW, root / OLD, *folders
-    for place in () if any(map(os.path.lexists, ours)) else (TABLE, PREVIEW, ANNOTATIONS):
-        if (root / place).is_file():
+    files = [root / file for file in (TABLE, PREVIEW, ANNOTATIONS)]
+    if not any(map(os.path.lexists, (root / MANIFEST, root / NEW, root / OLD))):
+        others = [] if edited.has_table(root) else [path for path in files if path.is_file()]
+        if others := others + edited.of_no_set(root):
+            them = "them" if len(others) > 1 else "it"
             raise InputError(
-                f"{root / place}: found it without a patch set, expected nothing where "
-                f"preprocess.py writes a file of this name; move it away or rename it"
+                f"{some(map(str, others))}: found {them} without a patch set, expected nothing "
+                f"where preprocess.py writes files of such names; move {them} away or rename {them}"
             )
-    for place in (*folders, *(root / file for file in (TABLE, PREVIEW, ANNOTATIONS, MANIFEST))):
+    for place in (*folders, *files, root / MANIFEST):
         kind = "folder" if place in folders else "file"
         fits = place.is_dir() if place in folders else place.is_file()
         if os.path.lexists(place) and (place.is_symlink() or not fits):
@@ -174,18 +177,22 @@ def new_set(root: Path | str) -> Iterator[Path]:
     """Give a folder to make a patch set in, and put the set below `root` when the block ends well.
 
     Until then, and if it ends badly, the old set stays. A set without its manifest is unfinished:
-    that of the old one goes first and that of the new one comes last. Its other files go before its
-    folders and come after them (`check_places`). What is not of a set in the old folders stays
-    there. One writer at a time (`files.locked`).
+    that of the old one goes first and that of the new one comes last. What is not of a set in the
+    old folders stays there. As long as a killed run has left patches without a manifest, one of the
+    hidden folders says so (`check_places`). One writer at a time (`files.locked`).
     """
     root = Path(root)
     new, old = root / NEW, root / OLD
+    was_killed = new.exists() or old.exists()
+    if new.is_symlink() or not new.is_dir():
+        _remove(new)
+    new.mkdir(parents=True, exist_ok=True)
     _remove_old(root)  # what a killed run has left
-    _remove(new)
+    _empty(new)
     try:
         for split in SPLITS:
             for kind in ("rgb", "mask"):
-                folder(new, kind, split).mkdir(parents=True)
+                folder(new, kind, split).mkdir()
         yield new
         old.mkdir()
         paths = sorted(new.iterdir(), key=lambda path: (path.name == MANIFEST, path.is_file()))
@@ -195,7 +202,9 @@ def new_set(root: Path | str) -> Iterator[Path]:
         _move([move for move in away if move[0].exists()] + [(new / n, root / n) for n in names])
         _remove_old(root)
     finally:
-        _remove(new)
+        _empty(new)
+        if not was_killed or (root / MANIFEST).exists():
+            _remove(new)
 
 
 def _move(moves):
@@ -220,6 +229,11 @@ def _remove_old(root):
                 target.parent.mkdir(exist_ok=True)
                 os.rename(path, target)
     _remove(root / OLD)
+
+
+def _empty(place):
+    for path in place.iterdir():
+        _remove(path)
 
 
 def _remove(place):
