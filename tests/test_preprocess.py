@@ -188,6 +188,33 @@ def test_one_group_at_least_is_drawn_and_case_makes_no_other_group():
         assert split[names[2]] == split[names[3]] and split[names[4]] == split[names[5]]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "count"), [((2, 2, 16), 4), ((3, 4, 43), 7), ((1, 1, 98), 2), ((30, *[1] * 9), 8)]
+)
+def test_a_group_of_most_images_is_not_drawn_for_a_fifth(sizes, count):
+    names = [f"P{group}_{k}" for group, size in enumerate(sizes) for k in range(size)]
+    for seed in range(8):
+        split, _ = splits.by_groups(names, 0.2, "^P.", seed)
+        assert list(split.values()).count("val") == count
+
+
+def test_groups_of_about_one_size_are_drawn_as_ever():
+    """The patients of TNBC, as the experiments have drawn them."""
+    sizes = {1: 7, 2: 3, 4: 8, 5: 4, 7: 3, 8: 4, 10: 4}
+    names = [f"patient_{p:02}_{k}" for p, size in sizes.items() for k in range(size)]
+    assert splits.by_groups(names, 0.2, "^patient_[0-9]+", 0)[1] == ["patient_04", "patient_07"]
+
+
+def test_a_draw_far_from_its_fraction_is_said(tmp_path, capsys):
+    for seed, name in enumerate(("a_1", "a_2", "a_3", "b_1", "b_2", "b_3")):
+        put(tmp_path, name, seed=seed)
+    said = "that is 50% of the images in place of {}: groups stay whole; --seed draws others"
+    run(tmp_path, "--val_fraction", 0.2, "--group_pattern", "^[^_]+")
+    assert said.format("20%") in capsys.readouterr().out
+    run(tmp_path, "--val_fraction", 0.45, "--group_pattern", "^[^_]+")
+    assert "in place of" not in capsys.readouterr().out
+
+
 def test_groups_are_drawn_by_seed_and_by_nothing_else():
     drawn = [groups_of(0.4, "^P.", seed)[1] for seed in range(20)]
     assert drawn == [groups_of(0.4, "^P.", seed)[1] for seed in range(20)]

@@ -208,7 +208,7 @@ def reason_to_cut(plan: Plan) -> str | None:
         if others := [key for key, value in plan.settings.items() if found[key] != value]:
             return f"other settings ({', '.join(others)})"
         if [{key: image[key] for key in sources[0]} for image in found["images"]] != sources:
-            return "other images, masks, label maps or annotations"
+            return "other images, masks or annotations, or others of them for validation"
         if file_hash(root / manifest.TABLE) != found["table_sha256"]:
             return f"{manifest.TABLE} is not as it was written"
         if manifest.size_on_disk(root) != (found["patches"], found["bytes"]):

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from tissue.pairs import Pair, matches, same_name
 
 VAL_PATTERN = "*03.tif"  # where it tells some images from others, and the user says nothing
 VAL_FRACTION = 0.2  # where it does not
+FAR = 0.1  # of a draw in groups from the fraction that is wanted, so that a line says so
 
 
 class Wanted(NamedTuple):
@@ -68,6 +70,11 @@ def choose(
         f"{count} of {len(pairs)} images are for validation (--seed {wanted.seed}): "
         f"{', '.join(groups)}"
     )
+    if wanted.group_pattern and abs(count / len(names) - fraction) > FAR:
+        lines.append(
+            f"that is {count / len(names):.0%} of the images in place of {fraction:.0%}: groups "
+            f"stay whole; --seed draws others, --val_pattern chooses"
+        )
     return split_of, wanted._replace(val_fraction=fraction)._asdict(), lines
 
 
@@ -130,8 +137,9 @@ def by_groups(
     A group is what the regular expression `group_pattern` finds in a name, its first capture group
     if it has one, in upper or lower case; without an expression each name is a group. Groups are
     drawn by `seed`, one at least, until they hold `fraction` of the images; one at least is left
-    for training. Raises InputError for an
-    expression that is none, names without a match, or a single group.
+    for training. One with which they would hold more than that by a group of mean size is passed
+    over: where all are alike there is none, where one is large it does not take most images.
+    Raises InputError for an expression that is none, names without a match, or a single group.
     """
     groups = groups_of(names, group_pattern)
     drawn = sorted(set(groups.values()))
@@ -142,10 +150,12 @@ def by_groups(
         )
     random.Random(seed).shuffle(drawn)
     chosen, count = [], 0
-    wanted = max(1, fraction * len(names) - 1e-9)
-    while count < wanted and len(chosen) < len(drawn) - 1:
-        chosen.append(drawn[len(chosen)])
-        count += sum(group == chosen[-1] for group in groups.values())
+    wanted, sizes = max(1, fraction * len(names) - 1e-9), Counter(groups.values())
+    for group in drawn:
+        fits = count + sizes[group] <= wanted + len(names) / len(drawn)
+        if fits and count < wanted and len(chosen) < len(drawn) - 1:
+            chosen.append(group)
+            count += sizes[group]
     splits = {name: "val" if group in chosen else "train" for name, group in groups.items()}
     return splits, sorted(chosen)
 
