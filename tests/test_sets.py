@@ -373,6 +373,22 @@ def test_a_set_that_is_not_cut_is_said_to_be_passed_over(tmp_path, capsys):
     assert capsys.readouterr().out.count(said) == 2
 
 
+def test_a_folder_with_uncut_images_of_its_own_does_not_stand_for_the_sets_within_it(tmp_path):
+    """As data/ beside data/demo, which is drawn tissue."""
+    root = folder_of(tmp_path, "data", um=0.25)
+    demo = folder_of(root, "demo", um=0.25)
+    run(demo)
+    said = f"{root}: found images that are not cut, expected a patch set; run preprocess.py --root"
+    with pytest.raises(InputError) as error:
+        learn(root, tmp_path / "log")
+    assert str(error.value).startswith(said) and str(error.value).endswith(f"--root {demo}")
+    with pytest.raises(InputError, match="found images that are not cut"):
+        infer(tmp_path / "out", "--root", root)
+    assert not (tmp_path / "log").exists() and not (tmp_path / "out").exists()
+    run(root)
+    learn(root, tmp_path / "log", "--epoch", 1)
+
+
 def test_images_of_one_name_have_their_roots_before_them(tmp_path):
     one, two = (folder_of(tmp_path / name, "one") for name in ("a", "b"))
     for root in (one, two):

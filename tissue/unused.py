@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tissue import scanners
-from tissue.files import some
+from tissue.files import InputError, some
 from tissue.manifest import MANIFEST
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
 from tissue.pairs import (
@@ -24,13 +24,23 @@ from tissue.pairs import (
 
 def uncut(places: Iterable[str]) -> list[str]:
     """A line for each of these folders in which some folders are patch sets and others, which have
-    images, are not.
+    images, are not. Raises InputError for one with images of its own, for which the sets within it
+    would be taken.
     """
     lines = []
     for place in map(Path, places):
         inner = {path.parent for path in place.glob(f"*/{MANIFEST}")}
         others = sorted({path.parent for path in place.glob(f"*/{IMAGE_FOLDER}")} - inner)
-        if inner and others and not (place / MANIFEST).exists():
+        if not inner or (place / MANIFEST).exists():
+            continue
+        own = place / IMAGE_FOLDER
+        if own.is_dir() and image_files(own):
+            raise InputError(
+                f"{shown(place)}: found images that are not cut, expected a patch set; run "
+                f"preprocess.py --root {shown(place)} first, or give --root "
+                f"{' '.join(shown(path) for path in sorted(inner))}"
+            )
+        if others:
             lines.append(
                 f"{some([shown(path) for path in others])}: not cut, passed over; run "
                 f"preprocess.py --root {shown(place)}"
