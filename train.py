@@ -264,7 +264,7 @@ def open_log(folder: Path, run: Run, state: State, origin: dict | None) -> RunLo
     )
     if sees_all(state.model):
         log.line(f"{args.arch} sees all of an image: tiles will not be exact")
-    for line in said_of_origin(args, origin, checkpoint, run.sets.own):
+    for line in [*run.sets.notes, *said_of_origin(args, origin, checkpoint, run.sets.own)]:
         log.line(line)
     if not args.resume:
         run.train_loader.sampler.epoch = state.progress.epoch

@@ -21,6 +21,7 @@ from tissue.manifest import MANIFEST
 from tissue.patches import PatchDataset, read_manifests, set_hash
 from tissue.sampling import PatchSampler, balanced_order
 from tissue.stain import STAINS
+from tissue.unused import said_since_cut
 
 
 class Sets(NamedTuple):
@@ -30,23 +31,34 @@ class Sets(NamedTuple):
     manifests: list[dict]
     hash: str  # patches.set_hash
     own: list[dict]  # the manifests of --root, without those of --replay
+    notes: list[str]  # on files that are others than when the sets were cut
 
     @classmethod
     def of(cls, roots: list[str], replay: list[str], begins: bool = True) -> "Sets":
         """Those in the folders of --root and --replay; raises as `patches.read_manifests`, and
-        InputError for one that is in both, and for an image that is learned and validated; where a
-        run `begins`, as `check_unchanged`, too.
+        InputError for one that is in both, for an image that is learned and validated, and where a
+        run `begins`, for files that were changed since they were cut; one that goes on notes them.
         """
         if both := set(map(os.path.realpath, roots)) & set(map(os.path.realpath, replay)):
             raise InputError(
                 f"--replay: found {', '.join(sorted(both))} in --root, too, expected other patch "
                 f"sets; leave it out of one"
             )
-        manifests = read_manifests([*roots, *replay])
-        check_apart([*roots, *replay], manifests, len(roots))
-        if begins:
-            check_unchanged([*roots, *replay], manifests)
-        return cls([*roots, *replay], manifests, set_hash(*roots, *replay), manifests[: len(roots)])
+        every, own = [*roots, *replay], len(roots)
+        manifests = read_manifests(every)
+        check_apart(every, manifests, own)
+        notes = []
+        if changed := some(map(str, changed_files(every, manifests))):
+            found = f"{changed}: found other files than those that were cut"
+            if begins:
+                raise InputError(
+                    f"{found}, expected the same; run preprocess.py again, so that the patches are "
+                    f"of these"
+                )
+            notes.append(f"{found}; the run goes on with the patches of before")
+        for root, manifest in zip(every, manifests, strict=True):
+            notes += said_since_cut(root, manifest["images"])
+        return cls(every, manifests, set_hash(*every), manifests[:own], notes)
 
     @property
     def patches(self) -> int:
@@ -80,9 +92,9 @@ class Sets(NamedTuple):
             )
 
 
-def check_unchanged(roots: list[str], manifests: list[dict]) -> None:
-    """Raise InputError where masks or images are others than those that were cut, as where they
-    were corrected since: the patches are of before. Files that are not there do not matter.
+def changed_files(roots: list[str], manifests: list[dict]) -> list[Path]:
+    """The masks and images that are others than those that were cut, as where they were corrected
+    since: the patches are of before. Files that are not there do not matter.
     """
     changed = []
     for root, manifest in zip(map(Path, roots), manifests, strict=True):
@@ -95,11 +107,7 @@ def check_unchanged(roots: list[str], manifests: list[dict]) -> None:
                 # A copy may have any time. Masks are small enough to look at all of them.
                 if path.is_file() and (file != image["image"] or path.stat().st_mtime > cut):
                     changed += [path] * (file_hash(path) != digest)
-    if changed:
-        raise InputError(
-            f"{some(map(str, changed))}: found other files than those that were cut, expected the "
-            f"same; run preprocess.py again, so that the patches are of these"
-        )
+    return changed
 
 
 def check_apart(roots: list[str], manifests: list[dict], own: int) -> None:

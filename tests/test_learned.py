@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from learning.loading import Sets
 from tests.scripts import cut, infer, learn
 from tissue import pictures
 from tissue.files import InputError
 from tissue.patches import read_manifest
+from tissue.unused import said_since_cut
 
 
 def split_of(root):
@@ -67,3 +69,48 @@ def test_files_that_were_changed_after_cutting_are_cut_again_before_they_are_lea
         with pytest.raises(InputError, match=r"found other files than those that were cut"):
             learn(root, tmp_path / "log", "--epoch", 1)
     shutil.rmtree(run)
+
+
+def test_images_that_came_or_went_after_cutting_are_said(root, tmp_path, capsys):
+    cut(root)
+    for place in ("tissue_images", "mask binary"):
+        (old,) = (root / place).glob("Drawn_01.*")
+        old.rename(old.with_stem("Drawn_09"))
+    shutil.copy(root / "tissue_images" / "Drawn_02.tif", root / "tissue_images" / "no_mask.tif")
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    again = f"; run preprocess.py --root {root}"
+    images = root / "tissue_images"
+    lines = [
+        f"Drawn_09: in {images} since it was cut, and not in the set{again}",
+        f"Drawn_01: no longer in {images}, but still in the set{again}",
+    ]
+    assert [line for line in capsys.readouterr().out.splitlines() if "the set;" in line] == lines
+    assert all(line in (run / "train.log").read_text() for line in lines)
+    shutil.rmtree(images)  # patches alone, as on another machine
+    images.mkdir()
+    learn(root, tmp_path / "log", "--epoch", 1)
+    assert "the set;" not in capsys.readouterr().out
+
+
+def test_of_annotated_sets_the_images_that_are_passed_over_are_not_said(root):
+    """Some of an annotated set have neither mask nor annotation; one is annotated later."""
+    shutil.rmtree(root / "mask binary")
+    (root / "annotations").mkdir()
+    told = [{"name": f"Drawn_0{k}"} for k in (1, 2)]
+    for image in told:
+        (root / "annotations" / f"{image['name']}.geojson").touch()
+    assert said_since_cut(root, told) == []
+    (root / "annotations" / "DRAWN_03_nuclei.geojson").touch()
+    (line,) = said_since_cut(root, told)
+    assert line.startswith(f"Drawn_03: in {root / 'tissue_images'} since it was cut")
+
+
+def test_masks_that_were_changed_are_said_where_a_run_goes_on(root):
+    cut(root)
+    path = root / "mask binary" / "Drawn_02.png"
+    assert Sets.of([str(root)], [], begins=False).notes == []
+    pictures.write_image(path, np.full((80, 96), 255, np.uint8))
+    (note,) = Sets.of([str(root)], [], begins=False).notes
+    assert note.startswith(f"{path}: found other files than those that were cut; the run goes on")
+    with pytest.raises(InputError, match="found other files than those that were cut, expected"):
+        Sets.of([str(root)], [])

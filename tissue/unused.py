@@ -1,9 +1,10 @@
 """What in the folders of a patch set is not used, in lines that say so."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tissue import scanners
+from tissue.annotations import find_annotations
 from tissue.files import InputError, some
 from tissue.manifest import MANIFEST
 from tissue.masks import ANNOTATION_FOLDER, LABEL_FOLDER
@@ -11,6 +12,7 @@ from tissue.pairs import (
     IMAGE_FOLDER,
     IMAGE_SUFFIXES,
     MASK_FOLDERS,
+    Files,
     Pair,
     find_images,
     image_files,
@@ -46,6 +48,34 @@ def uncut(places: Iterable[str]) -> list[str]:
                 f"preprocess.py --root {shown(place)}"
             )
     return lines
+
+
+def said_since_cut(root: str | Path, images: Iterable[Mapping]) -> list[str]:
+    """Lines on images that were added to a set, or taken from it, since it was cut; `images` is
+    what its manifest says of them.
+
+    None where no image is there, as where patches alone were brought to another machine. An added
+    one counts if there is a mask or annotation of its name, so that it would be cut.
+    """
+    root = Path(root)
+    place, masks = root / IMAGE_FOLDER, mask_folder(root)
+    try:
+        files = scanners.heads(image_files(place)) if place.is_dir() else []
+        there = Files({name_of(path): path for path in files})
+        annotated = find_annotations(root / ANNOTATION_FOLDER, there)
+    except InputError:  # preprocess.py says why
+        return []
+    if not files:
+        return []
+    fit = [name_of(path) for path in image_files(masks)] if masks else []
+    fit = set(map(same_name, [*fit, *annotated]))
+    cut = {same_name(image["name"]): image["name"] for image in images}
+    added = [name for name in there if same_name(name) in fit - cut.keys()]
+    gone = [name for name in cut.values() if name not in there]
+    again = f"run preprocess.py --root {shown(root)}"
+    lines = [f"{some(map(shown, added))}: in {shown(place)} since it was cut, and not in the set"]
+    lines += [f"{some(map(shown, gone))}: no longer in {shown(place)}, but still in the set"]
+    return [f"{line}; {again}" for line, its in zip(lines, (added, gone), strict=True) if its]
 
 
 def passed_over(*places: str | Path) -> list[str]:
