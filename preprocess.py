@@ -50,7 +50,13 @@ from tissue.pairs import (
     set_folders,
 )
 from tissue.pixel_size import MICROSCOPE_UM
-from tissue.unused import passed_over, said_of_annotations, unused_labels, unused_masks
+from tissue.unused import (
+    passed_over,
+    said_of_annotations,
+    said_of_spelling,
+    unused_labels,
+    unused_masks,
+)
 
 BY_NUCLEI = "nuclei"  # a pixel size that the nuclei tell
 
@@ -98,7 +104,7 @@ def parse_args(argv=None):
         help="what it finds in a name, or its first (...), is the image's group: patient or slide; "
         "without it each image is its own; with --val_pattern, groups in both parts are told",
     )
-    held_out.add_argument("--seed", type=int, default=0, help="other images by chance")
+    held_out.add_argument("--seed", type=int, help="other images by chance; without it 0")
     return parser.parse_args(argv)
 
 
@@ -188,6 +194,7 @@ def given_to_each(given: list, roots: list[Path]) -> list[float | str | None]:
 
 def make_plan(args, root: Path, given: float | str | None, pool) -> Plan:
     """A set's images, how they are split, and the pixel size of each as far as it is known."""
+    print_lines(said_of_spelling(root))
     folder = root / ANNOTATION_FOLDER
     annotated = None
     if folder.is_dir():

@@ -83,8 +83,8 @@ def add_files(group) -> None:
     )
     group.add_argument("--init", metavar="CKPT", help="checkpoint to fine-tune")
     group.add_argument(
-        "--keep", type=float, default=0.5,
-        help="share of the old weights in the new ones; 0: nothing of them is kept",
+        "--keep", type=float,
+        help="share of the old weights in the new ones, without it 0.5; 0: nothing of them is kept",
     )  # fmt: skip
     group.add_argument(
         "--replay", nargs="+", default=[], metavar="ROOT",

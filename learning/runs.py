@@ -183,8 +183,9 @@ def check_flags(args: Namespace) -> None:
         text = "".join(value) if isinstance(value, list) else str(value)
         if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text):
             raise InputError(f"--{flag}: found {text!r:.80}, expected text that can be printed")
-    if args.replay and not args.init:
-        raise InputError("--replay: found it without --init, expected both; add --init")
+    alone = {"replay": args.replay, "keep": args.keep is not None and not args.resume}
+    if (flag := next(filter(alone.get, alone), None)) and not args.init:
+        raise InputError(f"--{flag}: found it without --init, expected both; add --init")
     name = args.name
     if set(name) & set("/\\") or name in (".", "..") or len(name.encode()) > LONGEST:
         raise InputError(

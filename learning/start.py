@@ -23,7 +23,7 @@ from model import UNET, build, usual_dimensions
 from tissue.files import InputError
 
 # What the flags of learning are where they are left out, and with --init (docs/lab_notes.md).
-USUAL = {"lr": 1e-3, "augment": "basic", "epoch": 50}
+USUAL = {"lr": 1e-3, "augment": "basic", "epoch": 50, "keep": 0.5}
 FINE_TUNING = {"lr": 1e-4, "augment": "moderate"}
 VIEWS = 500  # patches that are shown in a fine-tuning, as far as whole epochs allow
 

@@ -136,6 +136,17 @@ def test_a_share_to_keep_is_a_share(root, tmp_path, start):
         tune(root, tmp_path / "log", start, "--keep", 2)
 
 
+@pytest.mark.parametrize("flag", ["keep", "replay"])
+def test_flags_of_a_fine_tuning_are_refused_without_one(root, tmp_path, flag):
+    cut(root)
+    with pytest.raises(InputError, match=f"--{flag}: found it without --init, expected both"):
+        learn(root, tmp_path / "log", f"--{flag}", 0)
+    run = learn(root, tmp_path / "log", "--epoch", 1)
+    assert json.loads((run / "args.json").read_text())["keep"] == 0.5
+    with pytest.raises(InputError, match="finished run"):  # and not for what it began with
+        train.main(train.parse_args(["--resume", str(run)]))
+
+
 def test_where_nothing_tells_nuclei_apart_the_split_stays(root, tmp_path, start):
     run = tune(root, tmp_path / "log", start)
     for file in ("best.pt", "last.pt"):

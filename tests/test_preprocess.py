@@ -131,6 +131,17 @@ def test_the_default_pattern_stays_where_it_matches(root, capsys):
     assert read_manifest(root)["val_pattern"] == "*03.tif"
 
 
+@pytest.mark.parametrize("flags", [[], ["--val_pattern", "*02"]])
+def test_a_seed_is_said_to_draw_nothing_where_a_pattern_chooses(root, capsys, flags):
+    run(root, "--seed", 0, *flags)
+    pattern = flags[-1] if flags else "*03.tif"
+    assert f"--seed 0: nothing is drawn where {pattern} chooses\n" in capsys.readouterr().out
+    run(root, *flags)
+    assert "drawn" not in capsys.readouterr().out
+    run(root, "--seed", 0, "--val_fraction", 0.5)
+    assert "nothing is drawn" not in capsys.readouterr().out
+
+
 def test_images_that_begin_alike_are_told_to_be_kept_together(tmp_path, capsys):
     """The third image of each patient is for validation, and the others are learned."""
     for seed, name in enumerate(("p1_01", "p1_03", "P2-03", "p2-04", "x03", "slide_9")):
@@ -439,6 +450,30 @@ def test_what_is_passed_over_is_said(root, capsys):
         assert sum("1 file in" in line and "Thumbs.db" in line for line in lines) == 1
         assert sum("Drawn_01_labels.png" in line for line in lines) == 1
         assert not any("DS_Store" in line for line in lines)
+
+
+def test_folders_of_nearly_the_names_that_are_read_are_said(root, capsys):
+    near = dict.fromkeys(["Annotations", "annotation", "anotations"], "annotations")
+    names = ["Instance_Labels", "instance labels", "labels"]
+    near |= dict.fromkeys(names, "instance_labels")
+    near |= {"Mask Binary": "mask binary", "mask": "masks", "tissue images": "tissue_images"}
+    for name in (*near, "patches_of_mine", "images", "results", "qupath"):
+        (root / name).mkdir()
+    (root / "label").touch()
+    cut(root)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "is not read" in line]
+    read = [path for path in map(root.joinpath, near.values()) if path.exists()]
+    others = [n for n in sorted(near) if not any((root / n).samefile(path) for path in read)]
+    assert lines == [f"{root / n} is not read: expected {near[n]!r} as its name" for n in others]
+
+
+def test_a_folder_of_images_in_another_case_is_said_before_it_is_missed(tmp_path, capsys):
+    put(tmp_path, "a")
+    (tmp_path / "tissue_images").rename(tmp_path / "Tissue_Images")
+    if (tmp_path / "tissue_images").exists():
+        pytest.skip("this file system takes both for one")
+    assert "tissue_images: no such folder" in refused(tmp_path)
+    assert "Tissue_Images is not read: expected 'tissue_images'" in capsys.readouterr().out
 
 
 def test_a_broken_link_is_an_error(root):

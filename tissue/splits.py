@@ -21,7 +21,7 @@ class Wanted(NamedTuple):
     val_pattern: str | None
     val_fraction: float | None
     group_pattern: str | None
-    seed: int
+    seed: int | None
 
 
 def choose(
@@ -50,6 +50,8 @@ def choose(
                 lines += said_of_both(groups, split_of)
             if wanted.val_pattern is None:
                 lines.append(said_of_default(split_of))
+            if wanted.seed is not None:
+                lines.append(f"--seed {wanted.seed}: nothing is drawn where {pattern} chooses")
             return split_of, chosen_by | {"val_pattern": pattern}, lines
         missing = "training" if "val" in split_of.values() else "validation"
         if wanted.val_pattern is not None:
@@ -63,19 +65,18 @@ def choose(
             f"{pattern} matches {which} of the {len(pairs)} images: --val_fraction "
             f"{VAL_FRACTION} is taken instead"
         )
-    fraction = wanted.val_fraction or VAL_FRACTION
-    split_of, groups = by_groups(names, fraction, wanted.group_pattern, wanted.seed)
+    fraction, seed = wanted.val_fraction or VAL_FRACTION, wanted.seed or 0
+    split_of, groups = by_groups(names, fraction, wanted.group_pattern, seed)
     count = list(split_of.values()).count("val")
     lines.append(
-        f"{count} of {len(pairs)} images are for validation (--seed {wanted.seed}): "
-        f"{', '.join(groups)}"
+        f"{count} of {len(pairs)} images are for validation (--seed {seed}): {', '.join(groups)}"
     )
     if wanted.group_pattern and abs(count / len(names) - fraction) > FAR:
         lines.append(
             f"that is {count / len(names):.0%} of the images in place of {fraction:.0%}: groups "
             f"stay whole; --seed draws others, --val_pattern chooses"
         )
-    return split_of, wanted._replace(val_fraction=fraction)._asdict(), lines
+    return split_of, wanted._replace(val_fraction=fraction, seed=seed)._asdict(), lines
 
 
 def said_of_default(split_of: dict[str, str]) -> str:

@@ -1,5 +1,7 @@
 """What in the folders of a patch set is not used, in lines that say so."""
 
+import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from tissue.pairs import (
     same_name,
     shown,
 )
+
+NEAR = 0.85  # of the name of a folder to one that is read, by `difflib`: a letter or two
 
 
 def uncut(places: Iterable[str]) -> list[str]:
@@ -117,6 +121,24 @@ def unused_masks(root: str | Path) -> list[str]:
         f"{shown(Path(root) / name)} was passed over: masks are taken from {used!r}"
         for name in others
     ]
+
+
+def said_of_spelling(root: str | Path) -> list[str]:
+    """A line for each folder of `root` whose name is nearly that of one that is read, as of another
+    case or without an s; none where the system takes both names for one.
+    """
+    root = Path(root)
+    read = [root / name for name in (IMAGE_FOLDER, *MASK_FOLDERS, LABEL_FOLDER, ANNOTATION_FOLDER)]
+    plain = {re.sub(r"[\W_]|s$", "", same_name(path.name)): path.name for path in reversed(read)}
+    plain |= {"label": LABEL_FOLDER, "labelmap": LABEL_FOLDER, "binarymask": MASK_FOLDERS[0]}
+    lines = []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        name = re.sub(r"[\W_]|s$", "", same_name(path.name))
+        if path in read or not path.is_dir() or any(p.exists() and p.samefile(path) for p in read):
+            continue
+        if near := difflib.get_close_matches(name, plain, 1, NEAR):
+            lines.append(f"{shown(path)} is not read: expected {plain[near[0]]!r} as its name")
+    return lines
 
 
 def said_of_annotations(root: str | Path, pairs: Iterable[Pair]) -> list[str]:
