@@ -114,3 +114,20 @@ def test_masks_that_were_changed_are_said_where_a_run_goes_on(root):
     assert note.startswith(f"{path}: found other files than those that were cut; the run goes on")
     with pytest.raises(InputError, match="found other files than those that were cut, expected"):
         Sets.of([str(root)], [])
+
+
+def test_a_validation_image_that_is_gone_is_told_with_what_to_do(root, tmp_path):
+    cut(root)
+    (name,) = (name for name, split in split_of(root).items() if split == "val")
+    image, mask = root / "tissue_images" / f"{name}.tif", root / "mask binary" / f"{name}.png"
+    image.unlink()
+    for gone in (f"{image}", f"{image}, {mask}"):
+        with pytest.raises(FileNotFoundError) as error:
+            infer(tmp_path / "out", "--root", root)
+        assert str(error.value) == (
+            f"{gone}: not found, expected the validation images and masks that were cut; bring "
+            "them back, run preprocess.py again to cut others, or name images of your own: "
+            "--images"
+        )
+        mask.unlink(missing_ok=True)
+    assert not (tmp_path / "out").exists()

@@ -165,7 +165,7 @@ def _find_images(images, mask_folder, root):
 
 
 def _validation_images(root):
-    found, label_maps, told = [], {}, {}
+    found, label_maps, told, gone = [], {}, {}, []
     for folder in map(Path, pairs.set_folders(root, MANIFEST)):
         images = read_manifest(folder)["images"]
         its = pairs.label_folder(folder)
@@ -173,9 +173,15 @@ def _validation_images(root):
             if image["split"] == "val":
                 name = image["name"]
                 found.append(pairs.Pair(name, folder / image["image"], folder / image["mask"]))
+                gone += [path for path in found[-1][1:] if not path.exists()]
                 told[name] = image["pixel_size_um"]
                 if name in its and not image["mask"].startswith(f"{ANNOTATION_FOLDER}/"):
                     label_maps[name] = its[name]
+    if gone:
+        raise FileNotFoundError(
+            f"{some(map(str, gone))}: not found, expected the validation images and masks "
+            f"that were cut; bring them back, run preprocess.py again to cut others"
+        )
     return Found(found, label_maps, told, uncut(root))
 
 
