@@ -179,6 +179,22 @@ def test_what_looks_odd_is_said_in_a_line(tmp_path):
     assert note == f"{tmp_path}/a.geojson: features that share an id, taken as a nucleus each: 1"
 
 
+def test_a_nucleus_of_a_few_parts_is_one_and_a_line_says_so(tmp_path):
+    """Crumbs beside it, as a brush leaves them, are no parts."""
+    parts = [square(8 * i + 1, 2, 5) for i in range(8)]
+    crumbs = [square(3 * i + 1, 30, 2) for i in range(20)]
+    lobes = {"type": "MultiPolygon", "coordinates": [[ring] for ring in parts]}
+    brushed = {"type": "MultiPolygon", "coordinates": [[ring] for ring in [SQUARE, *crumbs]]}
+    for content, said in (([lobes], 1), ([brushed], 0), ([lobes, *[polygon(SQUARE)] * 7], 1)):
+        path = write(tmp_path / "a.geojson", collection(*map(feature, content)))
+        found = open_annotation(path, SHAPE)
+        assert found.nuclei == len(content)
+        note = "outlines of several parts, taken as one nucleus each (the first: feature 1): 1"
+        assert (f"{path}: {note}" in found.notes) == said
+    region = collection(feature(lobes, "Region"), *(feature(polygon(ring)) for ring in parts))
+    assert open_annotation(write(path, region), SHAPE).nuclei == 8
+
+
 # --- regions
 
 

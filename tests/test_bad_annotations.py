@@ -48,6 +48,27 @@ def of_slice(**place):
     return roi.tobytes()
 
 
+def rings(count, y=0):
+    return [square(8 * i + 1, y + 2, 5) for i in range(count)]
+
+
+def pieces(count, y=0):
+    """A geometry of nuclei side by side."""
+    return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings(count, y)]}
+
+
+def flat(count):
+    return [[v for point in ring[:-1] for v in point] for ring in rings(count)]
+
+
+def composite(count):
+    roi = roi_of("RECT", box=(2, 1, 7, 8 * count))
+    path = [[0, *r[0], *(v for p in r[1:4] for v in (1, *p)), 4] for r in rings(count)]
+    roi.multi_coordinates = np.concatenate(path).astype(np.float32)
+    roi.shape_roi_size = len(roi.multi_coordinates)
+    return roi.tobytes()
+
+
 BAD = {  # name: (file, content, what the line says)
     "empty file": ("a.geojson", "", "neither an object nor a list"),
     "no JSON": ("a.geojson", "hello", "neither an object nor a list"),
@@ -107,6 +128,25 @@ BAD = {  # name: (file, content, what the line says)
         "a.geojson",
         geojson(*(square(x, 1, 1) for x in range(5)), square(0, 0, 50)),
         "feature 6: found an outline of 2,500 pixels",
+    ),
+    "all nuclei merged in QuPath": (
+        "a.geojson", json.dumps(feature(pieces(9))), "feature 1: found one outline of 9 parts",
+    ),
+    "all nuclei in a composite ROI": (
+        "a.zip", {"a.roi": composite(9)}, "ROI 'a.roi': found one outline of 9 parts.*More > Split",
+    ),
+    "all nuclei in an annotation of COCO": (
+        "a.json", json.dumps(coco(annotation_of(flat(9)))), "annotation 1: found one outline of 9",
+    ),
+    "all nuclei in a group of labelme": (
+        "a.json",
+        json.dumps({"shapes": [{"label": "n", "points": r, "group_id": 2} for r in rings(9)]}),
+        "shape 1 and others of group_id 2: found one outline of 9 parts",
+    ),
+    "nuclei merged in threes": (
+        "a.geojson",
+        json.dumps(collection(*(feature(pieces(3, 20 * y)) for y in range(3)))),
+        "found 3 outlines of 9 parts",
     ),
     "a million corners": (
         "a.geojson",

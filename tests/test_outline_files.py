@@ -306,4 +306,8 @@ def test_shapes_of_labelme(tmp_path):
     expected[(y - 30) ** 2 + (x - 60) ** 2 < 10.5**2] = 3
     expected[50:55, 1:6] = 4
     np.testing.assert_array_equal(drawn(tmp_path / "a.json", content), expected)
-    assert open_annotation(tmp_path / "a.json", SHAPE).regions.area == 4800
+    annotation = open_annotation(tmp_path / "a.json", SHAPE)
+    assert annotation.regions.area == 4800
+    notes = " ".join(annotation.notes)
+    assert "groups (group_id) of several shapes, taken as one nucleus each: 1" in notes
+    assert "several parts, taken as one nucleus each (the first: shape 4 and others of" in notes

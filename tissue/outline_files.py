@@ -273,7 +273,10 @@ def _labelme(path, shape, head, seen):
             number += 1
             for group, outline in named(path, f"shape {number}", _shape, value, seen):
                 several.setdefault(group or number, []).append(outline)
-    for first, *others in several.values():
+    for (first, *others), group in zip(several.values(), several, strict=True):
+        if others and not is_region(first.label):
+            seen["groups (group_id) of several shapes, taken as one nucleus each"] += 1
+            first = first._replace(where=f"{first.where} and others of group_id {group[1]:.60}")
         yield first._replace(polygons=sum((o.polygons for o in others), first.polygons))
 
 
