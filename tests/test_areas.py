@@ -132,9 +132,10 @@ def test_windows_are_the_pixels_that_are_counted(opened):
 
 def test_outlines_of_nuclei_in_an_export_of_qpath_are_no_regions(opened):
     nuclei = [feature(box(i, 0, i + 5, 5), "Nucleus", kind="detection") for i in range(3)]
-    areas = opened(feature(box(0, 0, 50, 50), "Tumor"), *nuclei)
+    of_0_2 = feature(box(20, 0, 25, 5), kind=None) | {"id": "PathDetectionObject"}
+    areas = opened(feature(box(0, 0, 50, 50), "Tumor"), *nuclei, of_0_2)
     assert areas.regions == [("Tumor", "Tumor")]
-    assert any("detections and cells, passed over: 3" in note for note in areas.notes)
+    assert any("detections and cells, passed over: 4" in note for note in areas.notes)
 
 
 @pytest.mark.parametrize("label", ["Ignore*", "__ignore__", "ignored"])

@@ -97,6 +97,43 @@ def test_holes_parts_and_classes_of_qupath(tmp_path):
     assert annotation.nuclei == 4
 
 
+def of_version(version, kind, ring, **more):
+    """An object as QuPath 0.2, 0.3 or 0.4 writes it."""
+    names = {"cell": "PathCellObject", "tile": "PathTileObject", "tma_core": "TMACoreObject"}
+    names |= {"detection": "PathDetectionObject", "annotation": "PathAnnotationObject"}
+    told = {"0.3": {"object_type": kind}, "0.4": {"objectType": kind}}.get(version, {})
+    identity = {"id": names[kind]} if version == "0.2" else {}
+    return feature(polygon(ring), properties={"isLocked": False} | told) | identity | more
+
+
+@pytest.mark.parametrize("version", ["0.2", "0.3", "0.4"])
+def test_the_nucleus_of_a_cell_is_taken_whatever_version_of_qupath_wrote_it(tmp_path, version):
+    content = [
+        of_version(version, "cell", square(5, 5, 20), nucleusGeometry=polygon(SQUARE)),
+        of_version(version, "cell", square(45, 5, 20), nucleusGeometry=polygon(square(50, 10))),
+        of_version(version, "tile", square(0, 0, 30)),
+        of_version(version, "tma_core", square(0, 0, 60)),
+        of_version(version, "detection", square(40, 40)),
+        of_version(version, "annotation", square(60, 40)),
+    ]
+    expected = boxes(*((10, x, 10, 10) for x in (10, 50)), *((40, x, 10, 10) for x in (40, 60)))
+    np.testing.assert_array_equal(drawn(tmp_path / "a.geojson", content), expected)
+    shown = [n.partition(": ")[2] for n in open_annotation(tmp_path / "a.geojson", SHAPE).notes]
+    assert shown == [
+        "cells of which the nucleus was taken: 2",
+        "objects of type tile, passed over: 1",
+        "objects of type tma_core, passed over: 1",
+    ]
+
+
+def test_objects_that_converters_call_cells_are_nuclei_and_a_line_says_so(tmp_path):
+    """As those of what HoVer-Net found; QuPath itself writes the nucleus beside the cell."""
+    content = [feature(polygon(SQUARE), properties={}, id="PathCellObject")]
+    np.testing.assert_array_equal(drawn(tmp_path / "a.geojson", content), boxes((10, 10, 10, 10)))
+    (note,) = open_annotation(tmp_path / "a.geojson", SHAPE).notes
+    assert note.endswith("objects PathCellObject without a nucleus in them, taken as nuclei: 1")
+
+
 @pytest.mark.parametrize(
     "content",
     [

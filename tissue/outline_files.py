@@ -29,6 +29,14 @@ from tissue.pairs import name_of, same_name
 from tissue.rois import read_rois
 
 NOT_NUCLEI = ("tile", "tma_core")  # objects of QuPath
+# What QuPath 0.2 wrote as the id of an object, and what it is (PathObjectTypeAdapters.java).
+_OF_ID = {
+    "PathAnnotationObject": "annotation",
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tma_core",
+}
 _LISTS = ("features", "annotations", "shapes")
 _OBJECT = "expected an object, export it anew"
 
@@ -60,8 +68,7 @@ def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
         elif key == "features" and number is not None:
             number += 1
             for identity, outline in named(path, f"feature {number}", _feature, value, seen):
-                # QuPath before 0.4 wrote the kind of object in its place.
-                if identity in known and not identity.startswith("Path"):
+                if identity in known and identity not in _OF_ID:
                     seen["features that share an id, taken as a nucleus each"] += 1
                 if identity:
                     known.add(identity)
@@ -94,28 +101,33 @@ def _feature(where, value, seen):
         label = label.get("name") or ": ".join(map(str, names if isinstance(names, list) else ()))
     if not isinstance(label, str):
         raise Fault(f"found {_kind(label)} as its class, expected a name, give it a class again")
-    kind, geometry = properties.get("objectType"), value.get("geometry")
+    kind, geometry = _object_type(value, properties), value.get("geometry")
     if kind in NOT_NUCLEI:
         seen[f"objects of type {kind}, passed over"] += 1
         return
-    if kind == "cell" and not is_region(label):
-        geometry = value.get("nucleusGeometry")
-        text = (
-            "cells of which the nucleus was taken"
-            if geometry
-            else "cells without a nucleus, passed over"
-        )
-        seen[text] += 1
-        if not geometry:
+    if value.get("nucleusGeometry") and not is_region(label):
+        kind, geometry = "cell", value["nucleusGeometry"]
+        seen["cells of which the nucleus was taken"] += 1
+    elif kind == "cell" and not is_region(label):
+        if value.get("id") != "PathCellObject":
+            seen["cells without a nucleus, passed over"] += 1
             return
+        # Converters of what networks found write nuclei so.
+        seen["objects PathCellObject without a nucleus in them, taken as nuclei"] += 1
     if geometry is None:
         seen["features without a geometry, passed over"] += 1
         return
     polygons = _polygons(geometry, seen)
     if polygons is not None:
-        outline = Outline(where, label, polygons, _text(properties.get("name")), _text(kind))
+        outline = Outline(where, label, polygons, _text(properties.get("name")), kind)
         identity = value.get("id")
         yield str(identity) if isinstance(identity, str | int) else "", outline
+
+
+def _object_type(value, properties):
+    """What an object of QuPath is: as 0.4 and later tell it, as 0.3 or as 0.2; "" of others."""
+    told = _text(properties.get("objectType")) or _text(properties.get("object_type"))
+    return told or _OF_ID.get(_text(value.get("id")), "")
 
 
 def _polygons(geometry, seen):
