@@ -41,6 +41,10 @@ def collections(depth):
     return f'{{"type":"Feature","geometry":{begin * depth}{"]}" * depth}}}'
 
 
+def of_plane(**place):
+    return {"plane": {"c": -1, "z": 0, "t": 0} | place}
+
+
 def of_slice(**place):
     roi = roi_of("POLYGON", np.array(SQUARE[:-1]))
     for key, value in place.items():
@@ -171,6 +175,16 @@ BAD = {  # name: (file, content, what the line says)
     "zip of GeoJSON": ("a.zip", {"a.geojson": geojson(SQUARE)}, "zip of 'a.geojson'.*unpack it"),
     "zip of XML": ("a.zip", {"annotations.xml": "<a/>"}, "'annotations.xml'.* as COCO JSON"),
     "zip of COCO": ("a.zip", {"__MACOSX/._b.xml": "", "b.json": "{}"}, "zip of 'b.json'.*unpack"),
+    "objects of a stack": (
+        "a.geojson",
+        json.dumps(collection(feature(polygon(SQUARE)), feature(polygon(SQUARE) | of_plane(z=1)))),
+        "feature 2: found it in another plane",
+    ),
+    "objects of times": (
+        "a.geojson",
+        json.dumps([feature(polygon(SQUARE) | of_plane(z=3, t=t)) for t in (1, 1, 2)]),
+        "feature 3: found it in another plane.*in a file of its own",
+    ),
     "ROIs of a stack": (
         "a.zip",
         {f"{z}.roi": of_slice(position=z) for z in (0, 1, 2)},

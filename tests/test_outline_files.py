@@ -97,6 +97,14 @@ def test_holes_parts_and_classes_of_qupath(tmp_path):
     assert annotation.nuclei == 4
 
 
+def test_objects_of_one_plane_in_any_channel_are_those_of_an_image(tmp_path):
+    planes = [{"plane": {"c": channel, "z": 2, "t": 0}} for channel in (-1, 0, 2)]
+    content = [feature(polygon(square(20 * i, 10)) | plane) for i, plane in enumerate(planes)]
+    content.append(feature({"type": "Point", "coordinates": [1, 2]}))
+    expected = boxes(*((10, x, 10, 10) for x in (0, 20, 40)))
+    np.testing.assert_array_equal(drawn(tmp_path / "a.geojson", content), expected)
+
+
 def of_version(version, kind, ring, **more):
     """An object as QuPath 0.2, 0.3 or 0.4 writes it."""
     names = {"cell": "PathCellObject", "tile": "PathTileObject", "tma_core": "TMACoreObject"}

@@ -61,13 +61,14 @@ def read_outlines(
 
 def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
     """(id, or "" without; Outline) of each area of a GeoJSON file. Raises InputError."""
-    head, number, known = {}, None, set()
+    head, number, known, planes = {}, None, set(), set()
     for key, value in members(path, _LISTS[:1]):
         if value is ...:
             number = 0
         elif key == "features" and number is not None:
             number += 1
-            for identity, outline in named(path, f"feature {number}", _feature, value, seen):
+            found = named(path, f"feature {number}", _feature, value, planes, seen)
+            for identity, outline in found:
                 if identity in known and identity not in _OF_ID:
                     seen["features that share an id, taken as a nucleus each"] += 1
                 if identity:
@@ -84,17 +85,17 @@ def read_features(path: Path, seen: Counter) -> Iterator[tuple[str, Outline]]:
                 f"export it anew"
             )
         head = {"type": "Feature", "geometry": head}
-    yield from named(path, "feature 1", _feature, head, seen)
+    yield from named(path, "feature 1", _feature, head, planes, seen)
 
 
-def _feature(where, value, seen):
+def _feature(where, value, planes, seen):
     if not isinstance(value, dict) or value.get("type") != "Feature":
         raise Fault(f"found {_kind(value)} that is no GeoJSON feature, {_OBJECT}")
     properties = value.get("properties") or {}
     if not isinstance(properties, dict):
         raise Fault(f"found {_kind(properties)} as its properties, {_OBJECT}")
     for child in _list(properties.get("childObjects") or []):
-        yield from _feature(where, child, seen)
+        yield from _feature(where, child, planes, seen)
     label = properties.get("classification") or ""
     if isinstance(label, dict):
         names = label.get("names")  # QuPath's for a class within a class
@@ -119,6 +120,7 @@ def _feature(where, value, seen):
         return
     polygons = _polygons(geometry, seen)
     if polygons is not None:
+        _check_plane(geometry, planes)
         outline = Outline(where, label, polygons, _text(properties.get("name")), kind)
         identity = value.get("id")
         yield str(identity) if isinstance(identity, str | int) else "", outline
@@ -128,6 +130,20 @@ def _object_type(value, properties):
     """What an object of QuPath is: as 0.4 and later tell it, as 0.3 or as 0.2; "" of others."""
     told = _text(properties.get("objectType")) or _text(properties.get("object_type"))
     return told or _OF_ID.get(_text(value.get("id")), "")
+
+
+def _check_plane(geometry, planes):
+    """Raise Fault for an outline of another plane of a stack than those before it, whose `planes`
+    are a set of (z, t). QuPath writes none for the first; channels show one place.
+    """
+    plane = geometry.get("plane")
+    plane = plane if isinstance(plane, dict) else {}
+    planes.add(tuple(str(plane.get(axis) or 0) for axis in "zt"))
+    if len(planes) > 1:
+        raise Fault(
+            "found it in another plane (z or t) of a stack than objects before it, expected those "
+            "of one image, save the objects of each plane in a file of its own"
+        )
 
 
 def _polygons(geometry, seen):
