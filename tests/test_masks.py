@@ -158,6 +158,48 @@ def test_a_background_that_has_a_number_is_refused(tmp_path, folder):
     refusal(masks.read, path, "value 1 on", "% of the image", "0 for the background")
 
 
+FAR = np.pad(NUMBERS, ((0, 100), (0, 0)))  # below lies what nobody has annotated
+
+
+def not_annotated(value, rows, numbers=FAR):
+    """A label map with a number for what is not annotated, in two pieces."""
+    found = numbers.astype(np.uint16)
+    found[256 : 256 + rows, :120] = found[256 : 256 + rows, 130:] = value
+    return found
+
+
+@pytest.mark.parametrize("value", [50, 255, 65535])
+@pytest.mark.parametrize("count", [3, 49])
+def test_what_is_not_annotated_is_no_nucleus(tmp_path, value, count):
+    """Of few numbers, it is told by the last one of a type alone."""
+    (tmp_path / "instance_labels").mkdir()
+    path = tmp_path / "instance_labels" / "a.png"
+    few = np.where(count >= FAR, FAR, 0)
+    opencv(not_annotated(value, 100, few))(path)
+    if count == 49 or value != 50:
+        refusal(masks.read, path, f"value {value}", "on 2", "% of the image", "not annotated")
+    else:
+        assert len(np.unique(masks.read_label_map(path))) == 5
+    opencv(not_annotated(value, 4, few))(path)  # three nuclei
+    assert len(np.unique(masks.read_label_map(path))) == count + 2
+
+
+def test_a_large_nucleus_among_specks_or_as_number_255_is_a_nucleus(tmp_path):
+    (tmp_path / "instance_labels").mkdir()
+    path = tmp_path / "instance_labels" / "a.png"
+    specks = NUMBERS.astype(np.uint16)
+    specks[::36, ::3] = np.arange(50, 50 + specks[::36, ::3].size).reshape(8, -1)
+    opencv(specks)(path)  # 49 nuclei of 300 pixels, 680 of one
+    np.testing.assert_array_equal(masks.read_label_map(path), specks)
+    whole = np.pad(squares(254), ((0, 60), (0, 0)))
+    whole[102:, :14] = 255  # 51 times as large as the others, of 16 pixels
+    opencv(whole)(path)
+    refusal(masks.read, path, "value 255 on 5 %", "51 times as large")
+    whole[102:, 13] = 0  # 47 times: the nucleus behind number 254
+    opencv(whole)(path)
+    assert masks.read(path).labels.max() == 255
+
+
 def test_one_large_nucleus_in_a_small_crop_is_a_nucleus(tmp_path):
     (tmp_path / "instance_labels").mkdir()
     numbers = np.zeros((64, 64), np.uint16)

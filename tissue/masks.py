@@ -15,7 +15,7 @@ import numpy as np
 from tissue.files import InputError
 from tissue.images import decode, decoding
 from tissue.palettes import black_is_not_first, check_background
-from tissue.places import places_of, times_filled
+from tissue.places import check_background_is_0, check_largest, places_of, times_filled
 
 # What lies in a folder of one of these names has one number per nucleus.
 LABEL_FOLDER, ANNOTATION_FOLDER = "instance_labels", "annotations"
@@ -26,7 +26,6 @@ _FULL = (1, 255, 65535)  # the largest values that a mask of 0 and one value can
 _MOST_PLACES, _TIMES_THE_NEXT = 10, 5  # of one number, where all others lie in fewer
 _WRAPPED = 10  # of the numbers 1 to 255, in two or more places; of real maps 5 of all at most
 _OUTLINES = 2  # times as large as a mask is what it encloses; 1.03 at most in 706 real ones
-_LARGEST, _TIMES_THE_MEDIAN, _LEAST_NUMBERS = 0.5, 50, 10  # of a map: a larger one is no nucleus
 _FRACTION = 1024  # parts of 1 to which fractions are rounded: resized floats are not quite 0 or 1
 
 
@@ -61,7 +60,8 @@ def read(path: str | Path) -> Mask:
 
     Raises InputError for what `images.read_image` does, and for classes (values that lie in several
     places), colours, pictures, values below 0, a JPEG that is not black and white, and a label map
-    whose background has a number or one number of which stands for many nuclei.
+    whose background, or what is not annotated, has a number, or one number of which stands for many
+    nuclei.
     """
     path = Path(path)
     with decoding(path):
@@ -120,8 +120,9 @@ def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meanin
     marked = values[values > 0]
     if numbered:
         if whole:  # first: a background of many places is no number that was cut to 8 bits
-            _check_largest(path, values, pixels)
+            check_background_is_0(path, values, pixels)
         _check_numbers(path, bands, marked, whole)
+        check_largest(path, values, pixels)
         return Meaning(least, True, _share_notes(path, values, pixels, least, most=1))
     if len(values) == 1 or (len(marked) == 1 and values[0] == 0):  # nothing, everything, or both
         return _plain(path, values, pixels)
@@ -141,7 +142,8 @@ def meaning_of(path: Path, bands: Callable[[], Iterable], lossy: bool) -> Meanin
             f"marked, expected 0 for the background, save it so"
         )
     _check_pieces(path, marked, _places(bands(), marked))
-    _check_largest(path, values, pixels)
+    check_background_is_0(path, values, pixels)
+    check_largest(path, values, pixels)
     note = f"{path}: taken as a label map: each of its {len(marked)} values is one connected piece"
     return Meaning(least, True, (note,))
 
@@ -320,23 +322,6 @@ def _check_places(path, marked, places):
         raise InputError(
             f"{path}: found value {marked[places.argmax()]:g} in {most} places, expected one "
             f"nucleus a number; was it saved with 8 bits? save it with 16, and outlines as 0"
-        )
-
-
-def _check_largest(path, values, pixels):
-    """Raise InputError where a number of a label map can only be its background's.
-
-    A small crop may have one large nucleus and a few cut ones, and so few numbers tell nothing.
-    """
-    areas = pixels[values > 0]
-    if len(areas) < _LEAST_NUMBERS:
-        return
-    share, median = areas.max() / pixels.sum(), np.median(areas)
-    if share > _LARGEST and areas.max() > _TIMES_THE_MEDIAN * median:
-        value = values[values > 0][areas.argmax()]
-        raise InputError(
-            f"{path}: found value {value:g} on {100 * share:.0f} % of the image, {median:.0f} "
-            f"pixels in the median number, expected 0 for the background, save {value:g} as 0"
         )
 
 

@@ -1,12 +1,22 @@
-"""In how many places the numbers of a mask lie, counted band by band, and what it encloses."""
+"""In how many places the numbers of a mask lie, counted band by band, what it encloses, and which
+numbers are too large for nuclei.
+"""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import cv2
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import label
+
+from tissue.files import InputError
+
+# Numbers that are no nucleus. In 681 real label maps the largest is at most 13 times as large as
+# the median, 12 as the next, 5 where it has a twentieth of the image.
+_LARGEST, _TIMES_THE_MEDIAN, _LEAST_NUMBERS = 0.5, 50, 10
+_VOID, _VOID_SHARE, _TIMES_THE_NEXT = (255, 65535, 2**31 - 1, 2**32 - 1), 0.05, 5
 
 
 def places_of(bands: Iterable, marked: np.ndarray) -> np.ndarray:
@@ -50,6 +60,54 @@ def times_filled(foreground: np.ndarray) -> float:
     )
     filled = cv2.drawContours(np.zeros(foreground.shape, np.uint8), outer, -1, 1, cv2.FILLED)
     return max(1, np.count_nonzero(filled)) / max(1, np.count_nonzero(foreground))
+
+
+def check_background_is_0(path: Path, values: np.ndarray, pixels: np.ndarray) -> None:
+    """Raise InputError where a number of a label map can only be that of its background, or of what
+    is not annotated: the last of its type, which others are far from.
+
+    `values` (n,), sorted, have so many `pixels` (n,) each. A small crop may have one large nucleus
+    and a few cut ones, and so few numbers tell nothing.
+    """
+    marked, areas = values[values > 0], pixels[values > 0]
+    if len(areas) < 2:
+        return
+    share, median = areas.max() / pixels.sum(), np.median(areas)
+    value, largest, next_largest = marked[areas.argmax()], areas.max(), np.sort(areas)[-2]
+    if len(areas) >= _LEAST_NUMBERS and share > _LARGEST and largest > _TIMES_THE_MEDIAN * median:
+        raise InputError(
+            f"{path}: found value {value:g} on {100 * share:.0f} % of the image, {median:.0f} "
+            f"pixels in the median number, expected 0 for the background, save {value:g} as 0"
+        )
+    is_last = value == marked[-1] and value in _VOID and marked[-2] < value - 1
+    if is_last and share > _VOID_SHARE and largest > _TIMES_THE_NEXT * next_largest:
+        raise InputError(
+            f"{path}: found value {value:g}, the last of its type, on {100 * share:.0f} % of the "
+            f"image, {largest / next_largest:.0f} times as large as any other, expected one number "
+            f"per nucleus; save it as 0 if it marks what is not annotated, else by another number"
+        )
+
+
+def check_largest(path: Path, values: np.ndarray, pixels: np.ndarray) -> None:
+    """Raise InputError where a number of a label map is too large for a nucleus, by the others.
+
+    These are weighed by their pixels, for specks tell nothing of nuclei. See
+    `check_background_is_0`.
+    """
+    marked, areas = values[values > 0], pixels[values > 0]
+    if len(areas) < _LEAST_NUMBERS:
+        return
+    *others, largest = np.sort(areas)
+    sums = np.cumsum(others)
+    typical = others[np.searchsorted(sums, sums[-1] / 2)]
+    if largest > _TIMES_THE_MEDIAN * typical:
+        value, share = marked[areas.argmax()], largest / pixels.sum()
+        raise InputError(
+            f"{path}: found value {value:g} on {100 * share:.0f} % of the image, "
+            f"{largest / typical:.0f} times as large as others are, expected one nucleus a number; "
+            f"save it as 0 if it marks what is not annotated, and touching nuclei by one number "
+            f"each"
+        )
 
 
 def _touching(above, row, values):
