@@ -196,6 +196,9 @@ BAD = {  # name: (file, content, what the line says)
         "save the ROIs of each slice in a file of its own",
     ),
     "COCO of another size": ("a_coco.json", json.dumps(coco(height=50)), "image of 50 x 80"),
+    "COCO of another size as fractions": (
+        "a_coco.json", json.dumps(coco(height=60.0, width=512.0)), "image of 60 x 512 pixels",
+    ),
     "odd coordinates": ("a.json", json.dumps(coco(annotation_of([[1, 2, 3]]))), "annotation 1: "),
     "segmentation is a text": ("a.json", json.dumps(coco(annotation_of("x"))), "found a text as c"),
     "mask of another size": ("a.json", mask(size=[5, 5]), "annotation 1: found a mask of size"),

@@ -326,12 +326,36 @@ def test_polygons_and_masks_of_coco(tmp_path):
     assert "iscrowd" in open_annotation(tmp_path / "b.json", SHAPE).notes[0]
 
 
-def test_of_several_images_of_coco_the_one_of_that_name_counts(tmp_path):
-    content = coco(annotation_of([[10, 10, 20, 10, 20, 20]]), file_name="folder/A.TIF")
+@pytest.mark.parametrize("file", ["folder/A.TIF", "C:\\folder\\a.png"])
+def test_of_several_images_of_coco_the_one_of_that_name_counts(tmp_path, file):
+    content = coco(annotation_of([[10, 10, 20, 10, 20, 20]]), file_name=file)
     content["images"].append({"id": 8, "file_name": "b.png", "height": 5, "width": 5})
     assert open_annotation(write(tmp_path / "a_coco.json", content), SHAPE).nuclei == 1
     with pytest.raises(InputError, match="found 2 images, 0 of which are named c"):
         open_annotation(write(tmp_path / "c_coco.json", content), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("file", "is_other"),
+    [
+        ("a.png", False),
+        ("A.OME.tif", False),
+        ("folder/a.jpg", False),
+        ("C:\\images\\a.svs", False),
+        ("a", False),
+        ("a_image.png", False),  # our own
+        (None, False),
+        ("b.png", True),
+        ("C:\\a\\other slide.tif", True),
+    ],
+)
+def test_an_image_of_another_name_is_said(tmp_path, file, is_other):
+    label = {"shapes": [{"label": "n", "points": SQUARE}], "imagePath": file}
+    content = coco(annotation_of([[10, 10, 20, 10, 20, 20]]), file_name=file)
+    for name, its in (("a.json", label), ("a_coco.json", content)):
+        found = open_annotation(write(tmp_path / name, its), SHAPE)
+        said = f"outlines of an image called {file!r} there, taken as those of a: 1"
+        assert found.notes == (f"{tmp_path / name}: {said}",) * is_other
 
 
 def test_shapes_of_labelme(tmp_path):

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from tissue.files import InputError
 from tissue.jsons import members
 from tissue.outlines import (
+    LONGEST_CLASS,
     Fault,
     Outline,
     box_ring,
@@ -197,7 +198,7 @@ def _json(path, name, shape, seen):
     if "annotations" in lists:
         yield from _coco(path, name, shape, head, seen)
     elif "shapes" in lists:
-        yield from _labelme(path, shape, head, seen)
+        yield from _labelme(path, name, shape, head, seen)
     else:
         yield from (outline for _, outline in read_features(path, seen))
 
@@ -205,11 +206,27 @@ def _json(path, name, shape, seen):
 def _check_size(path, head, keys, shape):
     """Raise InputError if a file says that its image is of another size."""
     said = tuple(head.get(key) for key in keys)
-    if all(isinstance(side, int) for side in said) and said != tuple(shape):
+    if all(isinstance(side, int | float) for side in said) and said != tuple(shape):
         raise InputError(
-            f"{path}: found outlines of an image of {said[0]} x {said[1]} pixels (height x width), "
-            f"expected {shape[0]} x {shape[1]}, take those of this image"
+            f"{path}: found outlines of an image of {said[0]:g} x {said[1]:g} pixels (height x "
+            f"width), expected {shape[0]} x {shape[1]}, take those of this image"
         )
+
+
+def _is_file_of(file, *names):
+    """Whether the file of an image, a text with folders of any system, has one of these names."""
+    path = Path(str(file).replace("\\", "/"))
+    return not {same_name(path.name), same_name(name_of(path))}.isdisjoint(map(same_name, names))
+
+
+def _said_of_other(file, name):
+    """What is said of each outline where `file`, the image's as they say, is not that of `name`;
+    "" where it is, or is the picture that our own COCO files have.
+    """
+    if not isinstance(file, str) or not file or _is_file_of(file, name, f"{name}_image"):
+        return ""
+    plain = "".join(letter if letter.isprintable() else " " for letter in file[-LONGEST_CLASS:])
+    return f"outlines of an image called {plain!r} there, taken as those of {name}"
 
 
 def _coco(path, name, shape, head, seen):
@@ -220,8 +237,7 @@ def _coco(path, name, shape, head, seen):
         for key in ("images", "categories")
     )
     if len(images) > 1:
-        mine = [i for i in images if same_name(name_of(Path(str(i.get("file_name"))))) ==
-                same_name(name)]  # fmt: skip
+        mine = [i for i in images if _is_file_of(i.get("file_name"), name)]
         if len(mine) != 1:
             raise InputError(
                 f"{path}: found {len(images)} images, {len(mine)} of which are named {name}, "
@@ -230,13 +246,17 @@ def _coco(path, name, shape, head, seen):
         images = mine
     image = images[0] if images else {}
     _check_size(path, image, ("height", "width"), shape)
+    other = _said_of_other(image.get("file_name"), name)
     labels = {str(c.get("id")): str(c.get("name") or "") for c in categories}
     number = 0
     for key, value in members(path, ("annotations",)):
         if key == "annotations" and value is not ...:
             number += 1
             where = f"annotation {number}"
-            yield from named(path, where, _annotation, value, (image, labels, shape), seen)
+            for outline in named(path, where, _annotation, value, (image, labels, shape), seen):
+                if other:
+                    seen[other] += 1
+                yield outline
 
 
 def _annotation(where, value, context, seen):
@@ -293,13 +313,16 @@ def _run_lengths(value, shape):
     return polygons_of(shapely.union_all(boxes))
 
 
-def _labelme(path, shape, head, seen):
+def _labelme(path, name, shape, head, seen):
     _check_size(path, head, ("imageHeight", "imageWidth"), shape)
+    other = _said_of_other(head.get("imagePath"), name)
     several, number = {}, 0
     for key, value in members(path, ("shapes",)):
         if key == "shapes" and value is not ...:
             number += 1
             for group, outline in named(path, f"shape {number}", _shape, value, seen):
+                if other:
+                    seen[other] += 1
                 several.setdefault(group or number, []).append(outline)
     for (first, *others), group in zip(several.values(), several, strict=True):
         if others and not is_region(first.label):
