@@ -416,6 +416,16 @@ def test_the_contact_sheet_shows_outlines_and_regions_and_goes_with_its_set(mine
     assert not (root / patches.ANNOTATIONS).exists()
 
 
+def test_a_field_drawn_without_a_class_is_refused_at_its_pixel_size(mine):
+    root, boxes = mine
+    annotate_all(root, boxes)
+    annotate(root, "Drawn_02", feature((10, 10, 70, 60)))
+    error = refused(root, "--pixel_size", "0.6")
+    assert "Drawn_02.geojson: feature 1: found an outline of 3,000 pixels" in error
+    assert "of 1,080 square micrometres" in error and "pixel size of 0.6 um" in error
+    cut(root, "--pixel_size", "0.5")
+
+
 def test_sets_without_a_pixel_size_go_by_annotated_nuclei(mine, capsys):
     root, boxes = mine
     annotate_all(root, boxes)

@@ -195,6 +195,29 @@ def test_a_nucleus_of_a_few_parts_is_one_and_a_line_says_so(tmp_path):
     assert open_annotation(write(path, region), SHAPE).nuclei == 8
 
 
+@pytest.mark.parametrize("side", [160, 60])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_field_drawn_without_a_class_is_no_nucleus(tmp_path, side, count):
+    """Of one or two outlines there is no median to compare the largest with."""
+    shape, fields = (400, 400), [square(10, 10, side), square(200, 10, side - 50)]
+    content = collection(*(feature(polygon(ring)) for ring in [*fields, square(200, 200, 160)]))
+    content["features"] = content["features"][:count]
+    path = write(tmp_path / "a.geojson", content)
+    text = (
+        "outlines of more than 8,000 pixels, taken as nuclei (regions?) (the first: feature 1): 1"
+    )
+    is_said = side == 160 and count < 3
+    assert open_annotation(path, shape).notes == (f"{path}: {text}",) * is_said
+    assert open_annotation(path, shape, 0.15).nuclei == count  # 576 square micrometres
+    assert not open_annotation(path, shape, 0.15).notes
+    if side == 60:
+        assert open_annotation(path, shape, 0.25).nuclei == count  # 225
+        return
+    found = "feature 1: found an outline" if count < 3 else "found outlines with a median"
+    with pytest.raises(InputError, match=f"{found}.* of 1,600 square micrometres.*class Region"):
+        open_annotation(path, shape, 0.25)
+
+
 # --- regions
 
 

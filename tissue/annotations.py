@@ -119,8 +119,10 @@ def image_name(path: Path, images: Container[str] = (), more: Sequence[str] = ()
     return next((name for name in reversed(names) if name in images), names[0])
 
 
-def open_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:
-    """Open the annotation of an image of (height, width) pixels.
+def open_annotation(
+    path: str | Path, shape: tuple[int, int], pixel_size_um: float | None = None
+) -> Annotation:
+    """Open the annotation of an image of (height, width) pixels, of micrometres each if known.
 
     Outlines are read now, as `outlines.gather` says; a pixel is a nucleus' if its centre lies
     within the outline, the last one's of several. A label map is read by `masks.read`, which knows
@@ -132,7 +134,7 @@ def open_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:
         return _open_label_map(path, shape)
     seen = Counter()
     found = read_outlines(path, image_name(path), shape, seen)
-    gathered = outlines.gather(path, found, shape, seen)
+    gathered = outlines.gather(path, found, shape, seen, pixel_size_um)
     pixels = _Drawn(path, gathered.nuclei, shape, gathered.notes)
     return Annotation(path, pixels, shape, gathered.classes, gathered.regions)
 

@@ -227,7 +227,8 @@ def facts_or_fault(plan: Plan, pair: Pair) -> PairFacts | str:
     """What `check_pair` says of a pair of the plan; of one with faults these, as text."""
     try:
         if pair.is_annotated:
-            return regions.check(pair, plan.settings["patch_dim"], plan.scale(pair))
+            dim, size = plan.settings["patch_dim"], plan.sizes[pair.name]
+            return regions.check(pair, dim, plan.scale(pair), size)
         label_map = plan.labels.get(pair.name)
         return check_pair(pair, plan.settings["patch_dim"], plan.scale(pair), label_map)
     except (InputError, OSError) as error:

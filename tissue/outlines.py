@@ -20,6 +20,8 @@ UNCLASSIFIED, LONGEST_CLASS = "unclassified", 80  # letters
 OVAL_CORNERS = 256
 _DEGREES = 180, 90  # longitude, latitude
 _HUGE = 50  # times the median nucleus: no nucleus (13 times is the most in four public sets)
+# Square micrometres and pixels of a nucleus; 234 (at 0.25 um) and 6,845 at most in these sets.
+_LARGEST_UM2, _LARGEST_PX = 1000, 8000
 _TINY = 10  # square pixels; no median nucleus is so small
 # Parts of an outline, and of all on average; 2 and 1.06 at most in 681 images of four public sets.
 _MOST_PARTS, _MOST_ON_AVERAGE = 8, 2
@@ -126,17 +128,22 @@ def is_ignored(label: str) -> bool:
 
 
 def gather(
-    path: Path, outlines: Iterable[Outline], shape: tuple[int, int], seen: Counter
+    path: Path,
+    outlines: Iterable[Outline],
+    shape: tuple[int, int],
+    seen: Counter,
+    pixel_size_um: float | None = None,
 ) -> Gathered:
     """Check outlines of an image of (height, width) pixels, mend what can be, drop what is outside.
 
     Self-crossing outlines become what their lines enclose (shapely.make_valid). Those without area,
     and those wholly outside of the image, are passed over. Each of these is a note, as is what
     `seen` has, {text: how often}, when they are read. Raises InputError for outlines that cannot be
-    the nuclei of this image, and where one holds many nuclei.
+    the nuclei of this image (by their size too, where that of a pixel is known), and where one
+    holds many nuclei.
     """
     classes = Counter()
-    facts = Facts(path, shape, seen)
+    facts = Facts(path, shape, seen, pixel_size_um)
     regions, ignored, shapes = [], [], []
     outlines = iter(outlines)
     while batch := list(islice(outlines, BATCH)):
@@ -220,8 +227,8 @@ def _note(seen, text, first, count=1):
 class Facts:
     """What must be true of all outlines of an image together."""
 
-    def __init__(self, path, shape, seen):
-        self.path, self.seen = path, seen
+    def __init__(self, path, shape, seen, pixel_size_um=None):
+        self.path, self.seen, self.pixel_size_um = path, seen, pixel_size_um
         self.height, self.width = shape
         self.size = f"an image of {self.height} x {self.width} pixels (height x width)"
         self.low, self.high = np.full(2, np.inf), np.full(2, -np.inf)
@@ -312,6 +319,30 @@ class Facts:
                 f"others, expected a nucleus; give it the class Region if all nuclei in it are "
                 f"outlined, else remove it"
             )
+        self._check_size(areas)
+
+    def _check_size(self, areas):
+        """Raise InputError where nuclei are larger than any, or say it without a pixel size.
+
+        Of one or two, the largest tells: there are no others to compare it with.
+        """
+        if not len(areas):
+            return
+        largest, where, label = self.largest
+        area = largest if len(areas) <= 2 else float(np.median(areas))
+        um2 = area * (self.pixel_size_um or 0) ** 2
+        if um2 > _LARGEST_UM2:
+            what = f"an outline of {area:,.0f} pixels (class {label or UNCLASSIFIED!r:.60})"
+            found = f"{where}: found {what}" if len(areas) <= 2 else "found outlines with a median"
+            raise InputError(
+                f"{self.path}: {found} of {um2:,.0f} square micrometres, expected nuclei, of "
+                f"{_LARGEST_UM2:,} at most; give the class Region to where all nuclei are "
+                f"outlined, outline others too if this is a giant nucleus, or correct the pixel "
+                f"size of {self.pixel_size_um:g} um"
+            )
+        if not self.pixel_size_um and len(areas) <= 2 and area > _LARGEST_PX:
+            text = f"outlines of more than {_LARGEST_PX:,} pixels, taken as nuclei (regions?)"
+            _note(self.seen, text, where)
 
     def _check_parts(self, nuclei):
         """Raise InputError where one outline holds many of a number of nuclei."""

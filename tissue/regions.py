@@ -47,13 +47,16 @@ class Spot(NamedTuple):
 
 
 @contextmanager
-def opened(pair: Pair, scale: float = 1.0, bits: int | None = None) -> Iterator[Annotated]:
-    """An annotated Pair with pixels `scale` times as large; `bits` as windows.open_image has them.
+def opened(
+    pair: Pair, scale: float = 1.0, bits: int | None = None, pixel_size_um: float | None = None
+) -> Iterator[Annotated]:
+    """An annotated Pair with pixels `scale` times as large; `bits` as windows.open_image has them,
+    `pixel_size_um` of the image as annotations.open_annotation.
 
     Raises InputError for an image or an annotation that cannot be read.
     """
     image = windows.open_image(pair.image, bits=bits)
-    annotation = open_annotation(pair.mask, (image.height, image.width))
+    annotation = open_annotation(pair.mask, (image.height, image.width), pixel_size_um)
     try:
         scaled = image if scale == 1 else Scaled(image, scale)
         yield Annotated(
@@ -64,13 +67,13 @@ def opened(pair: Pair, scale: float = 1.0, bits: int | None = None) -> Iterator[
         annotation.close()
 
 
-def check(pair: Pair, patch_dim: int, scale: float) -> PairFacts:
+def check(pair: Pair, patch_dim: int, scale: float, pixel_size_taken_um: float | None) -> PairFacts:
     """Return the PairFacts of an annotated pair; InputError as `pairs.check_pair`, also where its
-    regions hold no pixel.
+    regions hold no pixel, or its outlines are no nuclei at the pixel size that is taken.
 
     Of a big image a view stands for all of its pixels.
     """
-    with opened(pair) as (image, annotation):
+    with opened(pair, pixel_size_um=pixel_size_taken_um) as (image, annotation):
         if fault := size_fault(pair, image, scale, patch_dim):
             raise InputError(fault)
         shape = image.height, image.width
