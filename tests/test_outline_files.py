@@ -14,6 +14,7 @@ from skimage.draw import disk
 from tissue import exports
 from tissue.annotations import open_annotation
 from tissue.files import InputError
+from tissue.jsons import items_of, write_features
 from tissue.measures import measure, outlines
 from tissue.results import path_of
 from tissue.synthetic import draw_tissue
@@ -74,6 +75,15 @@ def test_what_is_exported_comes_back_to_the_pixel(tmp_path, key, seed):
     annotation = open_annotation(path_of(tmp_path, "a", key), tissue.labels.shape)
     assert annotation.nuclei == tissue.count and annotation.notes == ()
     np.testing.assert_array_equal(annotation.numbers(0, 0, 250, 200), tissue.labels)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_features_that_are_written_are_geojson_again(tmp_path, count):
+    features = [feature(polygon(square(20 * i, 5)), "Ä") for i in range(count)]
+    write_features(tmp_path / "a.geojson", iter(features))
+    assert json.loads((tmp_path / "a.geojson").read_text("ascii")) == collection(*features)
+    assert list(items_of(tmp_path / "a.geojson")) == features
+    assert [path.name for path in tmp_path.iterdir()] == ["a.geojson"]
 
 
 # --- GeoJSON

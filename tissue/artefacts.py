@@ -18,6 +18,7 @@ from tissue import measures, tiling, windows
 from tissue.areas import open_areas
 from tissue.background import glass_and_black
 from tissue.files import InputError, replacing
+from tissue.jsons import write_features
 from tissue.palettes import MAP_COLOURS
 from tissue.windows import Scaled, Windows
 
@@ -214,9 +215,7 @@ class Map:
             for kind in CLASSES[1:]
             for part in shapely.get_parts(shapely.union_all(boxes[label == CLASSES.index(kind)]))
         ]
-        with replacing(outlines) as beside:
-            text = json.dumps({"type": "FeatureCollection", "features": features})
-            beside.write_text(text + "\n", encoding="ascii")
+        write_features(outlines, features)
 
 
 def _feature(kind, polygon):

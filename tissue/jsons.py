@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import imagecodecs
 
-from tissue.files import InputError
+from tissue.files import InputError, replacing
 
 LONGEST = 2**26  # characters of one value: labelme has the image itself in one
 LONGEST_ITEM = 2**24  # characters of one item of a streamed list
@@ -181,6 +181,15 @@ def writing_items(path: Path, head: dict, key: str, text: Callable) -> Iterator[
 
         yield write
         file.write(pack((b"" if separator == b",\n" else separator[:-1]) + b"\n]}\n"))
+
+
+def write_features(path: Path, features: Iterable[dict]) -> None:
+    """Write a GeoJSON file in one move, one feature a line, ASCII, as QuPath reads it."""
+    with (
+        replacing(path) as beside,
+        writing_items(beside, {"type": "FeatureCollection"}, "features", str.encode) as write,
+    ):
+        write(",\n".join(map(json.dumps, features)))
 
 
 def items_of(path: Path) -> Iterator[dict]:

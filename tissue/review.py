@@ -7,7 +7,6 @@ pixels, those that are no tissue without any. docs/counting.md says how well it 
 
 import csv
 import heapq
-import json
 import math
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,8 @@ import cv2
 import numpy as np
 
 from tissue import pictures
-from tissue.files import InputError, replacing, write_table
+from tissue.files import InputError, write_table
+from tissue.jsons import write_features
 from tissue.results import REVIEW, path_of
 from tissue.tables import cell, read_table
 from tissue.tiling import Tile
@@ -109,10 +109,7 @@ def write_image_review(
     """
     _write_table(path_of(folder, name, "review"), table)
     chosen = proposed(table)
-    features = ",\n".join(json.dumps(_feature(row)) for row in chosen)
-    with replacing(path_of(folder, name, "review_geojson")) as beside:
-        text = f'{{"type": "FeatureCollection", "features": [\n{features}\n]}}\n'
-        beside.write_text(text, encoding="ascii")
+    write_features(path_of(folder, name, "review_geojson"), map(_feature, chosen))
     if tiles := [_small(draw(*_place(row))) for row in chosen[:PICTURES]]:
         pictures.write_image(path_of(folder, name, "review_pictures"), np.concatenate(tiles))
 
