@@ -37,6 +37,7 @@ class Shapes:
     @classmethod
     def joined(cls, several: Sequence["Shapes"]) -> "Shapes":
         """All outlines of several Shapes in order."""
+        several = [shapes for shapes in several if len(shapes)]
         if not several:
             return cls.of(np.empty(0, object))
         starts, firsts = [np.zeros(1, int)], [np.zeros(1, int)]
