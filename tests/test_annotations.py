@@ -179,8 +179,10 @@ def test_what_looks_odd_is_said_in_a_line(tmp_path):
     assert note == f"{tmp_path}/a.geojson: features that share an id, taken as a nucleus each: 1"
 
 
-def test_a_nucleus_of_a_few_parts_is_one_and_a_line_says_so(tmp_path):
+@pytest.mark.parametrize("batch", [1, 2000])
+def test_a_nucleus_of_a_few_parts_is_one_and_a_line_says_so(tmp_path, monkeypatch, batch):
     """Crumbs beside it, as a brush leaves them, are no parts."""
+    monkeypatch.setattr("tissue.outlines.BATCH", batch)
     parts = [square(8 * i + 1, 2, 5) for i in range(8)]
     crumbs = [square(3 * i + 1, 30, 2) for i in range(20)]
     lobes = {"type": "MultiPolygon", "coordinates": [[ring] for ring in parts]}
@@ -191,6 +193,14 @@ def test_a_nucleus_of_a_few_parts_is_one_and_a_line_says_so(tmp_path):
         assert found.nuclei == len(content)
         note = "outlines of several parts, taken as one nucleus each (the first: feature 1): 1"
         assert (f"{path}: {note}" in found.notes) == said
+    small = collection(*(feature(polygon(square(x, 40, 9))) for x in (0, 20, 40)), feature(brushed))
+    small["features"] += [feature(lobes | {"coordinates": [[ring] for ring in parts[:2]]})] * 2
+    annotation = open_annotation(write(path, small), SHAPE)
+    assert annotation.notes[0].endswith("one nucleus each (the first: feature 5): 2")
+    merged = {"type": "MultiPolygon", "coordinates": [[square(6 * i, 2, 4)] for i in range(9)]}
+    small["features"].append(feature(merged))
+    with pytest.raises(InputError, match="feature 7: found one outline of 9 parts"):
+        open_annotation(write(path, small), SHAPE)
     region = collection(feature(lobes, "Region"), *(feature(polygon(ring)) for ring in parts))
     assert open_annotation(write(path, region), SHAPE).nuclei == 8
 
@@ -242,6 +252,15 @@ def test_regions_say_where_all_nuclei_are_annotated(tmp_path):
     without = write(tmp_path / "b.geojson", collection(feature(polygon(SQUARE))))
     assert open_annotation(without, SHAPE).known(0, 0, *SHAPE) is None
     assert open_annotation(without, SHAPE).regions is None
+
+
+def test_outlines_that_are_read_at_once_need_not_have_a_nucleus(tmp_path, monkeypatch):
+    monkeypatch.setattr("tissue.outlines.BATCH", 1)
+    rings = [(square(0, 0, 40), "Region"), (square(100, 5), ""), (SQUARE, ""), (SQUARE, "Ignore")]
+    content = collection(*(feature(polygon(ring), label) for ring, label in rings))
+    content["features"] += [feature(polygon(square(25, 5)))]
+    expected = boxes((10, 10, 10, 10), (5, 25, 10, 10))
+    np.testing.assert_array_equal(drawn(tmp_path / "a.geojson", content), expected)
 
 
 # --- label maps

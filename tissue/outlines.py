@@ -271,22 +271,23 @@ class Facts:
         if len(areas) and areas.max() > self.largest[0]:
             outline = batch[nuclei[np.argmax(areas)]]
             self.largest = float(areas.max()), outline.where, outline.label
-            self._count_parts([batch[i].where for i in nuclei], geometries[nuclei])
+        self._count_parts([batch[i].where for i in nuclei], geometries[nuclei])
         return geometries[kept], kept
 
     def _count_parts(self, where, geometries):
         """Count in how many parts nuclei lie; crumbs, as a brush leaves them, are none."""
-        parts, nucleus = shapely.get_parts(geometries, return_index=True)
-        areas, largest = shapely.area(parts), np.zeros(len(geometries))
-        np.maximum.at(largest, nucleus, areas)
-        is_part = (areas >= _TINY) & (areas >= _CRUMB * largest[nucleus])
-        counts = np.maximum(1, np.bincount(nucleus[is_part], minlength=len(geometries)))
-        self.parts += int(counts.sum())
-        self.most_parts = max(self.most_parts, (int(counts.max()), where[counts.argmax()]),
-                              key=lambda most: most[0])  # fmt: skip
-        if (several := counts > 1).any():
-            text = "outlines of several parts, taken as one nucleus each"
-            _note(self.seen, text, where[np.argmax(several)], int(several.sum()))
+        several = np.flatnonzero(shapely.get_num_geometries(geometries) > 1)
+        self.parts += len(geometries) - len(several)
+        first = ""
+        for index in several:
+            areas = shapely.area(shapely.get_parts(geometries[index]))
+            parts = max(1, np.count_nonzero(areas >= max(_TINY, _CRUMB * areas.max())))
+            self.parts += parts
+            if parts > self.most_parts[0]:
+                self.most_parts = parts, where[index]
+            if parts > 1:
+                first = first or where[index]
+                _note(self.seen, "outlines of several parts, taken as one nucleus each", first)
 
     def check(self):
         """Raise InputError if these cannot be the nuclei of the image."""
