@@ -23,7 +23,7 @@ from learning.signals import StopSignal
 from learning.splitting import counted_images, read_reference
 from model import UNet
 from tests.scripts import SMALL, cut, fingerprint, infer, learn, table_of
-from tissue import manifest, patches, pictures, regions, windows
+from tissue import annotated, manifest, patches, pictures, windows
 from tissue.agreement import pixel_counts
 from tissue.depth import NOT_ANNOTATED, depth_of
 from tissue.files import InputError
@@ -213,8 +213,8 @@ def test_blocks_leave_no_trace(mine, monkeypatch):
     cut(root)
     wanted = fingerprint(root)
     (root / manifest.MANIFEST).unlink()
-    monkeypatch.setattr(regions, "BLOCK", 50)
-    monkeypatch.setattr(regions, "MARGIN", 40)
+    monkeypatch.setattr(annotated, "BLOCK", 50)
+    monkeypatch.setattr(annotated, "MARGIN", 40)
     cut(root)
     found = fingerprint(root)
     assert found.keys() == wanted.keys()
@@ -402,7 +402,7 @@ def test_the_contact_sheet_shows_outlines_and_regions_and_goes_with_its_set(mine
     tile = sheet[4 : 4 + 96, 4 : 4 + 80]  # as large as the image
     for (top, left, bottom, right), colour, wide in (
         ((40, 20, 50, 30), pictures.OUTLINE, 1),
-        ((10, 5, 90, 75), regions.OF_REGIONS, 2),
+        ((10, 5, 90, 75), annotated.OF_REGIONS, 2),
     ):
         edge = np.zeros((96, 80), bool)
         edge[top:bottom, left:right] = True
@@ -563,7 +563,7 @@ def test_a_network_learns_from_regions_and_is_scored_in_them(half_annotated, tmp
     assert "scored within its regions alone" in capsys.readouterr().out
     row = read_record(results, "Drawn_04")["row"]
     assert "gt_nuclei" not in row and "gt_contours" not in row
-    annotation = regions.open_annotation(root / "annotations" / "Drawn_04.geojson", (96, 80))
+    annotation = annotated.open_annotation(root / "annotations" / "Drawn_04.geojson", (96, 80))
     known = annotation.known(0, 0, 96, 80)
     predicted = cv2.imread(str(results / "Drawn_04_prediction.png"), cv2.IMREAD_GRAYSCALE) > 0
     truth = annotation.numbers(0, 0, 96, 80)

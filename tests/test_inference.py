@@ -22,7 +22,7 @@ from model import UNet
 from tests import slide_files
 from tests.scripts import REPOSITORY, call, cut, fingerprint, infer, learn, table_of
 from tests.test_agreement import naive_aji, naive_pq
-from tests.test_areas import feature, write_regions
+from tests.test_regions import feature, write_regions
 from tests.test_scanners import needs_openslide
 from tests.test_windows import write_ome_pyramid
 from tissue import exports, files, images, masks, nuclei, nuclei_tables, windows

@@ -12,7 +12,8 @@ from shapely.geometry import Polygon, box
 from experiments.artefacts import mosaic, with_artefacts
 from tests.pictures import refusal
 from tests.scripts import call, infer, table_of
-from tests.test_areas import (  # noqa: F401
+from tests.test_outline_files import roi_of, roi_zip
+from tests.test_regions import (  # noqa: F401
     ALL_BIG,
     feature,
     painted,
@@ -20,12 +21,11 @@ from tests.test_areas import (  # noqa: F401
     slides,
     write_regions,
 )
-from tests.test_outline_files import roi_of, roi_zip
 from tests.test_review import checkpoint  # noqa: F401, a fixture
 from tissue import masks
-from tissue.areas import open_areas
 from tissue.artefacts import ARTEFACTS, CLASSES, Map, Marked, are_likely, find, open_map
 from tissue.files import InputError
+from tissue.regions import open_regions
 from tissue.synthetic import draw_tissue
 from tissue.windows import from_array
 
@@ -137,7 +137,7 @@ def test_maps_are_read_back_and_by_other_programs(tmp_path, shape):
         np.testing.assert_array_equal(made.within(*part), own)
         assert made.meets(*part) or not own.any()
     assert not made.meets(0, 0, 20, shape[1] * 3 // 50)
-    areas = open_areas(path[1], shape)
+    areas = open_regions(path[1], shape)
     labels = np.array([label for _, label in areas.regions])
     for kind in CLASSES[1:]:
         found = areas.within(0, 0, *shape, labels == kind.capitalize())

@@ -15,11 +15,11 @@ import shapely
 from PIL import Image
 
 from tissue import measures, tiling, windows
-from tissue.areas import open_areas
 from tissue.background import glass_and_black
 from tissue.files import InputError, replacing
 from tissue.jsons import write_features
 from tissue.palettes import MAP_COLOURS
+from tissue.regions import open_regions
 from tissue.windows import Scaled, Windows
 
 # Pixels of the thumbnail, micrometres, about: one is a nucleus, so that textures are gone and the
@@ -238,7 +238,7 @@ def open_map(path: Path, shape: tuple[int, int]) -> Map:
 
 
 class Marked:
-    """The tissue of an image as a person has marked it, in a file that `areas.open_areas` reads.
+    """The tissue of an image as a person has marked it, in a file as `open_regions` reads.
 
     All that is marked is tissue but what has the class of an artefact or is "glass", in letters of
     any case. Of a picture of several numbers these are those of `Map.write`. Raises InputError for
@@ -246,13 +246,13 @@ class Marked:
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]):
-        self.areas = open_areas(path, shape)
-        self.notes = self.areas.notes
+        self.marked = open_regions(path, shape)
+        self.notes = self.marked.notes
         # A ROI of ImageJ has a name and no class; names that several have are numbered.
-        labels = [label or re.sub(r" \d+$", "", name) for name, label in self.areas.regions]
-        if self.areas.is_painted and len(labels) == 1:
+        labels = [label or re.sub(r" \d+$", "", name) for name, label in self.marked.regions]
+        if self.marked.is_painted and len(labels) == 1:
             labels = [CLASSES[TISSUE]]
-        elif self.areas.is_painted:
+        elif self.marked.is_painted:
             if int(labels[-1]) >= len(CLASSES):
                 self.close()
                 known = ", ".join(f"{i} {name}" for i, name in enumerate(CLASSES))
@@ -272,21 +272,21 @@ class Marked:
 
     def meets(self, y: int, x: int, height: int, width: int) -> bool:
         """As `Map.meets`; also where an artefact lies over all of the tissue."""
-        return self.areas.meets(y, x, height, width, self._is_tissue)
+        return self.marked.meets(y, x, height, width, self._is_tissue)
 
     def within(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         part = y, x, height, width
-        return self.areas.within(*part, self._is_tissue) & ~self.areas.within(
+        return self.marked.within(*part, self._is_tissue) & ~self.marked.within(
             *part, ~self._is_tissue
         )
 
     def pixels(self) -> dict[str, float]:
         """As `Map.pixels`: what is marked so."""
-        count, *_ = self.areas.count(np.empty(0), np.empty(0), np.empty((0, 0)))
+        count, *_ = self.marked.count(np.empty(0), np.empty(0), np.empty((0, 0)))
         # Of a class of several regions the last is the whole.
-        whole = [*{label or at: at for at, (_, label) in enumerate(self.areas.regions)}.values()]
+        whole = [*{label or at: at for at, (_, label) in enumerate(self.marked.regions)}.values()]
         count, labels = count[whole], self.labels[whole]
         return {kind: float(count[labels == kind].sum()) for kind in ARTEFACTS}
 
     def close(self) -> None:
-        self.areas.close()
+        self.marked.close()

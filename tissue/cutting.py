@@ -14,7 +14,7 @@ from statistics import median_low
 
 import numpy as np
 
-from tissue import manifest, masks, patches, pictures, regions, windows
+from tissue import annotated, manifest, masks, patches, pictures, windows
 from tissue.bits import bit_lines
 from tissue.depth import UNKNOWN, depth_of
 from tissue.files import InputError, file_hash, some
@@ -75,7 +75,7 @@ class Plan:
     @cached_property
     def shown(self) -> list[str]:
         """The images on the contact sheet of annotations."""
-        return [pair.name for pair in self.pairs if pair.is_annotated][: regions.SHOWN]
+        return [pair.name for pair in self.pairs if pair.is_annotated][: annotated.SHOWN]
 
     def scale(self, pair: Pair) -> float:
         """How many of an image's pixels make one of the set's (`pixel_size.scale_of`)."""
@@ -122,8 +122,8 @@ def nucleus_areas(pair: Pair, label_map: Path) -> np.ndarray:
     """
     try:
         if pair.is_annotated:
-            with regions.opened(pair) as (_, annotation):
-                parts = [annotation.numbers(*block) for block in regions.blocks(annotation)]
+            with annotated.opened(pair) as (_, annotation):
+                parts = [annotation.numbers(*block) for block in annotated.blocks(annotation)]
         else:
             parts = [masks.read_label_map(label_map)]
     except (InputError, OSError):
@@ -228,7 +228,7 @@ def facts_or_fault(plan: Plan, pair: Pair) -> PairFacts | str:
     try:
         if pair.is_annotated:
             dim, size = plan.settings["patch_dim"], plan.sizes[pair.name]
-            return regions.check(pair, dim, plan.scale(pair), size)
+            return annotated.check(pair, dim, plan.scale(pair), size)
         label_map = plan.labels.get(pair.name)
         return check_pair(pair, plan.settings["patch_dim"], plan.scale(pair), label_map)
     except (InputError, OSError) as error:
@@ -321,9 +321,9 @@ def cut_pair(new: Path, plan: Plan, pair: Pair) -> Written:
     settings, split = plan.settings, plan.split_of[pair.name]
     grid = patches.Grid(settings["patch_dim"], settings["patch_stride"])
     if pair.is_annotated:
-        with regions.opened(pair, plan.scale(pair), settings["bits"]) as found:
-            rows = regions.cut(new, split, pair.name, found, grid)
-            tile = regions.picture(found, rows, grid.dim) if pair.name in plan.shown else None
+        with annotated.opened(pair, plan.scale(pair), settings["bits"]) as found:
+            rows = annotated.cut(new, split, pair.name, found, grid)
+            tile = annotated.picture(found, rows, grid.dim) if pair.name in plan.shown else None
             return rows, stain_of(found.image), tile
     whole = read_image(pair.image, settings["bits"]), masks.read_mask(pair.mask)
     image, mask = patches.resample(*whole, plan.scale(pair))
@@ -350,7 +350,7 @@ def complete_set(new: Path, plan: Plan, written: Sequence[Written]) -> dict:
     table = [row for rows, *_ in written for row in rows]
     write_preview(new, table)
     if tiles := [tile for *_, tile in written if tile is not None]:
-        pictures.write_image(new / patches.ANNOTATIONS, regions.sheet(tiles))
+        pictures.write_image(new / patches.ANNOTATIONS, annotated.sheet(tiles))
     images = []
     for source, facts, (_, stain, _) in zip(plan.sources, plan.facts, written, strict=True):
         images.append(

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from tissue import artefacts, pairs
 from tissue.annotations import find_annotations
-from tissue.areas import open_areas
 from tissue.files import InputError, some
 from tissue.inputs import Task
 from tissue.record import ENDINGS
+from tissue.regions import open_regions
 
 OF_TISSUE = tuple(ENDINGS[kind] for kind in ("tissue", "tissue_geojson"))  # our own, corrected
 
@@ -43,7 +43,7 @@ def with_regions(
             f"--only_regions: found references ({some(scored)}), expected none, for nuclei "
             f"outside of regions would count as missed; leave the flag out, or give --images alone"
         )
-    paths, said = _files_of(tasks, "regions", folder, open_areas, is_mine)
+    paths, said = _files_of(tasks, "regions", folder, open_regions, is_mine)
     given = [t._replace(regions=p, only_regions=only) for t, p in zip(tasks, paths, strict=True)]
     without = [task.pair.name for task in given if not task.regions]
     if without and only:
@@ -88,8 +88,8 @@ def _files_of(tasks, kind, folder, opened, is_mine):
         paths.append(path := found.get(task.pair.name))
         if path and is_mine(index):
             try:
-                with closing(opened(path, task.shape)) as areas:
-                    said.notes.extend(areas.notes)
+                with closing(opened(path, task.shape)) as its:
+                    said.notes.extend(its.notes)
             except (InputError, OSError) as error:
                 said.faults.append(str(error))
     if tasks and not any(paths):

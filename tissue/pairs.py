@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What `check_pair`, or `regions.check`, learned about a pair that is fit for use."""
+    """What `check_pair`, or `annotated.check`, learned about a pair that is fit for use."""
 
     height: int  # pixels
     width: int  # pixels

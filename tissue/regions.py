@@ -1,219 +1,246 @@
-"""Patches of annotated images: cut by windows, where a person has said what is nucleus.
+"""Regions of an image, outlined or painted by a person, and what is counted in each.
 
-An image of any size takes this one way: no more of it is in memory than a block and its margin.
+A pixel belongs to a region if its centre lies within, and a nucleus if the pixel does that holds
+its centroid. So regions that share an edge share no pixel and no nucleus, and leave out none:
+what is counted in parts adds up to the whole. Regions that overlap each count all that is in them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import ceil, floor
+from collections import Counter
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 import shapely
 
-from tissue import patches, pictures, windows
-from tissue.annotations import Annotation, open_annotation
-from tissue.depth import depth_of
-from tissue.files import InputError
-from tissue.manifest import TABLE_COLUMNS
-from tissue.nuclei import reference_labels
-from tissue.pairs import Pair, PairFacts, how_much_darker, picture_hash, size_fault
-from tissue.pixel_size import pixel_size_um
-from tissue.tiling import Tile, tiles_of
-from tissue.windows import Scaled, Windows
+from tissue import masks, measures, outlines, windows
+from tissue.annotations import LABEL_SUFFIXES, image_name
+from tissue.files import InputError, check_regular
+from tissue.outline_files import read_outlines
+from tissue.shapes import Shapes
 
-BLOCK = 2048  # pixels a side that are cut at once
-MARGIN = 256  # pixels beyond a block; a nucleus that reaches further has the depth of what is seen
-SHOWN, TILE = 12, 480  # images of the contact sheet, and pixels a side that each gets
-OF_REGIONS = (0, 220, 255)  # RGB
+MOST = 10_000  # regions of an image; more are nuclei
+MOST_PAINTED = 100  # values of an image of classes; more are soft edges, or nuclei
+NUCLEI = ("detection", "cell")  # objects of QuPath that no person drew as a region
+AS_REGION = outlines.Outline("", "Region", ())
 
 
-class Annotated(NamedTuple):
-    """An image and its annotation at one pixel size."""
+class Regions:
+    """The regions of an image of (height, width) pixels.
 
-    image: Windows | Scaled
-    annotation: Annotation
-
-
-class Spot(NamedTuple):
-    """Where a patch lies, as in patches.csv: rows are counted on from region to region."""
-
-    row: int
-    col: int
-    y: int
-    x: int
-
-
-@contextmanager
-def opened(
-    pair: Pair, scale: float = 1.0, bits: int | None = None, pixel_size_um: float | None = None
-) -> Iterator[Annotated]:
-    """An annotated Pair with pixels `scale` times as large; `bits` as windows.open_image has them,
-    `pixel_size_um` of the image as annotations.open_annotation.
-
-    Raises InputError for an image or an annotation that cannot be read.
+    `regions` has (name, class) of each, both texts; a class of several regions comes once more as a
+    whole, without a name. `notes` are lines that say what was assumed.
     """
-    image = windows.open_image(pair.image, bits=bits)
-    annotation = open_annotation(pair.mask, (image.height, image.width), pixel_size_um)
-    try:
-        scaled = image if scale == 1 else Scaled(image, scale)
-        yield Annotated(
-            scaled, annotation if scale == 1 else annotation.scaled(scaled.height, scaled.width)
-        )
-    finally:
-        image.close()
-        annotation.close()
+
+    def __init__(self, drawn, regions: list[tuple[str, str]], shape: tuple[int, int], notes=()):
+        self.regions, self.shape, self.notes = regions, shape, notes
+        self.is_painted = isinstance(drawn, _Painted)
+        self._drawn = drawn  # has runs(...), as Shapes
+
+    def meets(self, y: int, x: int, height: int, width: int, of: np.ndarray | None = None) -> bool:
+        """Whether any pixel of a window is in a region, in one of those of which `of`, bool (n,),
+        holds.
+        """
+        item = self._drawn.runs(y, x, height, width)[0]
+        return bool(item.size if of is None else of[item].any())
+
+    def within(
+        self, y: int, x: int, height: int, width: int, of: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Whether each pixel of a window is in any region, bool (h, w); `of` as `meets` has it."""
+        item, row, first, last = self._drawn.runs(y, x, height, width)
+        if of is not None:
+            row, first, last = (values[of[item]] for values in (row, first, last))
+        edges = np.zeros((height, width + 1), np.int32)
+        np.add.at(edges, (row, first), 1)
+        np.add.at(edges, (row, last), -1)
+        return np.cumsum(edges, axis=1)[:, :-1] > 0
+
+    def count(self, y: np.ndarray, x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(pixels int64 (n,), nuclei int64 (n,), sums of their values (n, k)) of each region.
+
+        Centroids `y` and `x` (m,) are whole numbers at pixel centres; `values` is (m, k).
+        """
+        height, width = self.shape
+        place = np.floor(y + 0.5).astype(int) * width + np.floor(x + 0.5).astype(int)
+        order = np.argsort(place)
+        place = place[order]
+        sums = np.zeros((len(place) + 1, values.shape[1]))
+        np.cumsum(values[order], axis=0, out=sums[1:])
+        pixels, nuclei = np.zeros((2, len(self.regions)), int)
+        totals = np.zeros((len(self.regions), values.shape[1]))
+        rows = max(1, masks.BAND // width)
+        for top in range(0, height, rows):
+            item, row, first, last = self._drawn.runs(top, 0, min(rows, height - top), width)
+            begin = (top + row) * width
+            low, high = np.searchsorted(place, begin + first), np.searchsorted(place, begin + last)
+            np.add.at(pixels, item, last - first)
+            np.add.at(nuclei, item, high - low)
+            np.add.at(totals, item, sums[high] - sums[low])
+        return pixels, nuclei, totals
+
+    def pixels(self, y: int, x: int, mask: np.ndarray) -> np.ndarray:
+        """How many pixels of a mask, bool (h, w), whose corner lies at y, x, each region has."""
+        sums = np.zeros((mask.shape[0], mask.shape[1] + 1), np.int64)
+        np.cumsum(mask, axis=1, out=sums[:, 1:])
+        item, row, first, last = self._drawn.runs(y, x, *mask.shape)
+        found = np.zeros(len(self.regions), np.int64)
+        np.add.at(found, item, sums[row, last] - sums[row, first])
+        return found
+
+    def close(self) -> None:
+        if hasattr(self._drawn, "close"):
+            self._drawn.close()
 
 
-def check(pair: Pair, patch_dim: int, scale: float, pixel_size_taken_um: float | None) -> PairFacts:
-    """Return the PairFacts of an annotated pair; InputError as `pairs.check_pair`, also where its
-    regions hold no pixel, or its outlines are no nuclei at the pixel size that is taken.
-
-    Of a big image a view stands for all of its pixels.
+def rows_of(opened: Regions, table: dict[str, np.ndarray], tissue: np.ndarray) -> list[dict]:
+    """What is counted in each region, record.Region, by the table of an image's nuclei, which has
+    `y`, `x`, `area_px` and `haematoxylin_od`, each (m,), and the pixels (n,) of its `tissue`.
     """
-    with opened(pair, pixel_size_um=pixel_size_taken_um) as (image, annotation):
-        if fault := size_fault(pair, image, scale, patch_dim):
-            raise InputError(fault)
-        shape = image.height, image.width
-        shown = image.view() if image.is_big else image.read(0, 0, *shape)
-        darker = None
-        if not image.is_big:
-            whole = annotation.read(0, 0, *shape), annotation.known(0, 0, *shape)
-            darker = how_much_darker(shown, *whole)
-        nuclei = pixels = 0
-        for block in blocks(annotation):
-            known = annotation.known(*block)
-            mask = annotation.read(*block)
-            nuclei += np.count_nonzero(mask if known is None else mask & known)
-            pixels += mask.size if known is None else np.count_nonzero(known)
-        if not pixels:
+    means = {"nuclear_area_px": "area_px", "haematoxylin_od": "haematoxylin_od"}
+    values = np.stack([table[column] for column in means.values()], axis=1)
+    rows = []
+    for (name, label), pixels, nuclei, total, own in zip(
+        opened.regions, *opened.count(table["y"], table["x"], values), tissue, strict=True
+    ):
+        row = {"region": name, "label": label, "area_px": int(pixels), "nuclei": int(nuclei)}
+        row["tissue_px"] = int(own)
+        if nuclei:
+            row |= dict(zip(means, (total / nuclei).tolist(), strict=True))
+        rows.append(row)
+    return rows
+
+
+def open_regions(path: Path, shape: tuple[int, int]) -> Regions:
+    """Open the regions of an image of (height, width) pixels.
+
+    Outlines are read as `annotations.open_annotation` reads them, each a region of its class, and
+    those of a class Ignore* are cut out of all; an image of numbers is one region for each value
+    but 0, and may be smaller than the image by the same factor both ways. Raises InputError that
+    names the file, and the outline at fault.
+    """
+    path, shape = Path(path), tuple(shape)
+    check_regular(path)
+    painted = path.name.lower().endswith(LABEL_SUFFIXES)
+    return (_painted if painted else _outlined)(path, shape)
+
+
+def _outlined(path, shape):
+    seen, found, geometries = Counter(), [], []
+    facts = outlines.Facts(path, shape, seen)
+    drawn = read_outlines(path, image_name(path), shape, seen)
+    while batch := list(islice(drawn, outlines.BATCH)):
+        people = [outline for outline in batch if outline.kind not in NUCLEI]
+        if passed := len(batch) - len(people):
+            seen["detections and cells, passed over"] += passed
+        people, made = outlines.geometries_of(people, seen)
+        made, kept = facts.take([AS_REGION._replace(where=o.where) for o in people], made)
+        found += [people[i] for i in kept]
+        geometries += list(made)
+        if len(found) > MOST:
             raise InputError(
-                f"{pair.mask}: found regions that hold no pixel of the image, expected some, "
-                f"draw them anew, or none where all nuclei of the image are outlined"
+                f"{path}: found more than {MOST:,} outlines, expected regions, export these "
+                f"without the nuclei"
             )
-        regions = annotation.regions
-        return PairFacts(
-            *shape, pixel_size_um(pair.image), nuclei / pixels, picture_hash(shape, shown),
-            annotation.notes, annotation.classes,
-            None if regions is None else len(shapely.get_parts(regions)), darker,
-        )  # fmt: skip
+    facts.check()
+    found, geometries = _without_ignored(found, geometries, seen)
+    said = [f"{path}: {text}: {count}" for text, count in seen.items()]
+    if not found:
+        raise InputError(
+            f"{path}: found no region ({'; '.join(said) or 'it is empty'}), expected a polygon, "
+            f"draw one or remove the file"
+        )
+    whole = shapely.union_all(geometries)
+    if shapely.area(geometries).sum() - whole.area >= 1:  # square pixel
+        said.append(f"{path}: regions overlap: what lies in several is counted in each")
+    regions = list(zip(_names(found), (outline.label for outline in found), strict=True))
+    geometries = np.array(geometries, object)
+    labels = np.array([outline.label for outline in found], object)
+    for label, count in Counter(labels).items():
+        if label and count > 1:
+            whole = shapely.union_all(geometries[: len(labels)][labels == label])
+            geometries = np.append(geometries, whole)
+            regions.append(("", label))
+    return Regions(Shapes.of(geometries), regions, shape, tuple(said))
 
 
-def blocks(annotation: Annotation) -> Iterator[Tile]:
-    """The squares of an image, BLOCK pixels a side, that touch its regions."""
-    for tile in tiles_of(annotation.height, annotation.width, BLOCK):
-        box = shapely.box(tile.x, tile.y, tile.x + tile.width, tile.y + tile.height)
-        if annotation.regions is None or annotation.regions.intersects(box):
-            yield tile
+def _without_ignored(found, geometries, seen):
+    """The outlines and their geometries without what others, of a class Ignore*, lie over."""
+    is_ignored = np.array([outlines.is_ignored(outline.label) for outline in found], bool)
+    if not is_ignored.any():
+        return found, geometries
+    geometries = np.array(geometries, object)
+    seen["areas of a class Ignore*, left out"] += int(is_ignored.sum())
+    left = shapely.difference(geometries, shapely.union_all(geometries[is_ignored]))
+    kept = np.flatnonzero(~is_ignored & (shapely.area(left) > 0))
+    if hidden := int((~is_ignored).sum()) - len(kept):
+        seen["regions wholly within these, passed over"] += hidden
+    return [found[i] for i in kept], list(left[kept])
 
 
-def cut(new: Path, split: str, name: str, found: Annotated, grid: patches.Grid) -> list[dict]:
-    """Write the patches of an annotated image below `new`; their rows of patches.csv.
-
-    Without regions these are the patches of `patches.write_patches`. Else each region has a grid of
-    its own, which begins at its top left corner and reaches to its end, and of these patches those
-    are written of which a pixel is annotated. Raises OSError where a file cannot be written.
-    """
-    starts = _starts(found.annotation, grid)
-    most = max(sum(len(ys) for ys, _ in starts), *(len(xs) for _, xs in starts))
-    digits = max(2, len(str(most - 1)))
-    table = []
-    for spots in _blocks_of(starts, grid):
-        for spot, image, mask in _patches_of(found, spots, grid.dim):
-            file = f"{name}_patch_{spot.row:0{digits}}_{spot.col:0{digits}}.png"
-            foreground = patches.write_patch(new, split, file, image, mask)
-            values = (split, name, file, *spot, f"{foreground:.4f}")
-            table.append(dict(zip(TABLE_COLUMNS, values, strict=True)))
-    return sorted(table, key=lambda row: (row["row"], row["col"]))
+def _names(found):
+    """A name for each region, its own or its class's, numbered where several have it."""
+    names = [(outline.name or outline.label).strip() or "region" for outline in found]
+    often, taken, given = Counter(names), set(names), []
+    for name in names:
+        number, wanted = 1, name
+        if often[name] > 1 or name == "region":
+            while (wanted := f"{name} {number}") in taken:
+                number += 1
+            taken.add(wanted)
+        given.append(wanted)
+    return given
 
 
-def _starts(annotation, grid):
-    """[(y of all rows, x of all columns)] of the grid of the image, or of each region."""
-    shape = annotation.height, annotation.width
-    if annotation.regions is None:
-        return [tuple(range(0, side - grid.dim + 1, grid.stride) for side in shape)]
-    parts = shapely.get_parts(annotation.regions)
-    bounds = [part.bounds for part in parts if part.area > 0]
-    return [
-        (_along(top, bottom, shape[0], grid), _along(left, right, shape[1], grid))
-        for left, top, right, bottom in bounds
-    ]
+def _painted(path, shape):
+    source = windows.open_depth(path)
+    height, width = source.height, source.width
+    is_smaller = 2 * height <= shape[0] + 1 and 2 * width <= shape[1] + 1
+    is_alike = is_smaller and abs(height * shape[1] - width * shape[0]) <= max(shape)
+    if (height, width) != shape and not is_alike:
+        raise InputError(
+            f"{path}: found {height} x {width} pixels (height x width), expected {shape[0]} x "
+            f"{shape[1]} as its image, or half and less of both alike, take that of this image"
+        )
+    values = np.zeros(1, int)
+    rows = max(1, masks.BAND // width)
+    for y in range(0, height, rows):
+        part = source.read(y, 0, min(rows, height - y), width)
+        if (part.dtype.kind == "f" and (part != np.rint(part)).any()) or (part < 0).any():
+            raise InputError(
+                f"{path}: found values that are no whole numbers from 0 up, expected one for each "
+                f"class, save it so"
+            )
+        values = np.union1d(values, part.astype(int))
+        if len(values) > MOST_PAINTED + 1:
+            raise InputError(
+                f"{path}: found more than {MOST_PAINTED} values, expected one for each class of "
+                f"regions, save it without soft edges or as outlines"
+            )
+    values = values[values > 0]
+    if not len(values):
+        raise InputError(f"{path}: found nothing but 0, expected the numbers of regions, paint one")
+    notes = [f"{path}: each of its {len(values)} values is taken as a class of regions"]
+    if (height, width) != shape:
+        notes.append(f"{path}: enlarged from {height} x {width} to {shape[0]} x {shape[1]} pixels")
+    regions = [(str(value), str(value)) for value in values.tolist()]
+    return Regions(_Painted(source, values, shape), regions, shape, tuple(notes))
 
 
-def _along(low, high, side, grid):
-    """Where patches begin that cover the pixels from low to high; a short way has one around it."""
-    low, high = max(0, floor(low)), min(side, ceil(high))
-    last = high - grid.dim
-    if last <= low:
-        return [min(max(0, (low + last) // 2), side - grid.dim)]
-    return [*range(low, last, grid.stride), last]
+class _Painted:
+    """Windows of an image of numbers as runs of regions, enlarged by the nearest pixel."""
 
+    def __init__(self, source, values, shape):
+        self.source, self.values, self.shape = source, values, shape
 
-def _blocks_of(starts, grid):
-    """The Spots of all grids, block by block."""
-    run = max(1, (BLOCK - grid.dim) // grid.stride + 1)  # patches along a block
-    first = 0
-    for ys, xs in starts:
-        for row in range(0, len(ys), run):
-            for col in range(0, len(xs), run):
-                yield [
-                    Spot(first + r, c, ys[r], xs[c])
-                    for r in range(row, min(row + run, len(ys)))
-                    for c in range(col, min(col + run, len(xs)))
-                ]
-        first += len(ys)
+    def runs(self, y, x, height, width):
+        sides = self.source.height, self.source.width
+        rows, columns = windows.nearest((y, x, height, width), sides, self.shape)
+        top, left = int(rows[0]), int(columns[0])
+        part = self.source.read(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left)
+        number = np.searchsorted(self.values, part) + 1
+        number = np.where(part > 0, number, 0)[np.ix_(rows - top, columns - left)]
+        label, row, first, last = measures.runs_of(number)
+        return label - 1, row, first, last
 
-
-def _patches_of(found, spots, dim):
-    """Yield (Spot, RGB uint8, mask) of the patches of a block of which any pixel is annotated."""
-    (top, left), (bottom, right) = spots[0][2:], spots[-1][2:]
-    window = top, left, bottom + dim - top, right + dim - left
-    known = found.annotation.known(*window)
-    if known is not None and not known.any():
-        return
-    image, mask = found.image.read(*window), _depth(found.annotation, *window)
-    for spot in spots:
-        place = np.s_[spot.y - top : spot.y - top + dim, spot.x - left : spot.x - left + dim]
-        if known is None or known[place].all():
-            yield spot, image[place], mask[place]
-        elif known[place].any():
-            yield spot, image[place], np.where(known[place], mask[place], patches.NO_MASK)
-
-
-def _depth(annotation, y, x, height, width):
-    """The depth of a window's pixels in their nuclei, uint8 (h, w), as `depth.depth_of` has it."""
-    top, left = max(0, y - MARGIN), max(0, x - MARGIN)
-    bottom = min(annotation.height, y + height + MARGIN)
-    right = min(annotation.width, x + width + MARGIN)
-    depth = depth_of(reference_labels(annotation.numbers(top, left, bottom - top, right - left)))
-    return depth[y - top : y - top + height, x - left : x - left + width]
-
-
-def picture(found: Annotated, table: list[dict], dim: int) -> np.ndarray:
-    """The image around its patch with most nuclei, outlines and regions drawn in, RGB uint8
-    (h, w, 3) of at most TILE pixels a side. `table` and `dim` are its patches and their side.
-    """
-    annotation = found.annotation
-    middle = max(table, key=lambda row: float(row["foreground"]))
-    height, width = min(2 * TILE, annotation.height), min(2 * TILE, annotation.width)
-    y = min(max(0, middle["y"] + (dim - height) // 2), annotation.height - height)
-    x = min(max(0, middle["x"] + (dim - width) // 2), annotation.width - width)
-    window = y, x, height, width
-    size = [min(side, -(-side * TILE // max(height, width))) for side in (width, height)]
-    image = cv2.resize(found.image.read(*window), size, interpolation=cv2.INTER_AREA)
-    known, labels = annotation.known(*window), annotation.numbers(*window)
-    if known is not None:
-        known = cv2.resize(known.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-        image[known > cv2.erode(known, np.ones((5, 5), np.uint8))] = OF_REGIONS
-    return pictures.overlay(image, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT))
-
-
-def sheet(tiles: list[np.ndarray]) -> np.ndarray:
-    """The tiles that `picture` has made side by side, RGB uint8 (H, W, 3)."""
-    height, width = np.max([tile.shape[:2] for tile in tiles], axis=0)
-    same = np.full((len(tiles), height, width, 3), 255, np.uint8)
-    for place, tile in zip(same, tiles, strict=True):
-        place[: tile.shape[0], : tile.shape[1]] = tile
-    return pictures.contact_sheet(same, columns=min(4, len(tiles)))
+    def close(self):
+        self.source.close()

@@ -15,7 +15,6 @@ import numpy as np
 
 from tissue import (
     agreement,
-    areas,
     artefacts,
     density,
     exports,
@@ -31,6 +30,7 @@ from tissue.depth import segment
 from tissue.files import InputError
 from tissue.inputs import Task, file_mark, open_reference
 from tissue.marked import open_tissue
+from tissue.regions import open_regions, rows_of
 from tissue.results import forget
 from tissue.store import Store
 
@@ -75,7 +75,7 @@ def predict(
     rank, processes = place
     tiles = tiling.tiles_of(*task.shape, network.tile_size)
     mine = [part for part in tiles if part.y // network.tile_size % processes == rank]
-    regions = areas.open_areas(task.regions, task.shape) if task.regions else None
+    regions = open_regions(task.regions, task.shape) if task.regions else None
     in_regions = np.zeros(len(regions.regions) if regions else 0, np.int64)
     marked = open_tissue(task)
     limits = [regions] * task.only_regions + [marked] * (marked is not None)
@@ -228,9 +228,9 @@ def from_nuclei(task: Task, tissue: np.ndarray | None = None) -> dict:
     table = exports.read_measures(task.results, task.pair.name, columns)
     if task.regions:
         row["regions_file"] = file_mark(task.regions)
-        with closing(areas.open_areas(task.regions, task.shape)) as opened:
+        with closing(open_regions(task.regions, task.shape)) as opened:
             tissue = _tissue_in(task, opened) if tissue is None else tissue
-            row["regions"] = areas.rows_of(opened, table, tissue)
+            row["regions"] = rows_of(opened, table, tissue)
     if task.density:
         found = density.density_of(table["y"], table["x"], task.shape, task.pixel_size_um)
         picture = found.picture()

@@ -42,11 +42,11 @@ from tests.test_outline_files import (
 )
 from tissue import exports, manifest, masks, pictures, results, windows
 from tissue.annotations import open_annotation
-from tissue.areas import open_areas
 from tissue.files import InputError
 from tissue.given_sizes import read_sizes
 from tissue.images import bits_in_use, image_shape, read_image
 from tissue.pixel_size import pixel_size_um
+from tissue.regions import open_regions
 from tissue.scanners import heads
 from tissue.summary import write_summary
 from tissue.synthetic import draw_tissue
@@ -311,7 +311,7 @@ def outlined(name, content):
 def read_outlines(path):
     """As a reference, and as regions."""
     found = []
-    for opened in (open_annotation, open_areas):
+    for opened in (open_annotation, open_regions):
         try:
             one = opened(path, SHAPE)
         except InputError as error:

@@ -25,12 +25,12 @@ from tests.test_outline_files import SHAPE, roi_of, roi_zip, square
 from tests.test_scanners import needs_openslide
 from tissue import exports, images, manifest, scanners, windows
 from tissue.annotations import open_annotation
-from tissue.areas import open_areas
 from tissue.files import InputError
 from tissue.given_sizes import read_sizes
 from tissue.images import image_shape, read_image
 from tissue.measures import measure, outlines
 from tissue.pixel_size import pixel_size_um
+from tissue.regions import open_regions
 from tissue.results import path_of
 from tissue.synthetic import draw_tissue
 
@@ -205,9 +205,9 @@ def test_a_plain_tile_without_bytes_does_not_move_the_others(tmp_path):
 
 PIPES = {
     "a.geojson": lambda path: open_annotation(path, SHAPE),
-    "a.json": lambda path: open_areas(path, SHAPE),
+    "a.json": lambda path: open_regions(path, SHAPE),
     "a.zip": lambda path: open_annotation(path, SHAPE),
-    "a.roi": lambda path: open_areas(path, SHAPE),
+    "a.roi": lambda path: open_regions(path, SHAPE),
     "a.csv": lambda path: read_sizes(path, ["a"]),
     "a.dcm": lambda path: scanners.heads([path]),
     "a.tif": read_image,

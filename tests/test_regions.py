@@ -13,9 +13,9 @@ from tests.pictures import refusal, with_palette
 from tests.scripts import call, infer, table_of
 from tests.test_review import checkpoint  # noqa: F401, a fixture
 from tissue import masks
-from tissue.areas import open_areas
 from tissue.files import InputError
 from tissue.palettes import MAP_COLOURS
+from tissue.regions import open_regions
 from tissue.synthetic import draw_tissue
 
 SHAPE = (200, 300)
@@ -45,7 +45,7 @@ def write_regions(path, *features):
 @pytest.fixture
 def opened(tmp_path):
     """Opens regions, given as features, of an image of SHAPE."""
-    return lambda *features: open_areas(write_regions(tmp_path / "a.geojson", *features), SHAPE)
+    return lambda *features: open_regions(write_regions(tmp_path / "a.geojson", *features), SHAPE)
 
 
 def counts_of(areas, points):
@@ -160,7 +160,7 @@ def test_rois_are_regions_with_their_names(tmp_path):
     roi = roifile.ImagejRoi.frompoints(np.array([[0, 0], [40, 0], [40, 30], [0, 30]]), name="edge")
     roi.roitype = roifile.ROI_TYPE.POLYGON
     roi.tofile(tmp_path / "a.zip")
-    areas = open_areas(tmp_path / "a.zip", SHAPE)
+    areas = open_regions(tmp_path / "a.zip", SHAPE)
     assert counts_of(areas, []) == [("edge", "", 1200, 0, 0.0)]
 
 
@@ -175,7 +175,7 @@ def painted(path, pixels):
 def test_an_image_of_numbers_is_a_region_for_each_value_at_full_size_or_less(tmp_path, name, step):
     pixels = np.zeros(SHAPE, np.uint8)
     pixels[:100, :200], pixels[100:, 200:] = 2, 7
-    areas = open_areas(painted(tmp_path / name, pixels[::step, ::step].copy()), SHAPE)
+    areas = open_regions(painted(tmp_path / name, pixels[::step, ::step].copy()), SHAPE)
     points = [(99.4, 199.4, 1.0), (99.5, 199.5, 2.0), (150, 100, 4.0)]
     assert counts_of(areas, points) == [("2", "2", 20_000, 1, 1.0), ("7", "7", 10_000, 1, 2.0)]
     np.testing.assert_array_equal(areas.within(90, 190, 30, 30), pixels[90:120, 190:220] > 0)
@@ -200,7 +200,7 @@ def test_regions_of_a_palette_of_greys_are_what_it_shows_and_of_colours_its_indi
     pixels = np.full(SHAPE, outside, np.uint8)
     pixels[:50, :100] = inside
     with_palette(pixels, colours)(tmp_path / "a.png")
-    areas = open_areas(tmp_path / "a.png", SHAPE)
+    areas = open_regions(tmp_path / "a.png", SHAPE)
     assert counts_of(areas, [(20, 20, 3.0)]) == [(number, number, 5000, 1, 3.0)]
     assert areas.within(49, 99, 2, 2).tolist() == [[True, False], [False, False]]
 
@@ -209,7 +209,7 @@ def test_a_palette_of_colours_whose_black_is_not_first_is_refused(tmp_path):
     pixels = np.zeros(SHAPE, np.uint8)
     pixels[:50] = 1
     with_palette(pixels, [(200, 0, 0), (0, 0, 0)])(tmp_path / "a.png")
-    refusal(lambda p: open_areas(p, SHAPE), tmp_path / "a.png", "black is not index 0")
+    refusal(lambda p: open_regions(p, SHAPE), tmp_path / "a.png", "black is not index 0")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_palette_of_colours_whose_black_is_not_first_is_refused(tmp_path):
 )
 def test_images_that_are_no_classes_are_refused(tmp_path, pixels, words):
     path = painted(tmp_path / "a.tif", pixels)
-    refusal(lambda p: open_areas(p, SHAPE), path, words)
+    refusal(lambda p: open_regions(p, SHAPE), path, words)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_images_that_are_no_classes_are_refused(tmp_path, pixels, words):
 )
 def test_files_without_regions_of_the_image_are_refused(tmp_path, features, words):
     path = write_regions(tmp_path / "a.geojson", *features)
-    refusal(lambda p: open_areas(p, SHAPE), path, words)
+    refusal(lambda p: open_regions(p, SHAPE), path, words)
 
 
 # --- inference
