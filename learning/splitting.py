@@ -2,10 +2,10 @@
 by how much the counts of images that it did not learn are off.
 """
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +25,10 @@ from tissue.tiling import predict_image
 from tissue.windows import open_image
 
 MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is chosen
-# How far h and confidence of --init are moved in fine-tuning, and the gain in Dice + AJI that this
-# must bring (docs/lab_notes.md: few nuclei and their count alone chose splits that lost half).
+# What is tried of h and confidence, how far those of --init are moved in fine-tuning, and what must
+# be gained (docs/lab_notes.md: few nuclei and their count alone chose splits that lost half).
+HS, CONFIDENCES = (0.05, 0.1, 0.2, 0.3), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 NEAR_H, NEAR_CONFIDENCE, NEARLY = (0, -0.1, 0.1), (0, -0.1, -0.05, 0.05, 0.1), 0.005
-# Of the splits whose count error is so near the smallest, so many are looked at.
-CLOSE, LOOKED_AT = 0.01, 8
 LEAST_COUNTED = 5  # images that tell how far counts of others may be off
 
 
@@ -57,12 +56,12 @@ class Images(NamedTuple):
         """Those of a run on these patch sets, which trains or fine-tunes a network of that config;
         raises as `counted_images`.
         """
-        splits = ("train", "val") if is_near(config, fine_tuned) else ("train",)
-        return cls(
-            counted_images(roots, manifests, splits),
-            counted_images(roots, manifests, ("val",), masks=True),
-            fine_tuned,
-        )
+        choosing, has_depth = [], config.get("instances", False)
+        if has_depth and not fine_tuned:  # it is surer of what it has learned
+            choosing = counted_images(roots, manifests, ("val",))
+        if len(choosing) < LEAST_COUNTED:
+            choosing = counted_images(roots, manifests, ("train", "val")[: 1 + has_depth])
+        return cls(choosing, counted_images(roots, manifests, ("val",), masks=True), fine_tuned)
 
     def settle_counts(self, best: Path, device) -> list[str]:
         """Put the split and the count error into a best.pt, by `choose_split` and `expect_error`,
@@ -70,13 +69,6 @@ class Images(NamedTuple):
         """
         line, without = choose_split(best, self.choosing, device, self.fine_tuned)
         return [line, expect_error(best, self.held_out, device, without)]
-
-
-def is_near(config: dict, fine_tuned: bool) -> bool:
-    """Whether the split is chosen near that of --init, and on validation images too, as of few
-    images all are needed: it is of a fine-tuned network with instances.
-    """
-    return fine_tuned and config.get("instances", False)
 
 
 def counted_images(
@@ -144,76 +136,68 @@ def read_reference(
 def choose_split(
     best: Path, counted: list[Counted], device, fine_tuned: bool = False
 ) -> tuple[str, dict[Path, nuclei.Split]]:
-    """Put into best.pt the parameters of nuclei.Split with the smallest count error on the training
-    images of `counted_images` or, where it `is_near` that of --init, those with the highest Dice +
-    AJI on all of them; and return a line that says which and why, and of the latter what would have
-    been chosen without each of the images.
+    """Put into best.pt the parameters of nuclei.Split that are best on the images of
+    `counted_images`, by `agreed_split` or, of a network without instances, `counted_split`; and
+    return a line that says which and why, and of the former what would have been chosen without
+    each of the images.
 
     Whatever fails, best.pt keeps what it has: a training is not lost by it.
     """
-    without = {}
-    checkpoint = load_checkpoint(best)
+    checkpoint, without = load_checkpoint(best), {}
     kept = "that of --init" if fine_tuned else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
-    near = is_near(checkpoint["config"], fine_tuned)
-    image = "image" if near else "training image"
     if not counted:
-        return f"{default} (no {image} has a label map to choose on)", without
+        return f"{default} (no image has a label map to choose on)", without
     try:
-        if near:
-            split, error, without = near_split(checkpoint, counted, device)
+        if checkpoint["config"].get("instances", False):
+            split, said, without = agreed_split(checkpoint, counted, device, fine_tuned)
         else:
-            split, error = best_split(checkpoint, counted, device)
+            split, said = counted_split(checkpoint, counted, device)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"{default} (it could not be chosen: {one_line(error):.300})", without
-    if math.isnan(error):
-        return f"{default} (no label map of a{'n' * near} {image} has nuclei to choose on)", without
+    if not said:
+        return f"{default} (no label map has nuclei to choose on)", without
     save_checkpoint(best, checkpoint | {"split": split._asdict()})
-    said = f"{1 - error / 2:.4f} mean of Dice and AJI" if near else f"count error {error:.1%}"
-    return f"split {split}, chosen on {len(counted)} {image}s with label maps, {said}", without
+    return f"split {split}, chosen on {len(counted)} images with label maps: {said}", without
 
 
-def best_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, float]:
-    """The split with the smallest count error (`nuclei.count_errors`) on what the network finds in
-    the images of `counted_images`, and that error, NaN without nuclei. Of a network with instances,
-    of those that count about as well the one with the highest Dice + AJI: many count alike, by
-    nuclei torn in one place and merged in another.
+def counted_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, str]:
+    """The split with the smallest count error (`nuclei.count_errors`) of a network without
+    instances on the images of `counted_images`, and what that is; nothing without nuclei.
     """
-    network, found, sizes = predict(checkpoint, counted, device)
-    masks, counts = [segmented > 0 for segmented in found], [one.count for one in counted]
-    default = nuclei.default_split(network.has_depth)
-    depths = found if network.has_depth else None
-    errors = nuclei.count_errors(masks, counts, sizes, default, depths)
-    best = min(errors, key=errors.get, default=default)
-    if depths and errors:
-        close = [split for split in errors if errors[split] <= errors[best] + CLOSE]
-        best = default if default in close else best
-        close = dict.fromkeys([best, *sorted(close, key=errors.get)[:LOOKED_AT]])
-        best, _ = _best_of(list(agreements(counted, depths, sizes, close).values()), best)
-    return best, errors.get(best, math.nan)
+    _, masks, sizes = predict(checkpoint, counted, device)
+    errors = nuclei.count_errors(masks, [one.count for one in counted], sizes)
+    split = min(errors, key=errors.get, default=nuclei.PREDICTION_SPLIT)
+    return split, f"count error {errors[split]:.1%}" if errors else ""
 
 
-def near_split(
-    checkpoint: dict, counted: list[Counted], device
-) -> tuple[nuclei.Split, float, dict[Path, nuclei.Split]]:
-    """The split near the checkpoint's with the highest mean of Dice + AJI on these images, what
-    that lacks to 2, NaN without nuclei, and the one that is best on all but each of the images; the
-    checkpoint's, unless another gains NEARLY.
+def agreed_split(
+    checkpoint: dict, counted: list[Counted], device, fine_tuned: bool = False
+) -> tuple[nuclei.Split, str, dict[Path, nuclei.Split]]:
+    """The default with the h and confidence by which the nuclei of a network with instances agree
+    best with these images, by the mean of Dice + AJI - count error; the default itself, unless that
+    gains NEARLY. In fine-tuning those near the checkpoint's by Dice + AJI, as few nuclei are known.
+
+    Returns it, its scores, nothing without nuclei, and what is best on all but each of the images.
     """
     network, depths, sizes = predict(checkpoint, counted, device)
-    split = network.split
-    tried = dict.fromkeys(
-        split._replace(h=_share(split.h + h), confidence=_share(split.confidence + confidence))
-        for h in NEAR_H
-        for confidence in NEAR_CONFIDENCE
-    )
-    scores = agreements(counted, depths, sizes, tried)
-    best, lack = _best_of(list(scores.values()), split)
-    without = {one.path: split for one in counted}
+    default, pairs = nuclei.INSTANCE_SPLIT, product(HS, CONFIDENCES)
+    if fine_tuned:
+        default, steps = network.split, product(NEAR_H, NEAR_CONFIDENCE)
+        pairs = ((_share(default.h + h), _share(default.confidence + c)) for h, c in steps)
+    tried = [default, *(default._replace(h=h, confidence=c) for h, c in pairs)]
+    scores = agreements(counted, depths, sizes, dict.fromkeys(tried))
+    every = list(scores.values())
+    best = _best_of(every, default, fine_tuned)
+    without = {one.path: default for one in counted}
     for path in scores:
         others = [its for other, its in scores.items() if other != path]
-        without[path], _ = _best_of(others, split)
-    return best, lack, without
+        without[path] = _best_of(others, default, fine_tuned)
+    if not every:
+        return best, "", without
+    dice, aji, error = _means(every, best)
+    counts = f", count error {error:.1%}" if any(one.count for one in counted) else ""
+    return best, f"Dice {dice:.4f}, AJI {aji:.4f}{counts}", without
 
 
 def _share(value):
@@ -222,8 +206,10 @@ def _share(value):
 
 def agreements(
     counted: list[Counted], depths: list, sizes: list, splits: Iterable[nuclei.Split]
-) -> dict[Path, dict[nuclei.Split, float]]:
-    """Dice + AJI of each of the images that has nuclei, by each split."""
+) -> dict[Path, dict[nuclei.Split, tuple[float, float, float]]]:
+    """Dice, AJI and relative count error of each of the images that has nuclei, by each split; an
+    error of 0 where its nuclei are annotated in regions alone.
+    """
     alike = defaultdict(list)  # but for the confidence
     for split in splits:
         alike[split._replace(confidence=0.0)].append(split)
@@ -240,20 +226,26 @@ def agreements(
             for split in its:
                 kept = np.append(False, found.confidence >= split.confidence)
                 labels = found.labels * (kept[found.labels] & known)
-                counts = agreement.pixel_counts(labels > 0, truth > 0)
-                score = agreement.dice(counts) + agreement.aji(agreement.overlap(labels, truth))
-                scores[one.path][split] = score
+                dice = agreement.dice(agreement.pixel_counts(labels > 0, truth > 0))
+                aji = agreement.aji(agreement.overlap(labels, truth))
+                error = abs(int(kept.sum()) - one.count) / one.count if one.count else 0.0
+                scores[one.path][split] = dice, aji, error
     return scores
 
 
-def _best_of(scores, split):
-    """The split with the highest mean of an image's scores each, or `split`, and what it lacks."""
+def _means(scores, split):
+    """Of the scores of images, by split, the means for one split."""
+    return np.mean([its[split] for its in scores], axis=0).tolist()
+
+
+def _best_of(scores, default, fine_tuned):
+    """The split with which the scores of images are best, or the `default`."""
     if not scores:
-        return split, math.nan
-    means = {tried: statistics.mean(its[tried] for its in scores) for tried in scores[0]}
-    best = max(means, key=means.get)
-    best = best if means[best] > means[split] + NEARLY else split
-    return best, 2 - means[best]
+        return default
+    weights = (1, 1, 0) if fine_tuned else (1, 1, -1)
+    values = {split: np.dot(_means(scores, split), weights) for split in scores[0]}
+    best = max(values, key=values.get)
+    return best if values[best] > values[default] + NEARLY else default
 
 
 def expect_error(best: Path, held_out: list[Counted], device, without: dict | None = None) -> str:

@@ -587,8 +587,8 @@ def test_a_whole_annotation_is_a_reference_like_a_label_map(mine, tmp_path):
     pictures.write_image(root / "instance_labels" / "Drawn_04.png", old)
     cut(root)
     run = learn(root, tmp_path / "log")
-    assert "chosen on 3 training images" in (run / "train.log").read_text()
-    counted = counted_images([str(root)], [manifest.read_manifest(root)])
+    assert "chosen on 4 images" in (run / "train.log").read_text()
+    counted = counted_images([str(root)], [manifest.read_manifest(root)], ("train",))
     assert [c.count for c in counted] == [len(boxes[f"Drawn_{n:02}"][0]) for n in (1, 2, 3)]
     infer(tmp_path / "one", "--root", root, "--ckpt", run)
     maps = tmp_path / "instance_labels"

@@ -155,8 +155,8 @@ def test_where_nothing_tells_nuclei_apart_the_split_stays(root, tmp_path, start)
 
 @pytest.mark.parametrize(
     ("before", "now", "said"),
-    [((), (1, 2, 3, 4), "chosen on 2 training images with label maps"),  # nothing is kept
-     ((), (3, 4), "that of --init (no training image has a label map to choose on)"),
+    [((), (1, 2, 3, 4), "chosen on 2 images with label maps"),  # nothing is kept
+     ((), (3, 4), "that of --init (no image has a label map to choose on)"),
      ((1, 2), (1, 2, 3, 4), "chosen on 4 images with label maps")],
 )  # fmt: skip
 def test_validation_images_choose_the_split_only_where_their_counts_stay_known(

@@ -489,7 +489,7 @@ def test_a_label_map_of_another_size_is_named(labelled, checkpoint, tmp_path):
 
 def test_training_chooses_the_split_on_label_maps_and_inference_uses_it(labelled, tmp_path, capsys):
     run = learn(labelled, tmp_path)
-    assert "chosen on 1 training images with label maps" in (run / "train.log").read_text()
+    assert "images with label maps: Dice" in (run / "train.log").read_text()
     chosen = torch.load(run / "best.pt", weights_only=True)["split"]
     assert set(chosen) == set(nuclei.Split._fields)
     infer(tmp_path / "out", "--root", labelled, "--ckpt", run)

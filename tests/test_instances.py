@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from dataclasses import replace
 
 import cv2
@@ -275,26 +276,11 @@ def test_without_instances_there_is_no_word_of_depth(checkpoint, plain, slide, t
     assert "confidence" not in page and ">dropped<" not in page and "_distance" not in page
 
 
-def test_the_split_is_chosen_with_its_confidence(checkpoint, root):
-    """By the network's depth maps: the error is that of the nuclei that inference then counts."""
-    tissue = draw_tissue(96, 80, seed=1)
-    (root / "instance_labels").mkdir()
-    labels = tissue.labels.astype(np.uint16)
-    tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
-    cut(root)
-    counted = splitting.counted_images([str(root)], [read_manifest(root)])
-    content = checkpoints.load_checkpoint(checkpoint)
-    split, error = splitting.best_split(content, counted, torch.device("cpu"))
-    assert split.confidence in nuclei.CONFIDENCES
-    checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
-    image = root / "tissue_images" / "Drawn_01.tif"
-    infer(root / "out", "--ckpt", root / "net.pt", "--images", image)
-    (row,) = table_of(root / "out" / "counts.csv")
-    assert abs(int(row["nuclei"]) - tissue.count) / tissue.count == pytest.approx(error, abs=0.05)
-
-
-def test_of_splits_that_count_alike_the_one_that_agrees_best_is_chosen(checkpoint, root, tmp_path):
-    """By the scores that inference gives: of all that are tried, and count about as well."""
+@pytest.fixture
+def scored(checkpoint, root, tmp_path):
+    """An image with its label map, `counted`; `content` of a checkpoint; and what `inference.py`
+    makes of the image with a split: Dice, AJI and relative count error.
+    """
     tissue = draw_tissue(96, 80, seed=1)
     (root / "instance_labels").mkdir()
     path = root / "instance_labels" / "Drawn_01.tif"
@@ -302,27 +288,59 @@ def test_of_splits_that_count_alike_the_one_that_agrees_best_is_chosen(checkpoin
     cut(root)
     counted = splitting.counted_images([str(root)], [read_manifest(root)])
     content = checkpoints.load_checkpoint(checkpoint)
-    _, depths, sizes = splitting.predict(content, counted, torch.device("cpu"))
-    masks = [depth > 0 for depth in depths]
-    errors = nuclei.count_errors(
-        masks, [tissue.count], sizes, nuclei.default_split(True), depths=depths
-    )
-    chosen, error = splitting.best_split(content, counted, torch.device("cpu"))
-    assert error == errors[chosen] <= min(errors.values()) + splitting.CLOSE
 
-    def agreement_of(split):
+    def scores_of(split):
         checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
         flags = ["--ckpt", root / "net.pt", "--masks", path.parent, "--overwrite"]
         infer(tmp_path / "out", *flags, "--images", root / "tissue_images" / "Drawn_01.tif")
         (row,) = table_of(tmp_path / "out" / "counts.csv")
-        return float(row["dice"]) + float(row["aji"])
+        error = abs(int(row["nuclei"]) - tissue.count) / tissue.count
+        return float(row["dice"]), float(row["aji"]), error
 
-    counts_best = min(errors, key=errors.get)
-    assert agreement_of(chosen) >= agreement_of(counts_best) - 0.01
-    default = nuclei.default_split(True)  # stays where it counts about as well, and nothing gains
-    usual = default if errors[default] <= errors[counts_best] + splitting.CLOSE else counts_best
-    (its,) = splitting.agreements(counted, depths, sizes, [usual, chosen]).values()
-    assert chosen == usual or its[chosen] > its[usual] + splitting.NEARLY
+    return counted, content, scores_of
+
+
+def test_the_split_is_chosen_by_the_scores_that_inference_gives(scored):
+    counted, content, scores_of = scored
+    chosen, said, _ = splitting.agreed_split(content, counted, torch.device("cpu"))
+    numbers = [float(text) for text in re.findall(r"[0-9.]+", said)]
+    dice, aji, error = scores_of(chosen)
+    assert [*numbers[:2], numbers[2] / 100] == pytest.approx([dice, aji, error], abs=0.05)
+    for h in (0.05, 0.3):
+        for confidence in (0.0, 0.3, 0.6):
+            others = scores_of(nuclei.INSTANCE_SPLIT._replace(h=h, confidence=confidence))
+            assert dice + aji - error >= others[0] + others[1] - others[2] - 0.01
+
+
+def test_the_default_split_stays_where_nothing_is_better_by_more_than_chance(scored, monkeypatch):
+    counted, content, _ = scored
+    monkeypatch.setattr(splitting, "NEARLY", 4.0)
+    chosen, _, _ = splitting.agreed_split(content, counted, torch.device("cpu"))
+    assert chosen == nuclei.INSTANCE_SPLIT
+
+
+@pytest.mark.parametrize(
+    ("counts", "chosen"), [({"train": 6, "val": 5}, 5), ({"train": 6, "val": 4}, 10)]
+)
+def test_images_that_were_not_learned_choose_where_there_are_enough(tmp_path, counts, chosen):
+    manifest = {"pixel_size_um": 0.25, "images": []}
+    for split, count in counts.items():
+        for number in range(count):
+            name = f"{split}_{number}.png"
+            write_image(tmp_path / name, np.full((32, 32, 3), 200, np.uint8))
+            write_image(tmp_path / f"of_{name}", np.eye(32, dtype=bool))
+            entry = {"image": name, "mask": f"of_{name}", "labels": f"of_{name}", "split": split}
+            manifest["images"].append(entry | {"pixel_size_um": 0.25, "name": name})
+            labels = np.zeros((32, 32), np.uint8)
+            labels[4:20, 4:20], labels[22:30, 4:20] = 1, 2
+            cv2.imwrite(str(tmp_path / f"of_{name}"), labels)
+    config = UNet(4, instances=True).config
+    both = splitting.Images.of([str(tmp_path)], [manifest], config, fine_tuned=False)
+    assert len(both.choosing) == chosen
+    both = splitting.Images.of([str(tmp_path)], [manifest], config, fine_tuned=True)
+    assert len(both.choosing) == 6 + counts["val"]
+    plain = splitting.Images.of([str(tmp_path)], [manifest], UNet(4).config, fine_tuned=False)
+    assert {one.path.name[:5] for one in plain.choosing} == {"train"}
 
 
 def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, root):
@@ -337,7 +355,7 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
     for confidence in (0.1, 0.9):  # few are dropped, or nearly all
         start = nuclei.Split(**content["split"])._replace(confidence=confidence)
         content |= {"split": start._asdict()}
-        split, lack, _ = splitting.near_split(content, counted, torch.device("cpu"))
+        split, said, _ = splitting.agreed_split(content, counted, torch.device("cpu"), True)
         assert abs(split.h - start.h) <= 0.1001 and abs(split.confidence - confidence) <= 0.1001
         assert split._replace(h=start.h, confidence=confidence) == start
         for name, tried in (("start", start), ("near", split)):
@@ -347,7 +365,8 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
             infer(out, "--ckpt", root / "net.pt", "--images", images, "--masks", masks)
             (row,) = table_of(out / "counts.csv")
             scores.append(float(row["dice"]) + float(row["aji"]))
-        assert scores[-1] == pytest.approx(2 - lack, abs=0.05)
+        dice, aji, _ = re.findall(r"[0-9.]+", said)
+        assert scores[-1] == pytest.approx(float(dice) + float(aji), abs=0.05)
         assert scores[-1] >= scores[-2] - 0.01
 
 
@@ -363,9 +382,9 @@ def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root
     start = nuclei.Split(**content["split"])._replace(confidence=0.9)
     content |= {"split": start._asdict()}
     cpu = torch.device("cpu")
-    _, _, without = splitting.near_split(content, both, cpu)
+    _, _, without = splitting.agreed_split(content, both, cpu, fine_tuned=True)
     for one, other in (both, both[::-1]):
-        assert without[one.path] == splitting.near_split(content, [other], cpu)[0]
+        assert without[one.path] == splitting.agreed_split(content, [other], cpu, True)[0]
 
 
 # --- flags
@@ -374,7 +393,7 @@ def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root
 def test_a_checkpoint_that_says_no_split_has_the_default_of_instances(
     checkpoint, plain, slide, tmp_path, capsys
 ):
-    for path, said in ((checkpoint, "h=0.2 hole=2.5 smallest=2.5 confidence=0.5 |"),
+    for path, said in ((checkpoint, "h=0.2 hole=2.5 smallest=2.5 confidence=0.3 |"),
                        (plain, "h=0.05 hole=2.5 smallest=2.5 |")):  # fmt: skip
         infer(tmp_path / "out", "--ckpt", path, "--images", slide)
         assert said in capsys.readouterr().out

@@ -47,12 +47,10 @@ SPLITTING = Split._fields[:-1]  # what --split can change; confidence has its ow
 # One rule for both: only holes and specks mean less where a network made them.
 REFERENCE_SPLIT = Split(sigma=0.5, h=0.05, hole=0.0, smallest=1.25)
 PREDICTION_SPLIT = Split(sigma=0.5, h=0.05, hole=2.5, smallest=2.5)
-INSTANCE_SPLIT = Split(sigma=0.25, h=0.2, hole=2.5, smallest=2.5, confidence=0.5)  # of depth maps
-# What `count_errors` tries, and of depth maps.
-SIGMAS, DEPTH_SIGMAS = (0.25, 0.375, 0.5, 0.75), (0.125, 0.25, 0.5)
-HS, DEPTH_HS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2), (0.05, 0.1, 0.2, 0.3)
+INSTANCE_SPLIT = Split(sigma=0.25, h=0.2, hole=2.5, smallest=2.5, confidence=0.3)  # of depth maps
+# What `count_errors` tries.
+SIGMAS, HS = (0.25, 0.375, 0.5, 0.75), (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 SMALLESTS = (1.25, 2.5, 3.75, 5.0)
-CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6)
 
 
 class Found(NamedTuple):
@@ -184,50 +182,37 @@ def count_errors(
     counts: Sequence[int],
     pixel_sizes_um: Sequence[float | None],
     default: Split = PREDICTION_SPLIT,
-    depths: Sequence[np.ndarray] | None = None,
 ) -> dict[Split, float]:
     """The mean |count - true count| / true count by each Split of a grid, `default` first.
 
     `masks` are bool (H, W), `counts` the true numbers of nuclei, which only label maps tell: where
     masks are all that is known, the defaults stay. Images without nuclei do not count; with none
-    left it returns {}. With depth maps, uint8 (H, W), as `depths`, confidences are tried too.
+    left it returns {}.
     """
     known = [i for i, count in enumerate(counts) if count > 0]
     if not known:
         return {}
-    grid = (SIGMAS, HS, SMALLESTS) if depths is None else (DEPTH_SIGMAS, DEPTH_HS, SMALLESTS)
     usual = default.sigma, default.h, default.smallest
-    sure = (0.0,) if depths is None else tuple(dict.fromkeys((default.confidence, *CONFIDENCES)))
-    tried = {(*key, least): 0.0 for key in (usual, *product(*grid)) for least in sure}
+    tried = dict.fromkeys((usual, *product(SIGMAS, HS, SMALLESTS)), 0.0)
     for i in known:
         um = pixel_sizes_um[i] or USUAL_PIXEL_SIZE
-        depth = None if depths is None else depths[i]
-        keys = dict.fromkeys(key[:3] for key in tried)
-        for key, area, confident in _tried(masks[i], depth, um, default.hole, keys):
-            large = area >= key[2] / um**2
-            for least in sure:
-                found = np.count_nonzero(large & (confident >= least))
-                tried[(*key, least)] += abs(found - counts[i]) / counts[i] / len(known)
-    names = "sigma", "h", "smallest", "confidence"
+        for key, area in _tried(masks[i], um, default.hole, tried):
+            found = np.count_nonzero(area >= key[2] / um**2)
+            tried[key] += abs(found - counts[i]) / counts[i] / len(known)
     return {
-        default._replace(**dict(zip(names, key, strict=True))): error
-        for key, error in tried.items()
+        default._replace(sigma=sigma, h=h, smallest=smallest): error
+        for (sigma, h, smallest), error in tried.items()
     }
 
 
-def _tried(mask, depth, um, hole, keys):
-    """Of each key (sigma, h, smallest) the areas in pixels and the confidences of its nuclei, (n,),
-    which are 0 without a depth map.
-    """
-    filled, deep = _filled(mask, depth, hole / um**2)
-    floods = {sigma: _flood(filled, filled, sigma / um, deep) for sigma in {key[0] for key in keys}}
+def _tried(mask, um, hole, keys):
+    """Of each key (sigma, h, smallest) the areas of its nuclei in pixels, (n,)."""
+    filled = _fill_small_holes(mask, hole / um**2)
+    floods = {sigma: _flood(filled, filled, sigma / um) for sigma in {key[0] for key in keys}}
     for sigma, h, smallest in keys:
-        basins, pairs, saddles, peak, area = floods[sigma]
+        _, pairs, saddles, peak, area = floods[sigma]
         nucleus = _join(pairs, saddles, peak, area, h, smallest / um**2)
-        confident = np.zeros(nucleus.max() + 1)
-        if depth is not None:
-            np.maximum.at(confident, nucleus[1:], confidence(depth, basins, len(area) - 1))
-        yield (sigma, h, smallest), np.bincount(nucleus, area)[1:], confident[1:]
+        yield (sigma, h, smallest), np.bincount(nucleus, area)[1:]
 
 
 def _filled(mask, depth, largest):
