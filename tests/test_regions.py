@@ -376,6 +376,15 @@ def test_only_regions_are_predicted_and_what_lies_outside_is_no_nucleus(
     np.testing.assert_array_equal(masks.read_mask(path), whole)
 
 
+def check_refused(slides, folder, checkpoint, flags, words):  # noqa: F811
+    """That a call on both slides, of which `folder` has masks, too, ends before it writes."""
+    for name in ("s1", "s2"):
+        painted(folder / "masks" / f"{name}.png", np.zeros((320, 400), np.uint8))
+    with pytest.raises(InputError, match=words):
+        infer(folder / "out", "--ckpt", checkpoint, "--images", slides, *flags)
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -395,11 +404,7 @@ def test_regions_that_cannot_be_used_are_refused_before_anything_is_written(
     write_regions(tmp_path / "regions" / "s1.geojson", feature(box(0, 0, 9, 9)))
     write_regions(tmp_path / "bad" / "s1.geojson", feature(box(900, 0, 909, 9)))
     write_regions(tmp_path / "others" / "s3.geojson", feature(box(0, 0, 9, 9)))
-    for name in ("s1", "s2"):
-        painted(tmp_path / "masks" / f"{name}.png", np.zeros((320, 400), np.uint8))
-    with pytest.raises(InputError, match=words):
-        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slides, *flags)
-    assert not (tmp_path / "out").exists()
+    check_refused(slides, tmp_path, checkpoint, flags, words)
 
 
 def test_areas_without_a_pixel_size_are_in_pixels(tmp_path, checkpoint):  # noqa: F811

@@ -15,6 +15,7 @@ from tests.scripts import call, infer, table_of
 from tests.test_outline_files import roi_of, roi_zip
 from tests.test_regions import (  # noqa: F401
     ALL_BIG,
+    check_refused,
     feature,
     painted,
     quarters,
@@ -24,7 +25,6 @@ from tests.test_regions import (  # noqa: F401
 from tests.test_review import checkpoint  # noqa: F401, a fixture
 from tissue import masks
 from tissue.artefacts import ARTEFACTS, CLASSES, Map, Marked, are_likely, find, open_map
-from tissue.files import InputError
 from tissue.regions import open_regions
 from tissue.synthetic import draw_tissue
 from tissue.windows import from_array
@@ -362,11 +362,7 @@ def test_files_of_tissue_that_cannot_be_used_are_refused_before_anything_is_writ
     write_regions(tmp_path / "marked" / "s1.geojson", feature(Polygon([(0, 0), (9, 0), (9, 9)])))
     write_regions(tmp_path / "bad" / "s1.geojson", feature(box(0, 0, 9, 9), "Pen"))
     write_regions(tmp_path / "others" / "s3.geojson", feature(box(0, 0, 9, 9)))
-    for name in ("s1", "s2"):
-        painted(tmp_path / "masks" / f"{name}.png", np.zeros((320, 400), np.uint8))
-    with pytest.raises(InputError, match=words):
-        infer(tmp_path / "out", "--ckpt", checkpoint, "--images", slides, *flags)
-    assert not (tmp_path / "out").exists()
+    check_refused(slides, tmp_path, checkpoint, flags, words)
 
 
 @pytest.mark.slow
