@@ -141,8 +141,8 @@ def main(args):
     network = load_network(args, device)
     if args.export_model:
         if rank == 0:
-            print(*said_of_ignored(args), sep="\n")
-            print(export_checked(args.export_model, network, args.images or ()))
+            written = export_checked(args.export_model, network, args.images or ())
+            print(*said_of_ignored(args), written, sep="\n")
         return
     tasks, notes, faults = plan(args, network)
     if stop(faults, rank):
