@@ -5,6 +5,7 @@ by how much the counts of images that it did not learn are off.
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -67,8 +68,34 @@ class Images(NamedTuple):
         """Put the split and the count error into a best.pt, by `choose_split` and `expect_error`,
         and return their lines.
         """
-        line, without = choose_split(best, self.choosing, device, self.fine_tuned)
-        return [line, expect_error(best, self.held_out, device, without)]
+        predictions = Predictions(load_checkpoint(best), device)
+        line, without = choose_split(best, self.choosing, predictions, self.fine_tuned)
+        return [line, expect_error(best, self.held_out, predictions, without)]
+
+
+class Predictions:
+    """What the network of a checkpoint finds in images, each of which is predicted once."""
+
+    def __init__(self, checkpoint: dict, device):
+        self.checkpoint, self._device = checkpoint, device
+        self._found = {}
+
+    @cached_property
+    def network(self) -> Predictor:
+        return Predictor.of(build_model(self.checkpoint), self.checkpoint, self._device)
+
+    def of(self, counted: list[Counted]) -> tuple[list, list]:
+        """What is found in these images (`depth.segment`), and their pixel sizes."""
+        found = [self._of_image(one) for one in counted]
+        return found, [one.pixel_size_um or self.network.pixel_size_um for one in counted]
+
+    def _of_image(self, one):
+        if one.path not in self._found:
+            image = open_image(one.path)
+            outputs = predict_image(image, self.network.at_scale(one.scale))
+            image.close()
+            self._found[one.path] = segment(outputs, self.network.threshold)
+        return self._found[one.path]
 
 
 def counted_images(
@@ -134,7 +161,7 @@ def read_reference(
 
 
 def choose_split(
-    best: Path, counted: list[Counted], device, fine_tuned: bool = False
+    best: Path, counted: list[Counted], predictions: Predictions, fine_tuned: bool = False
 ) -> tuple[str, dict[Path, nuclei.Split]]:
     """Put into best.pt the parameters of nuclei.Split that are best on the images of
     `counted_images`, by `agreed_split` or, of a network without instances, `counted_split`; and
@@ -143,16 +170,16 @@ def choose_split(
 
     Whatever fails, best.pt keeps what it has: a training is not lost by it.
     """
-    checkpoint, without = load_checkpoint(best), {}
+    checkpoint, without = predictions.checkpoint, {}
     kept = "that of --init" if fine_tuned else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
     if not counted:
         return f"{default} (no image has a label map to choose on)", without
     try:
         if checkpoint["config"].get("instances", False):
-            split, said, without = agreed_split(checkpoint, counted, device, fine_tuned)
+            split, said, without = agreed_split(predictions, counted, fine_tuned)
         else:
-            split, said = counted_split(checkpoint, counted, device)
+            split, said = counted_split(predictions, counted)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         return f"{default} (it could not be chosen: {one_line(error):.300})", without
     if not said:
@@ -161,18 +188,18 @@ def choose_split(
     return f"split {split}, chosen on {len(counted)} images with label maps: {said}", without
 
 
-def counted_split(checkpoint: dict, counted: list[Counted], device) -> tuple[nuclei.Split, str]:
+def counted_split(predictions: Predictions, counted: list[Counted]) -> tuple[nuclei.Split, str]:
     """The split with the smallest count error (`nuclei.count_errors`) of a network without
     instances on the images of `counted_images`, and what that is; nothing without nuclei.
     """
-    _, masks, sizes = predict(checkpoint, counted, device)
+    masks, sizes = predictions.of(counted)
     errors = nuclei.count_errors(masks, [one.count for one in counted], sizes)
     split = min(errors, key=errors.get, default=nuclei.PREDICTION_SPLIT)
     return split, f"count error {errors[split]:.1%}" if errors else ""
 
 
 def agreed_split(
-    checkpoint: dict, counted: list[Counted], device, fine_tuned: bool = False
+    predictions: Predictions, counted: list[Counted], fine_tuned: bool = False
 ) -> tuple[nuclei.Split, str, dict[Path, nuclei.Split]]:
     """The default with the h and confidence by which the nuclei of a network with instances agree
     best with these images, by the mean of Dice + AJI - count error; the default itself, unless that
@@ -180,10 +207,10 @@ def agreed_split(
 
     Returns it, its scores, nothing without nuclei, and what is best on all but each of the images.
     """
-    network, depths, sizes = predict(checkpoint, counted, device)
+    depths, sizes = predictions.of(counted)
     default, pairs = nuclei.INSTANCE_SPLIT, product(HS, CONFIDENCES)
     if fine_tuned:
-        default, steps = network.split, product(NEAR_H, NEAR_CONFIDENCE)
+        default, steps = predictions.network.split, product(NEAR_H, NEAR_CONFIDENCE)
         pairs = ((_share(default.h + h), _share(default.confidence + c)) for h, c in steps)
     tried = [default, *(default._replace(h=h, confidence=c) for h, c in pairs)]
     scores = agreements(counted, depths, sizes, dict.fromkeys(tried))
@@ -248,7 +275,9 @@ def _best_of(scores, default, fine_tuned):
     return best if values[best] > values[default] + NEARLY else default
 
 
-def expect_error(best: Path, held_out: list[Counted], device, without: dict | None = None) -> str:
+def expect_error(
+    best: Path, held_out: list[Counted], predictions: Predictions, without: dict | None = None
+) -> str:
     """Put into best.pt the mean relative count error on images that the network did not learn, and
     how many they are, if these are LEAST_COUNTED; and return a line that says it, or why there is
     none, as `choose_split` does.
@@ -260,12 +289,11 @@ def expect_error(best: Path, held_out: list[Counted], device, without: dict | No
     if not known:
         return "counts: no validation image is there whose nuclei could be counted"
     try:
-        checkpoint = load_checkpoint(best)
-        network, found, sizes = predict(checkpoint, known, device)
-        errors = []
-        for one, depth, um in zip(known, found, sizes, strict=True):
-            depths = depth if network.has_depth else None
-            split = without.get(one.path, network.split)
+        checkpoint, errors = load_checkpoint(best), []  # with the split that was chosen
+        default = nuclei.Split(**checkpoint["split"])
+        for one, depth, um in zip(known, *predictions.of(known), strict=True):
+            depths = depth if predictions.network.has_depth else None
+            split = without.get(one.path, default)
             count = nuclei.nuclei(depth > 0, um, split, depths).max()
             errors.append(abs(int(count) - one.count) / one.count)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
@@ -276,16 +304,3 @@ def expect_error(best: Path, held_out: list[Counted], device, without: dict | No
         return f"{line}, too few to expect it of others"
     save_checkpoint(best, checkpoint | {"count_error": expected})
     return line
-
-
-def predict(checkpoint: dict, counted: list[Counted], device) -> tuple[Predictor, list, list]:
-    """The network, what it finds in these images (`depth.segment`), and their pixel sizes."""
-    network = Predictor.of(build_model(checkpoint), checkpoint, device)
-    found, sizes = [], []
-    for one in counted:
-        image = open_image(one.path)
-        outputs = predict_image(image, network.at_scale(one.scale))
-        image.close()
-        found.append(segment(outputs, network.threshold))
-        sizes.append(one.pixel_size_um or network.pixel_size_um)
-    return network, found, sizes

@@ -300,9 +300,13 @@ def scored(checkpoint, root, tmp_path):
     return counted, content, scores_of
 
 
+def predictions_of(content):
+    return splitting.Predictions(content, torch.device("cpu"))
+
+
 def test_the_split_is_chosen_by_the_scores_that_inference_gives(scored):
     counted, content, scores_of = scored
-    chosen, said, _ = splitting.agreed_split(content, counted, torch.device("cpu"))
+    chosen, said, _ = splitting.agreed_split(predictions_of(content), counted)
     numbers = [float(text) for text in re.findall(r"[0-9.]+", said)]
     dice, aji, error = scores_of(chosen)
     assert [*numbers[:2], numbers[2] / 100] == pytest.approx([dice, aji, error], abs=0.05)
@@ -315,7 +319,7 @@ def test_the_split_is_chosen_by_the_scores_that_inference_gives(scored):
 def test_the_default_split_stays_where_nothing_is_better_by_more_than_chance(scored, monkeypatch):
     counted, content, _ = scored
     monkeypatch.setattr(splitting, "NEARLY", 4.0)
-    chosen, _, _ = splitting.agreed_split(content, counted, torch.device("cpu"))
+    chosen, _, _ = splitting.agreed_split(predictions_of(content), counted)
     assert chosen == nuclei.INSTANCE_SPLIT
 
 
@@ -355,7 +359,7 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
     for confidence in (0.1, 0.9):  # few are dropped, or nearly all
         start = nuclei.Split(**content["split"])._replace(confidence=confidence)
         content |= {"split": start._asdict()}
-        split, said, _ = splitting.agreed_split(content, counted, torch.device("cpu"), True)
+        split, said, _ = splitting.agreed_split(predictions_of(content), counted, True)
         assert abs(split.h - start.h) <= 0.1001 and abs(split.confidence - confidence) <= 0.1001
         assert split._replace(h=start.h, confidence=confidence) == start
         for name, tried in (("start", start), ("near", split)):
@@ -381,10 +385,10 @@ def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root
     content = checkpoints.load_checkpoint(checkpoint)
     start = nuclei.Split(**content["split"])._replace(confidence=0.9)
     content |= {"split": start._asdict()}
-    cpu = torch.device("cpu")
-    _, _, without = splitting.agreed_split(content, both, cpu, fine_tuned=True)
+    predictions = predictions_of(content)
+    _, _, without = splitting.agreed_split(predictions, both, fine_tuned=True)
     for one, other in (both, both[::-1]):
-        assert without[one.path] == splitting.agreed_split(content, [other], cpu, True)[0]
+        assert without[one.path] == splitting.agreed_split(predictions, [other], True)[0]
 
 
 # --- flags

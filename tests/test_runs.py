@@ -179,7 +179,8 @@ def test_what_fails_while_the_split_is_chosen_costs_no_training(root, tmp_path):
     best = saved(run, "best.pt") | {"split": DEFAULT}
     checkpoints.save_checkpoint(run / "best.pt", best)
     (root / "tissue_images" / "Drawn_02.tif").write_bytes(b"II*\0 and no more")
-    line, _ = splitting.choose_split(run / "best.pt", counted, torch.device("cpu"))
+    predictions = splitting.Predictions(best, torch.device("cpu"))
+    line, _ = splitting.choose_split(run / "best.pt", counted, predictions)
     assert "could not be chosen" in line and "Drawn_02.tif" in line
     assert saved(run, "best.pt")["split"] == DEFAULT
     checkpoints.load_checkpoint(run / "best.pt")
@@ -226,12 +227,13 @@ def test_where_validation_images_cannot_be_counted_a_line_says_so(root, tmp_path
     (one,) = splitting.Images.of([str(root)], manifests, CONFIG, fine_tuned=False).held_out
     before = saved(run, "best.pt")
     one.path.write_bytes(b"II*\0 and no more")
-    line = splitting.expect_error(run / "best.pt", [one], torch.device("cpu"))
+    predictions = splitting.Predictions(before, torch.device("cpu"))
+    line = splitting.expect_error(run / "best.pt", [one], predictions)
     assert "counts: validation images failed" in line and one.path.name in line
     assert saved(run, "best.pt").keys() == before.keys()
     one.path.unlink()
     assert splitting.Images.of([str(root)], manifests, CONFIG, fine_tuned=False).held_out == []
-    assert "no validation image" in splitting.expect_error(run / "best.pt", [], None)
+    assert "no validation image" in splitting.expect_error(run / "best.pt", [], predictions)
 
 
 def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):

@@ -24,7 +24,7 @@ from tissue.manifest import MANIFEST, read_manifest
 from tissue.masks import ANNOTATION_FOLDER
 from tissue.unused import passed_over, uncut
 
-ENDS = 2**20  # bytes
+ENDS = 2**16  # bytes
 
 
 class Task(NamedTuple):
