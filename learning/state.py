@@ -17,6 +17,9 @@ from tissue import agreement
 from tissue.files import InputError
 
 EMA_EVERY = 4  # steps between updates of the averaged weights, each of which costs 3 % of a step
+# Adam moves a weight by the rate, whatever its gradient, and few weights make a logit: at the rate
+# of the others logits are too small for hundreds of steps (docs/lab_notes.md).
+HEAD_RATE = 10  # times the rate, of the last convolution of a network that begins at random
 EMA_DECAY = 0.992  # an update, once they are warm: 0.998 a step, so about the last 500 steps
 
 
@@ -213,7 +216,10 @@ def make_state(
     ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     ema.module.eval()  # it never learns by itself, and copies of it neither
     ema.n_averaged = ema.n_averaged.cpu()  # it is looked at on each update
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+    *others, weight, bias = model.parameters()  # these two of last_conv
+    head_rate = args.lr * (1 if origin else HEAD_RATE)  # that of --init has its size
+    groups = [{"params": others, "lr": args.lr}, {"params": [weight, bias], "lr": head_rate}]
+    optimizer = torch.optim.AdamW(groups, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     progress, losses, done = Progress(), [], 0  # steps that are done
     if training:
@@ -226,7 +232,8 @@ def make_state(
         # Its settings follow from the flags and the step.
         moments = {"state": training["optimizer"]["state"]}
         optimizer.load_state_dict(optimizer.state_dict() | moments)
-        optimizer.param_groups[0]["initial_lr"] = args.lr
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         if scaler.is_enabled() and training["scaler"]:
             scaler.load_state_dict(training["scaler"])
         torch.set_rng_state(training["random"])

@@ -131,6 +131,23 @@ def test_what_is_kept_does_not_learn(keep):
     assert model.training and not any(part.training for part in state.make_kept().modules())
 
 
+@pytest.mark.parametrize(("begins", "times"), [("at random", 10), ("with those of --init", 1)])
+def test_few_weights_that_make_a_logit_learn_fast_unless_they_have_learned(begins, times):
+    """Adam's first step is the rate, whatever the gradient."""
+    model = UNet(4, instances=True)
+    first = began_with(model, 0.0, {"config": model.config, "split": SPLIT})
+    settings = Namespace(lr=1e-3, epoch=1), 100, torch.float32
+    state = make_state(model, *settings, origin=first if begins != "at random" else None)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    model(torch.rand(2, 3, 32, 32)).square().mean().backward()
+    state.optimizer.step()
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            faster = times if name.startswith("last_conv") else 1
+            moved = (value.detach() - before[name]).abs().max().item()
+            assert moved == pytest.approx(faster * state.rate, rel=0.05), name
+
+
 def test_a_share_to_keep_is_a_share(root, tmp_path, start):
     with pytest.raises(InputError, match=r"--keep: found 2\.0, expected 0 or more and at most 1"):
         tune(root, tmp_path / "log", start, "--keep", 2)
