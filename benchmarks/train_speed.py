@@ -188,12 +188,13 @@ def measure_full_run(args, root: Path, device: torch.device) -> str:
 def take(root: Path, sample: Path, counts: dict[str, int], every: int | None = None) -> None:
     """Make a patch set of so many random patches of another one; where there are too few, they
     come again. The patches themselves are links. With `every`, its validation images are every
-    so many'th of the other's training images, and the other's own are left out.
+    so many'th of the other's training images (one at least), and the other's own are left out.
     """
     sample.mkdir()
     rows, manifest = [], patches.read_manifest(root)
     if every:
         learned = [image for image in manifest["images"] if image["split"] == "train"]
+        every = min(every, len(learned))
         splits = [SPLITS[index % every == every - 1] for index in range(len(learned))]
         images = [image | {"split": s} for image, s in zip(learned, splits, strict=True)]
         manifest |= {"images": images}
