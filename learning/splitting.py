@@ -30,7 +30,7 @@ MOST_COUNTED = 32  # images of a set by which the split of touching nuclei is ch
 # be gained (docs/lab_notes.md: few nuclei and their count alone chose splits that lost half).
 HS, CONFIDENCES = (0.05, 0.1, 0.2, 0.3), (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 NEAR_H, NEAR_CONFIDENCE, NEARLY = (0, -0.1, 0.1), (0, -0.1, -0.05, 0.05, 0.1), 0.005
-LEAST_COUNTED = 5  # images that tell how far counts of others may be off
+LEAST_COUNTED = 5  # images that were not learned which tell of others: a split, an error of counts
 
 
 class Counted(NamedTuple):
@@ -57,11 +57,12 @@ class Images(NamedTuple):
         """Those of a run on these patch sets, which trains or fine-tunes a network of that config;
         raises as `counted_images`.
         """
-        choosing, has_depth = [], config.get("instances", False)
-        if has_depth and not fine_tuned:  # it is surer of what it has learned
-            choosing = counted_images(roots, manifests, ("val",))
-        if len(choosing) < LEAST_COUNTED:
-            choosing = counted_images(roots, manifests, ("train", "val")[: 1 + has_depth])
+        splits = ("train",)
+        if config.get("instances", False):  # it is surer of what it has learned
+            splits = ("train", "val") if fine_tuned else ("val",)
+        choosing = counted_images(roots, manifests, splits)
+        if splits == ("val",) and len(choosing) < LEAST_COUNTED:
+            choosing = []
         return cls(choosing, counted_images(roots, manifests, ("val",), masks=True), fine_tuned)
 
     def settle_counts(self, best: Path, device) -> list[str]:
@@ -173,10 +174,14 @@ def choose_split(
     checkpoint, without = predictions.checkpoint, {}
     kept = "that of --init" if fine_tuned else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
+    instances = checkpoint["config"].get("instances", False)
+    if not counted and instances and not fine_tuned:
+        needed = f"{LEAST_COUNTED} validation images with label maps would choose it"
+        return f"{default} ({needed})", without
     if not counted:
         return f"{default} (no image has a label map to choose on)", without
     try:
-        if checkpoint["config"].get("instances", False):
+        if instances:
             split, said, without = agreed_split(predictions, counted, fine_tuned)
         else:
             split, said = counted_split(predictions, counted)

@@ -153,16 +153,28 @@ def test_a_bad_label_map_is_told_before_the_training(root, tmp_path, fault):
     assert not (tmp_path / "log").exists()
 
 
-def test_the_split_is_chosen_on_label_maps(root, tmp_path):
-    label(root, 1, 2, 3)
+@pytest.mark.parametrize("enough", [True, False])
+def test_the_split_is_chosen_on_label_maps_that_were_not_learned(
+    root, tmp_path, monkeypatch, enough
+):
+    if enough:
+        monkeypatch.setattr(splitting, "LEAST_COUNTED", 1)
+    label(root, 1, 2, 3, 4)
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
-    assert "chosen on 3 images with label maps" in (run / "train.log").read_text()
+    lines = (run / "train.log").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("split "))
+    if enough:
+        assert "chosen on 1 images with label maps" in line
+    else:
+        assert "the default (5 validation images with label maps would choose it)" in line
+        assert saved(run, "best.pt")["split"] == OF_INSTANCES
     assert saved(run)["training"]["progress"]["finished"]
 
 
-def test_label_maps_without_nuclei_choose_nothing_and_a_line_says_so(root, tmp_path):
-    label(root, 1, 2, labels=np.zeros((96, 80), np.uint16))
+def test_label_maps_without_nuclei_choose_nothing_and_a_line_says_so(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(splitting, "LEAST_COUNTED", 1)
+    label(root, 1, 2, 4, labels=np.zeros((96, 80), np.uint16))
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
     log = (run / "train.log").read_text()
@@ -285,11 +297,12 @@ def test_a_run_stopped_in_validation_logs_its_real_speed(root, tmp_path, monkeyp
 
 
 def test_a_signal_after_the_loop_is_heard_and_resume_completes_the_run(root, tmp_path, monkeypatch):
-    label(root, 1, 2)
+    monkeypatch.setattr(splitting, "LEAST_COUNTED", 1)
+    label(root, 1, 2, 4)
     cut(root)
     undisturbed = learn(root, tmp_path / "undisturbed", "--epoch", 1)
-    with monkeypatch.context() as patch:
-        stopping = signalling(splitting.open_image, signal.SIGTERM, calls=4)
+    with monkeypatch.context() as patch:  # it is read to be counted, twice, and to be predicted
+        stopping = signalling(splitting.open_image, signal.SIGTERM, calls=3)
         patch.setattr(splitting, "open_image", stopping)
         with pytest.raises(Stopped) as stopped:
             learn(root, tmp_path / "log", "--epoch", 1)
@@ -314,9 +327,10 @@ def test_a_signal_before_the_run_has_a_folder_leaves_none(root, tmp_path, monkey
     assert not (tmp_path / "log").exists()
 
 
-def test_a_run_killed_after_its_last_epoch_is_completed(root, tmp_path):
+def test_a_run_killed_after_its_last_epoch_is_completed(root, tmp_path, monkeypatch):
     """Its files are as such a kill leaves them: best.pt and last.pt whole, the rest not."""
-    label(root, 1, 2)
+    monkeypatch.setattr(splitting, "LEAST_COUNTED", 1)
+    label(root, 1, 2, 4)
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 2)
     wanted = {file: saved(run, file) for file in ("best.pt", "last.pt")}
