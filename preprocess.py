@@ -80,7 +80,7 @@ def parse_args(argv=None):
     )  # fmt: skip
     parser.add_argument(
         "--patch_pixel_size", type=float, metavar="UM",
-        help="micrometres, of all patches; without it the median of the images'",
+        help="micrometres, of all patches; without it the median of training images",
     )  # fmt: skip
     parser.add_argument(
         "--corrected_from", metavar="RESULTS",

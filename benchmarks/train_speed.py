@@ -132,7 +132,7 @@ def step_in_memory(
     images = images.to(device, memory_format=torch.channels_last)
     masks = masks.to(device)
     model = UNet(width).to(device, memory_format=torch.channels_last)
-    flags = Namespace(lr=1e-3, epoch=1)
+    flags = Namespace(lr=1e-3, epoch=1, init=None)
     state = make_state(model, flags, 10**6, precision, None)
     machine = Machine(device, precision)
 

@@ -217,7 +217,7 @@ def make_state(
     ema.module.eval()  # it never learns by itself, and copies of it neither
     ema.n_averaged = ema.n_averaged.cpu()  # it is looked at on each update
     *others, weight, bias = model.parameters()  # these two of last_conv
-    head_rate = args.lr * (1 if origin else HEAD_RATE)  # that of --init has its size
+    head_rate = args.lr * (1 if args.init else HEAD_RATE)  # that of --init has its size
     groups = [{"params": others, "lr": args.lr}, {"params": [weight, bias], "lr": head_rate}]
     optimizer = torch.optim.AdamW(groups, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)

@@ -127,7 +127,7 @@ def test_what_is_kept_does_not_learn(keep):
     """Its batch norm uses the statistics that it has, and needs no other process for them."""
     model = UNet(4).train()
     first = began_with(model, keep, {"config": model.config, "split": SPLIT})
-    state = make_state(model, Namespace(lr=1e-3, epoch=1), 1, torch.float32, origin=first)
+    state = make_state(model, Namespace(lr=1e-3, epoch=1, init="a"), 1, torch.float32, origin=first)
     assert model.training and not any(part.training for part in state.make_kept().modules())
 
 
@@ -135,9 +135,8 @@ def test_what_is_kept_does_not_learn(keep):
 def test_few_weights_that_make_a_logit_learn_fast_unless_they_have_learned(begins, times):
     """Adam's first step is the rate, whatever the gradient."""
     model = UNet(4, instances=True)
-    first = began_with(model, 0.0, {"config": model.config, "split": SPLIT})
-    settings = Namespace(lr=1e-3, epoch=1), 100, torch.float32
-    state = make_state(model, *settings, origin=first if begins != "at random" else None)
+    init = None if begins == "at random" else "nuclei.pt"  # with or without its output for depth
+    state = make_state(model, Namespace(lr=1e-3, epoch=1, init=init), 100, torch.float32)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     model(torch.rand(2, 3, 32, 32)).square().mean().backward()
     state.optimizer.step()
