@@ -175,11 +175,11 @@ def choose_split(
     kept = "that of --init" if fine_tuned else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
     instances = checkpoint["config"].get("instances", False)
-    if not counted and instances and not fine_tuned:
-        needed = f"{LEAST_COUNTED} validation images with label maps would choose it"
-        return f"{default} ({needed})", without
     if not counted:
-        return f"{default} (no image has a label map to choose on)", without
+        why = "no image has a label map to choose on"
+        if instances and not fine_tuned:
+            why = f"{LEAST_COUNTED} validation images with label maps would choose it"
+        return f"{default} ({why})", without
     try:
         if instances:
             split, said, without = agreed_split(predictions, counted, fine_tuned)
