@@ -487,13 +487,23 @@ def test_a_label_map_of_another_size_is_named(labelled, checkpoint, tmp_path):
         infer(tmp_path / "out", "--root", labelled, "--ckpt", checkpoint)
 
 
-def test_training_chooses_the_split_on_label_maps_and_inference_uses_it(labelled, tmp_path, capsys):
-    run = learn(labelled, tmp_path)
-    assert "images with label maps: Dice" in (run / "train.log").read_text()
-    chosen = torch.load(run / "best.pt", weights_only=True)["split"]
-    assert set(chosen) == set(nuclei.Split._fields)
-    infer(tmp_path / "out", "--root", labelled, "--ckpt", run)
-    assert f"smallest={chosen['smallest']:g}" in capsys.readouterr().out
+def test_training_chooses_the_split_on_label_maps_and_inference_uses_it(tmp_path):
+    root = tmp_path / "data"
+    for folder in ("tissue_images", "instance_labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(6):
+        tissue = draw_tissue(128, 128, seed=number)
+        write_image(root / "tissue_images" / f"{number}.png", tissue.image)
+        labels = tissue.labels.astype(np.uint16)
+        tifffile.imwrite(root / "instance_labels" / f"{number}.tif", labels)
+    cut(root, "--val_pattern", "[1-5].png")
+    run = learn(root, tmp_path)
+    assert "chosen on 5 images with label maps: Dice" in (run / "train.log").read_text()
+    checkpoint = torch.load(run / "best.pt", weights_only=True)
+    assert set(checkpoint["split"]) == set(nuclei.Split._fields)
+    torch.save(checkpoint | {"split": checkpoint["split"] | {"h": 0.35}}, run / "best.pt")
+    infer(tmp_path / "out", "--root", root, "--ckpt", run)
+    assert " h=0.35 " in (tmp_path / "out" / "report.html").read_text()
 
 
 # --- the folder of results
