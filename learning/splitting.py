@@ -37,6 +37,7 @@ class Counted(NamedTuple):
     """An image whose nuclei are known."""
 
     path: Path
+    bits: int | None  # of the samples of its set, where those have 16
     pixel_size_um: float | None
     scale: float  # how many of its pixels make one of the network's
     count: int  # nuclei; 0 where they are annotated in regions alone
@@ -92,7 +93,7 @@ class Predictions:
 
     def _of_image(self, one):
         if one.path not in self._found:
-            image = open_image(one.path)
+            image = open_image(one.path, bits=one.bits)
             outputs = predict_image(image, self.network.at_scale(one.scale))
             image.close()
             self._found[one.path] = segment(outputs, self.network.threshold)
@@ -111,7 +112,7 @@ def counted_images(
         wanted = [i for i in manifest["images"] if i["split"] in splits and (masks or i["labels"])]
         for entry in spread(wanted, MOST_COUNTED):
             try:
-                counted.append(count_image(Path(root), entry, manifest["pixel_size_um"]))
+                counted.append(count_image(Path(root), entry, manifest))
             except (InputError, OSError) as error:
                 faults.append(str(error))
     if faults:
@@ -119,10 +120,11 @@ def counted_images(
     return [one for one in counted if one]
 
 
-def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted | None:
-    """A training image as the manifest has it, with its nuclei counted, for a set of that pixel
-    size; None where it is big or not there. Raises InputError for a label map that does not fit.
+def count_image(root: Path, entry: dict, manifest: dict) -> Counted | None:
+    """An image as the manifest of its set has it in `entry`, with its nuclei counted; None where it
+    is big or not there. Raises InputError for a label map that does not fit.
     """
+    pixel_size_um = manifest["pixel_size_um"]
     path, reference = root / entry["image"], root / (entry["labels"] or entry["mask"])
     if not (path.is_file() and reference.is_file()):  # patches alone were brought here
         return None
@@ -136,7 +138,9 @@ def count_image(root: Path, entry: dict, pixel_size_um: float | None) -> Counted
         um, known = entry["pixel_size_um"] or pixel_size_um, None
         labels = nuclei.nuclei(read_mask(reference), um, nuclei.REFERENCE_SPLIT)
     count = int(labels.max()) if known is None else 0
-    return Counted(path, entry["pixel_size_um"], scale, count, reference)
+    return Counted(
+        path, manifest["bits"], entry["pixel_size_um"], scale, count, reference
+    )
 
 
 def read_reference(

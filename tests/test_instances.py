@@ -327,7 +327,7 @@ def test_the_default_split_stays_where_nothing_is_better_by_more_than_chance(sco
     ("counts", "chosen"), [({"train": 6, "val": 5}, 5), ({"train": 6, "val": 4}, 0)]
 )
 def test_images_that_were_not_learned_choose_where_there_are_enough(tmp_path, counts, chosen):
-    manifest = {"pixel_size_um": 0.25, "images": []}
+    manifest = {"pixel_size_um": 0.25, "bits": None, "images": []}
     for split, count in counts.items():
         for number in range(count):
             name = f"{split}_{number}.png"
@@ -345,6 +345,28 @@ def test_images_that_were_not_learned_choose_where_there_are_enough(tmp_path, co
     assert len(both.choosing) == 6 + counts["val"]
     plain = splitting.Images.of([str(tmp_path)], [manifest], UNet(4).config, fine_tuned=False)
     assert {one.path.name[:5] for one in plain.choosing} == {"train"}
+
+
+def test_images_of_16_bits_are_counted_as_bright_as_they_were_learned(checkpoint, root):
+    """By the bits of their set: alone, the darker one would seem four times as bright."""
+    folder, labels = root / "tissue_images", root / "instance_labels"
+    labels.mkdir()
+    for number, darker in ((1, 1), (2, 4)):
+        tissue = draw_tissue(96, 80, seed=number)
+        tifffile.imwrite(labels / f"Drawn_0{number}.tif", tissue.labels.astype(np.uint16))
+        tifffile.imwrite(folder / f"Drawn_0{number}.tif", tissue.image // darker)
+    content = checkpoints.load_checkpoint(checkpoint)
+    found = []
+    for bits in (8, 12):
+        for path in folder.iterdir() if bits == 12 else ():
+            tifffile.imwrite(path, tifffile.imread(path).astype(np.uint16) << 4)
+        cut(root)
+        assert read_manifest(root)["bits"] == (12 if bits == 12 else None)
+        counted = splitting.counted_images([str(root)], [read_manifest(root)])
+        found.append(predictions_of(content).of(counted)[0])
+    assert len(found[0]) == 2
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, root):

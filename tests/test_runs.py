@@ -255,9 +255,9 @@ def test_the_split_is_chosen_at_the_pixel_size_of_the_set(root, monkeypatch):
     entry = next(image for image in manifest["images"] if image["name"] == "Drawn_01")
     for own, of_set, scale in ((0.125, 0.25, 2), (0.5, 0.25, 0.5), (None, 0.25, 1), (0.5, None, 1)):
         entry["pixel_size_um"], manifest["pixel_size_um"] = own, of_set
-        ((_, _, found, count, _),) = splitting.counted_images([str(root)], [manifest])
-        assert found == scale
-        assert count == draw_tissue(96, 80, seed=1).labels.max()
+        (counted,) = splitting.counted_images([str(root)], [manifest])
+        assert counted.scale == scale
+        assert counted.count == draw_tissue(96, 80, seed=1).labels.max()
     entry["pixel_size_um"], manifest["pixel_size_um"] = 5.0, 0.25
     with pytest.raises(InputError, match=r"Drawn_01\.tif: found a pixel size of 5"):
         splitting.counted_images([str(root)], [manifest])
