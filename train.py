@@ -192,7 +192,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         training = runs.load_training(folder, sets.hash, args, model, run.batches)
     first = began_with(model, args.keep, origin, training)
     if machine.is_first:
-        counted = Images.of(args.root, sets.own, config, fine_tuned=bool(first))
+        counted = Images.of(args.root, sets.own, config, first)
     # Until the loop is done, a signal waits for where last.pt can be written.
     stop.hold(machine.processes)
     if machine.is_first and not folder:

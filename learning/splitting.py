@@ -49,29 +49,29 @@ class Images(NamedTuple):
 
     choosing: list[Counted]  # by which `choose_split` chooses
     held_out: list[Counted]  # of which `expect_error` tells
-    fine_tuned: bool
+    start: nuclei.Split | None  # that of --init in a fine-tuning
 
     @classmethod
     def of(
-        cls, roots: list[str], manifests: list[dict], config: dict, fine_tuned: bool
+        cls, roots: list[str], manifests: list[dict], config: dict, origin: dict | None
     ) -> "Images":
-        """Those of a run on these patch sets, which trains or fine-tunes a network of that config;
-        raises as `counted_images`.
+        """Those of a run on these patch sets, which trains a network of that config or fine-tunes
+        what it began with, as runs.Origin has it; raises as `counted_images`.
         """
-        splits = ("train",)
+        splits, start = ("train",), origin and nuclei.Split(**origin["split"])
         if config.get("instances", False):  # it is surer of what it has learned
-            splits = ("train", "val") if fine_tuned else ("val",)
+            splits = ("train", "val") if origin else ("val",)
         choosing = counted_images(roots, manifests, splits)
         if splits == ("val",) and len(choosing) < LEAST_COUNTED:
             choosing = []
-        return cls(choosing, counted_images(roots, manifests, ("val",), masks=True), fine_tuned)
+        return cls(choosing, counted_images(roots, manifests, ("val",), masks=True), start)
 
     def settle_counts(self, best: Path, device) -> list[str]:
         """Put the split and the count error into a best.pt, by `choose_split` and `expect_error`,
         and return their lines.
         """
         predictions = Predictions(load_checkpoint(best), device)
-        line, without = choose_split(best, self.choosing, predictions, self.fine_tuned)
+        line, without = choose_split(best, self.choosing, predictions, self.start)
         return [line, expect_error(best, self.held_out, predictions, without)]
 
 
@@ -138,9 +138,7 @@ def count_image(root: Path, entry: dict, manifest: dict) -> Counted | None:
         um, known = entry["pixel_size_um"] or pixel_size_um, None
         labels = nuclei.nuclei(read_mask(reference), um, nuclei.REFERENCE_SPLIT)
     count = int(labels.max()) if known is None else 0
-    return Counted(
-        path, manifest["bits"], entry["pixel_size_um"], scale, count, reference
-    )
+    return Counted(path, manifest["bits"], entry["pixel_size_um"], scale, count, reference)
 
 
 def read_reference(
@@ -166,27 +164,30 @@ def read_reference(
 
 
 def choose_split(
-    best: Path, counted: list[Counted], predictions: Predictions, fine_tuned: bool = False
+    best: Path,
+    counted: list[Counted],
+    predictions: Predictions,
+    start: nuclei.Split | None = None,
 ) -> tuple[str, dict[Path, nuclei.Split]]:
     """Put into best.pt the parameters of nuclei.Split that are best on the images of
     `counted_images`, by `agreed_split` or, of a network without instances, `counted_split`; and
     return a line that says which and why, and of the former what would have been chosen without
-    each of the images.
+    each of the images. `start` is the split of --init in a fine-tuning.
 
     Whatever fails, best.pt keeps what it has: a training is not lost by it.
     """
     checkpoint, without = predictions.checkpoint, {}
-    kept = "that of --init" if fine_tuned else "the default"
+    kept = "that of --init" if start else "the default"
     default = f"split {nuclei.Split(**checkpoint['split'])}, {kept}"
     instances = checkpoint["config"].get("instances", False)
     if not counted:
         why = "no image has a label map to choose on"
-        if instances and not fine_tuned:
+        if instances and not start:
             why = f"{LEAST_COUNTED} validation images with label maps would choose it"
         return f"{default} ({why})", without
     try:
         if instances:
-            split, said, without = agreed_split(predictions, counted, fine_tuned)
+            split, said, without = agreed_split(predictions, counted, start)
         else:
             split, said = counted_split(predictions, counted)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
@@ -208,27 +209,27 @@ def counted_split(predictions: Predictions, counted: list[Counted]) -> tuple[nuc
 
 
 def agreed_split(
-    predictions: Predictions, counted: list[Counted], fine_tuned: bool = False
+    predictions: Predictions, counted: list[Counted], start: nuclei.Split | None = None
 ) -> tuple[nuclei.Split, str, dict[Path, nuclei.Split]]:
     """The default with the h and confidence by which the nuclei of a network with instances agree
     best with these images, by the mean of Dice + AJI - count error; the default itself, unless that
-    gains NEARLY. In fine-tuning those near the checkpoint's by Dice + AJI, as few nuclei are known.
+    gains NEARLY. In a fine-tuning those near its `start` by Dice + AJI, as few nuclei are known.
 
     Returns it, its scores, nothing without nuclei, and what is best on all but each of the images.
     """
     depths, sizes = predictions.of(counted)
     default, pairs = nuclei.INSTANCE_SPLIT, product(HS, CONFIDENCES)
-    if fine_tuned:
-        default, steps = predictions.network.split, product(NEAR_H, NEAR_CONFIDENCE)
+    if start:  # not that of best.pt, which an interrupted end of the run may have chosen
+        default, steps = start, product(NEAR_H, NEAR_CONFIDENCE)
         pairs = ((_share(default.h + h), _share(default.confidence + c)) for h, c in steps)
     tried = [default, *(default._replace(h=h, confidence=c) for h, c in pairs)]
     scores = agreements(counted, depths, sizes, dict.fromkeys(tried))
     every = list(scores.values())
-    best = _best_of(every, default, fine_tuned)
+    best = _best_of(every, default, bool(start))
     without = {one.path: default for one in counted}
     for path in scores:
         others = [its for other, its in scores.items() if other != path]
-        without[path] = _best_of(others, default, fine_tuned)
+        without[path] = _best_of(others, default, bool(start))
     if not every:
         return best, "", without
     dice, aji, error = _means(every, best)

@@ -339,11 +339,12 @@ def test_images_that_were_not_learned_choose_where_there_are_enough(tmp_path, co
             labels[4:20, 4:20], labels[22:30, 4:20] = 1, 2
             cv2.imwrite(str(tmp_path / f"of_{name}"), labels)
     config = UNet(4, instances=True).config
-    both = splitting.Images.of([str(tmp_path)], [manifest], config, fine_tuned=False)
+    both = splitting.Images.of([str(tmp_path)], [manifest], config, None)
     assert len(both.choosing) == chosen
-    both = splitting.Images.of([str(tmp_path)], [manifest], config, fine_tuned=True)
+    origin = {"split": nuclei.INSTANCE_SPLIT._asdict()}
+    both = splitting.Images.of([str(tmp_path)], [manifest], config, origin)
     assert len(both.choosing) == 6 + counts["val"]
-    plain = splitting.Images.of([str(tmp_path)], [manifest], UNet(4).config, fine_tuned=False)
+    plain = splitting.Images.of([str(tmp_path)], [manifest], UNet(4).config, None)
     assert {one.path.name[:5] for one in plain.choosing} == {"train"}
 
 
@@ -380,8 +381,7 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
     scores = []
     for confidence in (0.1, 0.9):  # few are dropped, or nearly all
         start = nuclei.Split(**content["split"])._replace(confidence=confidence)
-        content |= {"split": start._asdict()}
-        split, said, _ = splitting.agreed_split(predictions_of(content), counted, True)
+        split, said, _ = splitting.agreed_split(predictions_of(content), counted, start)
         assert abs(split.h - start.h) <= 0.1001 and abs(split.confidence - confidence) <= 0.1001
         assert split._replace(h=start.h, confidence=confidence) == start
         for name, tried in (("start", start), ("near", split)):
@@ -396,6 +396,23 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
         assert scores[-1] >= scores[-2] - 0.01
 
 
+def test_an_end_of_a_fine_tuning_that_is_repeated_moves_the_split_once(checkpoint, root):
+    labels = draw_tissue(96, 80, seed=1).labels.astype(np.uint16)
+    (root / "instance_labels").mkdir()
+    tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
+    cut(root)
+    counted = splitting.counted_images([str(root)], [read_manifest(root)])
+    content = checkpoints.load_checkpoint(checkpoint)
+    start = nuclei.Split(**content["split"])._replace(confidence=0.9)  # nearly all are dropped
+    checkpoints.save_checkpoint(root / "best.pt", content | {"split": start._asdict()})
+    chosen = []
+    for _ in range(2):  # as when the first was interrupted before last.pt was written
+        predictions = predictions_of(checkpoints.load_checkpoint(root / "best.pt"))
+        splitting.choose_split(root / "best.pt", counted, predictions, start)
+        chosen.append(checkpoints.load_checkpoint(root / "best.pt")["split"])
+    assert chosen[0] == chosen[1] != start._asdict()
+
+
 def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root):
     """In a fine-tuning, in which validation images choose the split, too."""
     (root / "instance_labels").mkdir()
@@ -406,11 +423,10 @@ def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root
     both = splitting.counted_images([str(root)], [read_manifest(root)])
     content = checkpoints.load_checkpoint(checkpoint)
     start = nuclei.Split(**content["split"])._replace(confidence=0.9)
-    content |= {"split": start._asdict()}
     predictions = predictions_of(content)
-    _, _, without = splitting.agreed_split(predictions, both, fine_tuned=True)
+    _, _, without = splitting.agreed_split(predictions, both, start)
     for one, other in (both, both[::-1]):
-        assert without[one.path] == splitting.agreed_split(predictions, [other], True)[0]
+        assert without[one.path] == splitting.agreed_split(predictions, [other], start)[0]
 
 
 # --- flags

@@ -236,7 +236,7 @@ def test_where_validation_images_cannot_be_counted_a_line_says_so(root, tmp_path
     cut(root)
     run = learn(root, tmp_path / "log", "--epoch", 1)
     manifests = [read_manifest(root)]
-    (one,) = splitting.Images.of([str(root)], manifests, CONFIG, fine_tuned=False).held_out
+    (one,) = splitting.Images.of([str(root)], manifests, CONFIG, None).held_out
     before = saved(run, "best.pt")
     one.path.write_bytes(b"II*\0 and no more")
     predictions = splitting.Predictions(before, torch.device("cpu"))
@@ -244,7 +244,7 @@ def test_where_validation_images_cannot_be_counted_a_line_says_so(root, tmp_path
     assert "counts: validation images failed" in line and one.path.name in line
     assert saved(run, "best.pt").keys() == before.keys()
     one.path.unlink()
-    assert splitting.Images.of([str(root)], manifests, CONFIG, fine_tuned=False).held_out == []
+    assert splitting.Images.of([str(root)], manifests, CONFIG, None).held_out == []
     assert "no validation image" in splitting.expect_error(run / "best.pt", [], predictions)
 
 
