@@ -200,7 +200,7 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         until_the_end.enter_context(locked(folder, "trains"))
     state = make_state(model, args, run.batches, machine.precision, training, first)
     if machine.is_first:
-        run.log = open_log(folder, run, state, origin)
+        run.log = open_log(folder, run, state, training or origin)
 
     # --- loop ---
     if args.compile:
@@ -244,8 +244,10 @@ class Run:
         self.grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
 
 
-def open_log(folder: Path, run: Run, state: State, origin: dict | None) -> RunLog:
-    """The run's folder, with its settings, first lines and contact sheet written."""
+def open_log(folder: Path, run: Run, state: State, before: dict | None) -> RunLog:
+    """The run's folder, with its settings, first lines and contact sheet written; `before` is the
+    checkpoint of --init, or what `runs.load_training` read of a run that goes on.
+    """
     args, machine, train_set = run.args, run.machine, run.train_loader.dataset
     settings = {**vars(args), "resume": None, "device": str(machine.device)}
     settings |= {
@@ -254,7 +256,8 @@ def open_log(folder: Path, run: Run, state: State, origin: dict | None) -> RunLo
         "precision": str(machine.precision).removeprefix("torch."),
         "versions": utils.versions(),
     }
-    checkpoint = describe(state.model.config, run.sets.manifests, settings, state.origin)
+    learned = (before or {}).get("learned", ())
+    checkpoint = describe(state.model.config, run.sets.manifests, settings, state.origin, learned)
     log = RunLog(folder, checkpoint, run.sets.hash, train_set.files, state)
     log.line(
         f"{folder} | {args.arch} {args.dimensions} | {machine.processes} x {machine.device}, "
@@ -264,6 +267,7 @@ def open_log(folder: Path, run: Run, state: State, origin: dict | None) -> RunLo
     )
     if sees_all(state.model):
         log.line(f"{args.arch} sees all of an image: tiles will not be exact")
+    origin = None if args.resume else before
     for line in [*run.sets.notes, *said_of_origin(args, origin, checkpoint, run.sets.own)]:
         log.line(line)
     if not args.resume:

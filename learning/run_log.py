@@ -1,6 +1,7 @@
 """A run's folder as its training writes it: settings, lines, curves, best.pt and last.pt."""
 
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -25,12 +26,17 @@ SAVE_EVERY = 300  # seconds between writings of last.pt within a long epoch
 
 
 def describe(
-    config: dict, manifests: list[dict], settings: dict, origin: dict | None = None
+    config: dict,
+    manifests: list[dict],
+    settings: dict,
+    origin: dict | None = None,
+    learned: Sequence[str] = (),
 ) -> dict:
     """What best.pt and last.pt say all through a run, beside weights and scores.
 
     `config` is the network's, `manifests` are those of the patch sets, `settings` what args.json
-    has, `origin` what a fine-tuning began with.
+    has, `origin` what a fine-tuning began with, `learned` what the checkpoint of --init, or of
+    a run that goes on, says of its images.
     """
     origin = origin or {}
     known = {
@@ -45,9 +51,9 @@ def describe(
         "stain": stain._asdict() if stain else None,
         "patch_dim": manifests[0]["patch_dim"],
         **known,
-        "threshold": 0.5,
+        "threshold": origin.get("threshold", 0.5),
         "split": origin.get("split") or nuclei.default_split("instances" in config)._asdict(),
-        "learned": learned_images(manifests, origin.get("learned", ())),
+        "learned": learned_images(manifests, learned),
         "args": settings,
         "versions": settings["versions"],
     }
@@ -171,8 +177,8 @@ class RunLog:
         if not progress.best_epoch:
             most = max(row["val_dice"] for row in progress.metrics)
             self.line(
-                f"no epoch was better than {init} on the validation patches, and on more than half "
-                f"of the images (Dice {progress.best_dice:.4f} before, {most:.4f} at best after): "
+                f"no epoch was better than {init} on the validation patches, and on more images "
+                f"than worse (Dice {progress.best_dice:.4f} before, {most:.4f} at best after): "
                 f"best.pt has the weights of {init}"
             )
             return

@@ -145,8 +145,8 @@ class Origin(TypedDict):
 
     model: dict[str, Any]
     split: SplitValues
+    threshold: NotRequired[Annotated[Finite, Field(gt=0, lt=1)]]
     keep: Annotated[Finite, Field(ge=0, le=1)]  # the share of it in what the run makes
-    learned: NotRequired[list[str]]  # as a checkpoint has it
 
 
 @with_config(OPEN)
@@ -214,15 +214,18 @@ def make_run_folder(log: Path | str, name: str) -> Path:
 def find_run(log: Path | str, run: str) -> Path:
     """The run folder that `--resume` means: its path, or "newest" for the last one in `log`."""
     if run == "newest":
-        runs = sorted(path.parent for path in Path(log).glob("*/last.pt"))
+        runs = sorted(path.parent for path in Path(log).glob("*/args.json"))
         if not runs:
             raise FileNotFoundError(
-                f"{log}: found no run with a last.pt, expected one; start one without --resume"
+                f"{log}: found no run, expected one to resume; start one without --resume"
             )
         run = runs[-1]
     for name in ("args.json", "last.pt"):
         if not (Path(run) / name).is_file():
-            raise FileNotFoundError(f"{Path(run) / name}: not found, expected a run to resume")
+            raise FileNotFoundError(
+                f"{Path(run) / name}: not found, expected a run to resume; one that ended before "
+                f"its first last.pt is started again, another is named: --resume RUN"
+            )
     return Path(run)
 
 
@@ -285,7 +288,8 @@ def check_same(args: Namespace, saved: dict) -> None:
 
 
 def load_training(run: Path, patch_set: str, args: Namespace, model: nn.Module, steps: int) -> dict:
-    """What a run's last.pt keeps beside the weights, to go on with, as `Training` has it.
+    """What a run's last.pt keeps beside the weights, to go on with, as `Training` has it, and the
+    images that it says were `learned`.
 
     `patch_set` is the `patches.set_hash`, `args` are the flags of train.py, `model` is a new
     network of the run's kind, `steps` are those of an epoch. Raises InputError for a run that is
@@ -324,7 +328,7 @@ def load_training(run: Path, patch_set: str, args: Namespace, model: nn.Module, 
         )
     check_state(training, model, path)
     check_progress(training, args.epoch, steps, path)
-    return training
+    return training | {"learned": checkpoint.get("learned", [])}
 
 
 def check_state(training: Mapping, model: nn.Module, path: Path) -> None:

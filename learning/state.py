@@ -62,6 +62,7 @@ class State:
     seen: list[torch.Tensor | tuple]  # the patches behind each of them
     started: float  # on time.monotonic(), as if the run had never been interrupted
     origin: dict | None  # what a fine-tuning began with, as runs.Origin has it
+    loss_scale: dict = field(default_factory=dict)  # of steps in float16 before, as `scaler` has it
 
     @property
     def step(self) -> int:
@@ -102,14 +103,14 @@ class State:
         self.progress.best_dice = agreement.dice(counts.sum(0))
 
     def is_better(self, counts: torch.Tensor) -> bool:
-        """Whether a fine-tuning is better than its beginning on more than half of the images, so
-        that one of few does not decide; other trainings always are.
+        """Whether a fine-tuning is better than its beginning on more of the images than it is
+        worse on, so that one of few does not decide; other trainings always are.
         """
-        before = torch.tensor(self.progress.before)
-        gains = [
-            agreement.dice(a) > agreement.dice(b) for a, b in zip(counts, before, strict=False)
-        ]
-        return 2 * sum(gains) > len(before) or not len(before)
+        if not self.progress.before:
+            return True
+        pairs = zip(counts, torch.tensor(self.progress.before), strict=True)
+        gains = [agreement.dice(after) - agreement.dice(before) for after, before in pairs]
+        return sum(gain > 0 for gain in gains) > sum(gain < 0 for gain in gains)
 
     def after_step(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
         """A step of the optimiser is done: the rate changes, the averaged weights follow."""
@@ -170,6 +171,7 @@ class State:
         """The state as runs.Training has it; waits for the device."""
         parts = ("model", "ema", "optimizer", "scaler")
         saved = {name: getattr(self, name).state_dict() for name in parts}
+        saved["scaler"] = saved["scaler"] or self.loss_scale  # it says that steps were skipped
         saved["schedule"] = {"last_epoch": self.step}
         self.progress.seconds = self.seconds
         if self.origin:
@@ -194,8 +196,8 @@ def began_with(
     if not origin or origin["config"] != model.config:
         return None
     weights = {key: value.clone() for key, value in model.state_dict().items()}
-    first = {"model": weights, "split": origin["split"], "keep": keep}
-    return first | {"learned": origin.get("learned", [])}
+    first = {key: origin[key] for key in ("split", "threshold")}
+    return first | {"model": weights, "keep": keep}
 
 
 def make_state(
@@ -241,4 +243,6 @@ def make_state(
     schedule = LambdaLR(optimizer, partial(one_cycle, steps=steps), last_epoch=done - 1)
     started = time.monotonic() - progress.seconds
     seen = [()] * len(losses)
-    return State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started, origin)
+    state = State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started, origin)
+    state.loss_scale = training["scaler"] if training else {}
+    return state

@@ -27,11 +27,12 @@ SPLIT = {"sigma": 0.5, "h": 0.3, "hole": 2.0, "smallest": 9.0}
 
 @pytest.fixture
 def start(root, tmp_path):
-    """A checkpoint to start from, with a split of its own; two images of `root` validate."""
+    """A checkpoint to start from, with its own split and threshold; two images of `root` validate."""
     cut(root, "--val_pattern", "*0[34]")
     run = learn(root, tmp_path / "first", "--epoch", 4, "--lr", 0.01, "--stain", "none")
     checkpoint = torch.load(run / "best.pt", weights_only=True)
-    torch.save(checkpoint | {"split": SPLIT | {"confidence": 0.0}}, tmp_path / "start.pt")
+    own = {"split": SPLIT | {"confidence": 0.0}, "threshold": 0.45}
+    torch.save(checkpoint | own, tmp_path / "start.pt")
     return tmp_path / "start.pt"
 
 
@@ -95,7 +96,8 @@ def test_a_network_that_got_worse_is_not_called_best(root, tmp_path, start, caps
 @pytest.mark.parametrize(
     ("after", "better"),
     [([[9, 0, 1, 0], [1, 0, 9, 0]], False),  # on one of two, by more than it lost on the other
-     ([[9, 0, 1, 0], [6, 0, 4, 0]], True), ([[5, 0, 5, 0], [5, 0, 5, 0]], False)],
+     ([[9, 0, 1, 0], [6, 0, 4, 0]], True), ([[5, 0, 5, 0], [5, 0, 5, 0]], False),
+     ([[9, 0, 1, 0], [5, 0, 5, 0]], True)],  # one of them is as before, say without nuclei
 )  # fmt: skip
 def test_one_image_of_two_does_not_make_a_network_better(after, better):
     before = [[5, 0, 5, 0], [5, 0, 5, 0]]
@@ -163,10 +165,12 @@ def test_flags_of_a_fine_tuning_are_refused_without_one(root, tmp_path, flag):
         train.main(train.parse_args(["--resume", str(run)]))
 
 
-def test_where_nothing_tells_nuclei_apart_the_split_stays(root, tmp_path, start):
+def test_the_threshold_stays_and_where_nothing_tells_nuclei_apart_the_split(root, tmp_path, start):
     run = tune(root, tmp_path / "log", start)
     for file in ("best.pt", "last.pt"):
-        assert checkpoints.load_checkpoint(run / file)["split"] == SPLIT | {"confidence": 0.0}
+        content = checkpoints.load_checkpoint(run / file)
+        assert content["split"] == SPLIT | {"confidence": 0.0}
+        assert content["threshold"] == 0.45
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from learning.loading import Sets
 from tests.scripts import cut, infer, learn
+from tests.test_runs import label
 from tissue import pictures
 from tissue.files import InputError
 from tissue.patches import read_manifest
@@ -34,10 +36,14 @@ def test_scores_of_images_that_were_learned_are_said_to_be_so(root, tmp_path, ca
         assert "has learned" not in capsys.readouterr().out
 
 
-def test_validation_images_that_init_has_learned_are_said_to_be_so(root, tmp_path):
+@pytest.mark.parametrize("outputs", ["the same", "others"])
+def test_validation_images_that_init_has_learned_are_said_to_be_so(root, tmp_path, outputs):
+    if outputs == "others":
+        label(root, 1, 2, 3, 4)
     cut(root)
     before = split_of(root)
     first = learn(root, tmp_path / "log", "--epoch", 1)
+    shutil.rmtree(root / "instance_labels", ignore_errors=True)
     cut(root, "--val_pattern", "Drawn_0[12].tif")
     second = learn(root, tmp_path / "log", "--epoch", 1, "--init", first / "best.pt")
     both = [n for n, s in split_of(root).items() if s == "val" and before[n] == "train"]
@@ -45,7 +51,13 @@ def test_validation_images_that_init_has_learned_are_said_to_be_so(root, tmp_pat
     assert (
         f"has learned {', '.join(both)}, which validate here" in (second / "train.log").read_text()
     )
-    assert len(torch.load(second / "best.pt", weights_only=True)["learned"]) == 4  # of both runs
+    last = torch.load(second / "last.pt", weights_only=True)
+    assert len(last["learned"]) == 4  # of both runs
+    last["training"]["progress"] |= {"finished": False}
+    torch.save(last, second / "last.pt")
+    first.rename(tmp_path / "elsewhere")
+    train.main(train.parse_args(["--resume", str(second)]))
+    assert len(torch.load(second / "last.pt", weights_only=True)["learned"]) == 4
 
 
 @pytest.mark.parametrize("changed", ["tissue_images/Drawn_01.tif", "mask binary/Drawn_02.png"])

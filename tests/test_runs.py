@@ -619,6 +619,16 @@ def test_settings_that_are_not_those_of_the_run_are_named(begun):
             resume(run)
 
 
+def test_the_newest_run_is_not_passed_over_for_an_older_one(begun):
+    """It has no last.pt yet: the older one would be trained in its place."""
+    run, _ = begun
+    newer = run.with_name("29990101000000")
+    newer.mkdir()
+    shutil.copy(run / "args.json", newer)
+    with pytest.raises(FileNotFoundError, match=rf"{newer.name}/last\.pt: not found.*--resume RUN"):
+        train.main(train.parse_args(["--log", str(run.parent), "--resume"]))
+
+
 def test_a_run_without_its_best_weights_is_named(begun):
     run, _ = begun
     (run / "best.pt").unlink()

@@ -1,5 +1,6 @@
 """Training goes on exactly where it was stopped, and does the same on one process or many."""
 
+import copy
 import json
 import os
 import resource
@@ -7,6 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,8 +25,11 @@ import utils
 from learning import checkpoints
 from learning.augment import transform
 from learning.devices import choose_precision
+from learning.losses import LOSSES, total_loss
 from learning.processes import share_of_batch
+from learning.runs import check_state
 from learning.signals import Stopped, StopSignal
+from learning.state import make_state
 from model import UNet
 from tests.scripts import REPOSITORY, call, cut, dice_of, infer, learn, table_of
 from tissue.files import InputError
@@ -140,6 +148,33 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(root, tmp_path, monkey
         (settings,) = tmp_path.glob("log/*/args.json")
         precision = json.loads(settings.read_text())["precision"]
         assert precision == str(expected).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("later", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("steps_later", [0, 1])
+def test_a_run_that_skipped_steps_in_float16_goes_on_in_any_precision(later, steps_later):
+    """And is stopped and goes on again: the optimiser has made fewer steps than the run."""
+
+    def learn_on(precision, steps, before=None):
+        model = UNet(4)
+        state = make_state(model.train(), args, 10, precision, before)
+        for _ in range(steps):
+            images, masks = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32).round()
+            loss = train.train_step(state, model, images, masks, loss_of, nullcontext())
+            state.after_step(loss, torch.arange(2))
+        saved = copy.deepcopy(state.to_save("patches"))
+        check_state(saved, UNet(4), Path("last.pt"))
+        return saved
+
+    args = Namespace(lr=1e-3, epoch=5, init=None)
+    loss_of = partial(total_loss, LOSSES["bce_dice"])
+    first = learn_on(torch.float16, 0)
+    first["scaler"]["scale"] = 1e38  # too much: the next step is skipped
+    first = learn_on(torch.float16, 2, first)
+    assert first["scaler"]["scale"] < 1e38
+    again = learn_on(later, steps_later, first)
+    last = learn_on(torch.float16, 1, again)
+    assert last["schedule"]["last_epoch"] == 3 + steps_later
 
 
 @pytest.fixture
