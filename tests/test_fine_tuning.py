@@ -27,7 +27,7 @@ SPLIT = {"sigma": 0.5, "h": 0.3, "hole": 2.0, "smallest": 9.0}
 
 @pytest.fixture
 def start(root, tmp_path):
-    """A checkpoint to start from, with its own split and threshold; two images of `root` validate."""
+    """A checkpoint with its own split and threshold; two images of `root` validate."""
     cut(root, "--val_pattern", "*0[34]")
     run = learn(root, tmp_path / "first", "--epoch", 4, "--lr", 0.01, "--stain", "none")
     checkpoint = torch.load(run / "best.pt", weights_only=True)
