@@ -31,6 +31,7 @@ from tissue.pictures import write_image
 from tissue.results import STATUS, TABLES
 from tissue.schema import seal
 from tissue.stain import TARGET, stain_of, to_stain
+from tissue.summary import write_summary
 from tissue.synthetic import draw_tissue
 
 
@@ -794,11 +795,22 @@ def test_a_table_with_a_column_of_the_user_s_is_kept(pictures, checkpoint, tmp_p
             assert f"{out / name}: changed since it was written; kept as {kept.name}" in said
             assert kept.read_text() == mine[name]
             assert "patient" not in (out / name).read_text()
-    for name in ("a.json", "counts.csv"):  # no image is finished any more, and all tables go
-        (out / ("rows" if "json" in name else "") / name).write_text("mine")
-    infer(out, "--report_only")
-    assert not (out / "counts.csv").exists() and not (out / "errors.csv").exists()
-    assert (out / "counts.csv.changed-4").read_text() == "mine"
+
+
+def test_tables_of_images_that_are_not_whole_any_more_are_kept(pictures, checkpoint, tmp_path):
+    out, flags = tmp_path / "out", ["--ckpt", checkpoint, "--images", pictures / "a.png"]
+    infer(out, *flags, "--masks", tmp_path / "masks")
+    there = [out / name for name in TABLES if (out / name).is_file()]
+    tables = {path: path.read_bytes() for path in there}
+    assert {"counts.csv", "errors.csv", "review.csv", "report.html"} == {p.name for p in there}
+    (out / "a_labels.tif").unlink()
+    with pytest.raises(InputError, match=r"no image whose results are whole.*a_labels\.tif"):
+        infer(out, "--report_only")
+    assert {path: path.read_bytes() for path in there} == tables
+    said = write_summary(out, {"a"})  # of a call that could not finish it
+    for path, text in tables.items():
+        assert not path.exists() and path.with_name(f"{path.name}.changed").read_bytes() == text
+        assert f"kept as {path.name}.changed" in "\n".join(said)
 
 
 @pytest.mark.parametrize("memory", [None, "", "[]", '{"counts.csv": 3', "\udcff"])
@@ -992,15 +1004,15 @@ def test_a_table_of_the_user_s_own_is_kept(pictures, checkpoint, tmp_path, capsy
     infer(out, *flags)
     if name == "counts.csv":  # without any record all tables go, and none is remembered
         (out / "rows" / "a.json").write_text("spoilt")
-        infer(out, "--report_only")
-        assert not (out / name).exists()
+        write_summary(out, {"a"})
+        (out / f"{name}.changed").unlink()
+    assert not (out / name).exists()
     (out / name).write_text("my,own\n1,2\n")
     capsys.readouterr()
-    infer(out, "--report_only") if name == "counts.csv" else infer(out, *flags)
+    infer(out, *flags)
     line = f"{out / name}: no table that inference.py wrote; kept as {name}.changed"
     assert line in capsys.readouterr().out.splitlines()
     assert (out / f"{name}.changed").read_text() == "my,own\n1,2\n"
-    assert not (out / name).exists()
 
 
 def test_coco_names_a_picture_of_the_height_and_width_that_it_says(

@@ -28,7 +28,7 @@ def write_summary(folder: Path, names: set[str] | None = None) -> list[str]:
     """Write the tables and the page of all finished images of a folder, and return lines that say
     what those of this call, by their names, come to; all, without names.
 
-    Raises InputError for a folder without records, if no names are given.
+    Raises InputError for a folder without a record of a finished image, if no names are given.
     """
     if names is None and not results.has_records(folder):
         raise InputError(
@@ -37,6 +37,11 @@ def write_summary(folder: Path, names: set[str] | None = None) -> list[str]:
         )
     with making_tables(folder) as is_due:
         records, faults = results.finished(folder)
+        if names is None and not records:
+            raise InputError(
+                f"{folder}: found no image whose results are whole, expected one; tables and page "
+                f"stay as they are: {'; '.join(at_most(faults))}"
+            )
         lines = [f"{fault}; left out of the tables" for fault in at_most(faults)]
         if is_due or not records:
             with keeping(folder) as kept:
@@ -88,11 +93,11 @@ def _skipped(rows):
 
 
 def _write(folder: Path, records: Sequence[Record]) -> list[str]:
-    """Write the tables and the page; lines of what is not in them. None are of no records."""
+    """Write the tables and the page; lines of what is not in them. Those that are there are kept
+    beside, where there are no records any more.
+    """
     if not records:
-        for outdated in results.TABLES:
-            (folder / outdated).unlink(missing_ok=True)
-        return []
+        return [_set_aside(folder / name) for name in results.TABLES if (folder / name).is_file()]
     rows = [record["row"] for record in records]
     shown, differing = results.settings_of(records)
     shown |= {f"skipped as {why}glass in {n}": share for n, (share, why) in _skipped(rows).items()}
@@ -109,3 +114,8 @@ def _write(folder: Path, records: Sequence[Record]) -> list[str]:
         lines.append(f"{others} of an earlier version are not in {results.REVIEW}; --overwrite")
     report.write_report(folder / results.REPORT, folder, rows, shown, differing, doubtful)
     return lines
+
+
+def _set_aside(path):
+    place = path.rename(results.place_aside(path))
+    return f"{path}: of images whose results are not whole any more; kept as {place.name}"
