@@ -112,7 +112,7 @@ def devices() -> Iterator[tuple]:
         advice = "update its driver, or install the torch that fits it (https://pytorch.org)"
         yield NOTE, "GPU", f"found one that this PyTorch cannot use, the CPU works; {advice}"
     else:
-        advice = "begin with train.py --dimensions 32 --epoch 1, or --init log/ckpt/nuclei.pt"
+        advice = "begin with train.py --dimensions 16 --epoch 1, or --init log/ckpt/nuclei.pt"
         yield NOTE, "GPU", f"found none, the CPU works; {advice}"
     has = torch.cpu.get_capabilities()
     known = [name for name in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(name)]

@@ -153,6 +153,11 @@ def said_of_origin(
             f"--keep has no effect, and before and after are not compared"
         )
     old, new = ((one or {}).get("pixel_size_um") for one in (origin, checkpoint))
+    if old and not new:
+        lines.append(
+            f"{args.init} learned at {old:g} um a pixel, that of these patches is not known: they "
+            f"are taken as they are; preprocess.py --pixel_size SIZE --patch_pixel_size {old:g}"
+        )
     if old and new and old != new:
         lines.append(f"{args.init} learned at {old:g} um a pixel, these patches have {new:g}")
     return lines

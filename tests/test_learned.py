@@ -143,3 +143,18 @@ def test_a_validation_image_that_is_gone_is_told_with_what_to_do(root, tmp_path)
         )
         mask.unlink(missing_ok=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(("--pixel_size", "0.5"), "learned at 0.25 um a pixel, these patches have 0.5"),
+     ((), "learned at 0.25 um a pixel, that of these patches is not known"),
+     (("--pixel_size", "0.25"), None)],
+)  # fmt: skip
+def test_another_or_no_pixel_size_than_that_of_init_is_said(root, tmp_path, flags, said):
+    cut(root, "--pixel_size", "0.25")
+    first = learn(root, tmp_path / "log", "--epoch", 1)
+    cut(root, *flags)
+    second = learn(root, tmp_path / "log", "--epoch", 1, "--init", first / "best.pt")
+    log = (second / "train.log").read_text()
+    assert said in log if said else "learned at" not in log

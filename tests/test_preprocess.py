@@ -156,6 +156,16 @@ def test_images_that_begin_alike_are_told_to_be_kept_together(tmp_path, capsys):
     assert "for validation" not in capsys.readouterr().out
 
 
+def test_one_of_many_running_numbers_is_too_little_for_validation(tmp_path, capsys):
+    for number in range(1, 12):
+        put(tmp_path, f"img_{number:02d}", seed=number)
+    run(tmp_path)
+    assert "*03.tif matches 1 of the 11 images: --val_fraction 0.2 is" in capsys.readouterr().out
+    assert list(split_of(tmp_path).values()).count("val") == 3
+    run(tmp_path, "--val_pattern", "*03.tif")  # the user's own choice
+    assert [name for name, split in split_of(tmp_path).items() if split == "val"] == ["img_03"]
+
+
 def test_where_no_name_fits_the_default_a_fraction_is_drawn_and_said(root, capsys):
     for folder in ("tissue_images", "mask binary"):
         (path,) = (root / folder).glob("Drawn_03.*")

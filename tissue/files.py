@@ -8,6 +8,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import secrets
 import signal
 import socket
@@ -75,7 +76,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, doc: str):
-        commands = [line for line in doc.splitlines() if line.startswith("    python3 ")][:2]
+        commands = re.findall(r"^    python3 (?:.*\\\n)*.*$", doc, re.MULTILINE)[:2]
         super().__init__(
             usage="%(prog)s [FLAG [VALUE ...] ...]", description=doc.split("\n")[0],
             epilog="\n".join(["examples:", *commands]) if commands else None,

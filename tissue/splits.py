@@ -28,7 +28,8 @@ def choose(
     root: Path, pairs: Sequence[Pair], wanted: Wanted
 ) -> tuple[dict[str, str], dict, list[str]]:
     """Return {name: "train" or "val"}, the values of Wanted that decided it, and lines that tell
-    what was drawn: by the pattern, or where it tells no images apart and none was given, a draw.
+    what was drawn: by the pattern, or where none was given and the default matches all or less than
+    half of what is drawn, as of images with running numbers, a draw.
 
     Raises InputError where that leaves no image for training or none for validation.
     """
@@ -45,7 +46,9 @@ def choose(
     if wanted.val_pattern is not None or (wanted.val_fraction or wanted.group_pattern) is None:
         pattern = VAL_PATTERN if wanted.val_pattern is None else wanted.val_pattern
         split_of = by_pattern(pairs, pattern)
-        if len(set(split_of.values())) == 2:
+        kept = list(split_of.values()).count("val")
+        enough = VAL_FRACTION / 2 * len(names) if wanted.val_pattern is None else 1
+        if max(enough, 1) <= kept < len(names):
             if wanted.group_pattern:
                 lines += said_of_both(groups, split_of)
             if wanted.val_pattern is None:
@@ -53,14 +56,14 @@ def choose(
             if wanted.seed is not None:
                 lines.append(f"--seed {wanted.seed}: nothing is drawn where {pattern} chooses")
             return split_of, chosen_by | {"val_pattern": pattern}, lines
-        missing = "training" if "val" in split_of.values() else "validation"
+        missing = "training" if kept else "validation"
         if wanted.val_pattern is not None:
             raise InputError(
                 f"--val_pattern: found no {missing} image among the {len(pairs)} in {root} "
                 f"with {pattern!r}, expected at least one; --val_fraction {VAL_FRACTION} in "
                 f"its place draws some"
             )
-        which = "none" if missing == "validation" else "each"
+        which = {0: "none", len(names): "each"}.get(kept, kept)
         lines.append(
             f"{pattern} matches {which} of the {len(pairs)} images: --val_fraction "
             f"{VAL_FRACTION} is taken instead"
