@@ -265,12 +265,13 @@ def read_flags(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
         parser.set_defaults(**{key: saved[key] for key in vars(args) if key != "resume"})
         args = Namespace(**vars(parser.parse_args(argv)) | {"resume": run})
         check_same(args, saved)
-        for root in args.root:
-            if not Path(root).exists():
-                raise FileNotFoundError(
-                    f"{root}: no such folder, expected the patch set of {run}; if it has moved, "
-                    f"tell where with --root"
-                )
+        for flag, roots in (("root", args.root), ("replay", args.replay)):
+            for root in roots:
+                if not Path(root).exists():
+                    raise FileNotFoundError(
+                        f"{root}: no such folder, expected the patch set of {run}; if it has "
+                        f"moved, tell where with --{flag}"
+                    )
     return args
 
 

@@ -90,7 +90,7 @@ def tree(tmp_path):
     for program in Path(sys.executable).parent.iterdir():
         if not (own / program.name).exists() and not program.name.startswith("pip"):
             (own / program.name).symlink_to(program)
-    write_demo(tmp_path / "drawn", 6, 160)
+    write_demo(tmp_path / "drawn", 6, 256)  # with patches for a batch at stride 64
     for folder, mine in (("tissue_images", "my_folder"), ("mask binary", "my_masks")):
         (tree / mine).mkdir()
         (tree / "data" / folder).mkdir()

@@ -232,13 +232,15 @@ def test_a_run_from_before_there_was_precision_goes_on_as_amp_said(stopped_run, 
     assert train.parse_args(["--resume", str(stopped_run)]).asked_precision == asked
 
 
-def test_resume_where_the_patch_set_has_moved_says_what_to_do(stopped_run, root):
-    moved = root.rename(root.with_name("moved"))
-    with pytest.raises(FileNotFoundError, match="if it has moved, tell where with --root"):
-        train.parse_args(["--resume", str(stopped_run)])
-    assert train.parse_args(["--resume", str(stopped_run), "--root", str(moved)]).root == [
-        str(moved)
-    ]
+@pytest.mark.parametrize("flag", ["root", "replay"])
+def test_resume_where_a_patch_set_has_moved_says_what_to_do(stopped_run, tmp_path, flag):
+    settings = json.loads((stopped_run / "args.json").read_text())
+    utils.write_json(stopped_run / "args.json", settings | {flag: [str(tmp_path / "gone")]})
+    resume = ["--resume", str(stopped_run)]
+    with pytest.raises(FileNotFoundError, match=f"if it has moved, tell where with --{flag}"):
+        train.parse_args(resume)
+    moved = str(tmp_path)
+    assert getattr(train.parse_args([*resume, f"--{flag}", moved]), flag) == [moved]
 
 
 def test_resume_on_another_patch_set_is_named(stopped_run, root):
