@@ -128,7 +128,7 @@ def test_what_is_kept_lies_between_the_start_and_what_was_learned(
 def test_what_is_kept_does_not_learn(keep):
     """Its batch norm uses the statistics that it has, and needs no other process for them."""
     model = UNet(4).train()
-    first = began_with(model, keep, {"config": model.config, "split": SPLIT})
+    first = began_with(model, keep, {"config": model.config, "split": SPLIT, "threshold": 0.5})
     state = make_state(model, Namespace(lr=1e-3, epoch=1, init="a"), 1, torch.float32, origin=first)
     assert model.training and not any(part.training for part in state.make_kept().modules())
 
