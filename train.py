@@ -19,6 +19,7 @@ if __name__ == "__main__":  # Ctrl-C while all else is imported
 
 import argparse
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -200,7 +201,8 @@ def learn(args, stop: StopSignal, until_the_end: ExitStack) -> None:
         until_the_end.enter_context(locked(folder, "trains"))
     state = make_state(model, args, run.batches, machine.precision, training, first)
     if machine.is_first:
-        run.log = open_log(folder, run, state, training or origin)
+        learned = (training or origin or {}).get("learned", ())
+        run.log = open_log(folder, run, state, origin, learned)
 
     # --- loop ---
     if args.compile:
@@ -244,9 +246,11 @@ class Run:
         self.grid = [val_set[len(val_set) * row // GRID_PATCHES][:2] for row in range(GRID_PATCHES)]
 
 
-def open_log(folder: Path, run: Run, state: State, before: dict | None) -> RunLog:
-    """The run's folder, with its settings, first lines and contact sheet written; `before` is the
-    checkpoint of --init, or what `runs.load_training` read of a run that goes on.
+def open_log(
+    folder: Path, run: Run, state: State, origin: dict | None, learned: Sequence[str]
+) -> RunLog:
+    """The run's folder, with its settings, first lines and contact sheet written; `origin` is the
+    checkpoint of --init, `learned` as `describe` has it.
     """
     args, machine, train_set = run.args, run.machine, run.train_loader.dataset
     settings = {**vars(args), "resume": None, "device": str(machine.device)}
@@ -256,7 +260,6 @@ def open_log(folder: Path, run: Run, state: State, before: dict | None) -> RunLo
         "precision": str(machine.precision).removeprefix("torch."),
         "versions": utils.versions(),
     }
-    learned = (before or {}).get("learned", ())
     checkpoint = describe(state.model.config, run.sets.manifests, settings, state.origin, learned)
     log = RunLog(folder, checkpoint, run.sets.hash, train_set.files, state)
     log.line(
@@ -267,7 +270,6 @@ def open_log(folder: Path, run: Run, state: State, before: dict | None) -> RunLo
     )
     if sees_all(state.model):
         log.line(f"{args.arch} sees all of an image: tiles will not be exact")
-    origin = None if args.resume else before
     for line in [*run.sets.notes, *said_of_origin(args, origin, checkpoint, run.sets.own)]:
         log.line(line)
     if not args.resume:

@@ -54,6 +54,9 @@ class StainValues(TypedDict):
     spread: triple_of(1e-3, 128)
 
 
+Threshold = Annotated[Finite, Field(gt=0, lt=1)]
+
+
 @with_config(CLOSED)
 class SplitValues(TypedDict):
     sigma: Annotated[Finite, Field(ge=0, le=10)]
@@ -81,7 +84,7 @@ class Checkpoint(TypedDict):
     config: Config
     normalisation: Normalisation
     channel_order: Literal["rgb", "bgr"]
-    threshold: Annotated[Finite, Field(gt=0, lt=1)]
+    threshold: Threshold
     stain: NotRequired[StainValues | None]
     pixel_size_um: NotRequired[PixelSize | None]
     bits: NotRequired[Annotated[int, Field(ge=8, le=16)] | None]  # of 16-bit images

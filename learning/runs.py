@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from learning.checkpoints import (
     DIMENSIONS,
     SplitValues,
+    Threshold,
     check_weights,
     load_checkpoint,
     load_tensors,
@@ -145,7 +146,7 @@ class Origin(TypedDict):
 
     model: dict[str, Any]
     split: SplitValues
-    threshold: NotRequired[Annotated[Finite, Field(gt=0, lt=1)]]
+    threshold: NotRequired[Threshold]
     keep: Annotated[Finite, Field(ge=0, le=1)]  # the share of it in what the run makes
 
 

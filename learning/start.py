@@ -158,6 +158,6 @@ def said_of_origin(
             f"{args.init} learned at {old:g} um a pixel, that of these patches is not known: they "
             f"are taken as they are; preprocess.py --pixel_size SIZE --patch_pixel_size {old:g}"
         )
-    if old and new and old != new:
+    elif old and old != new:
         lines.append(f"{args.init} learned at {old:g} um a pixel, these patches have {new:g}")
     return lines

@@ -243,6 +243,7 @@ def make_state(
     schedule = LambdaLR(optimizer, partial(one_cycle, steps=steps), last_epoch=done - 1)
     started = time.monotonic() - progress.seconds
     seen = [()] * len(losses)
-    state = State(model, ema, optimizer, schedule, scaler, progress, losses, seen, started, origin)
-    state.loss_scale = training["scaler"] if training else {}
-    return state
+    scale = training["scaler"] if training else {}
+    return State(
+        model, ema, optimizer, schedule, scaler, progress, losses, seen, started, origin, scale
+    )

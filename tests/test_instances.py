@@ -16,6 +16,7 @@ import inference
 from learning import checkpoints, splitting
 from model import UNet
 from tests.scripts import cut, infer, table_of
+from tests.test_runs import label
 from tissue import claims, masks, nuclei, results, windows
 from tissue.files import InputError
 from tissue.patches import read_manifest
@@ -276,22 +277,25 @@ def test_without_instances_there_is_no_word_of_depth(checkpoint, plain, slide, t
     assert "confidence" not in page and ">dropped<" not in page and "_distance" not in page
 
 
+def counted_of(root, *numbers):
+    """Drawn images of `root`, which get their label maps."""
+    label(root, *numbers)
+    cut(root)
+    return splitting.counted_images([str(root)], [read_manifest(root)])
+
+
 @pytest.fixture
 def scored(checkpoint, root, tmp_path):
     """An image with its label map, `counted`; `content` of a checkpoint; and what `inference.py`
     makes of the image with a split: Dice, AJI and relative count error.
     """
     tissue = draw_tissue(96, 80, seed=1)
-    (root / "instance_labels").mkdir()
-    path = root / "instance_labels" / "Drawn_01.tif"
-    tifffile.imwrite(path, tissue.labels.astype(np.uint16))
-    cut(root)
-    counted = splitting.counted_images([str(root)], [read_manifest(root)])
+    counted = counted_of(root, 1)
     content = checkpoints.load_checkpoint(checkpoint)
 
     def scores_of(split):
         checkpoints.save_checkpoint(root / "net.pt", content | {"split": split._asdict()})
-        flags = ["--ckpt", root / "net.pt", "--masks", path.parent, "--overwrite"]
+        flags = ["--ckpt", root / "net.pt", "--masks", root / "instance_labels", "--overwrite"]
         infer(tmp_path / "out", *flags, "--images", root / "tissue_images" / "Drawn_01.tif")
         (row,) = table_of(tmp_path / "out" / "counts.csv")
         error = abs(int(row["nuclei"]) - tissue.count) / tissue.count
@@ -350,20 +354,17 @@ def test_images_that_were_not_learned_choose_where_there_are_enough(tmp_path, co
 
 def test_images_of_16_bits_are_counted_as_bright_as_they_were_learned(checkpoint, root):
     """By the bits of their set: alone, the darker one would seem four times as bright."""
-    folder, labels = root / "tissue_images", root / "instance_labels"
-    labels.mkdir()
+    folder = root / "tissue_images"
     for number, darker in ((1, 1), (2, 4)):
-        tissue = draw_tissue(96, 80, seed=number)
-        tifffile.imwrite(labels / f"Drawn_0{number}.tif", tissue.labels.astype(np.uint16))
-        tifffile.imwrite(folder / f"Drawn_0{number}.tif", tissue.image // darker)
+        image = draw_tissue(96, 80, seed=number).image
+        tifffile.imwrite(folder / f"Drawn_0{number}.tif", image // darker)
     content = checkpoints.load_checkpoint(checkpoint)
     found = []
     for bits in (8, 12):
         for path in folder.iterdir() if bits == 12 else ():
             tifffile.imwrite(path, tifffile.imread(path).astype(np.uint16) << 4)
-        cut(root)
+        counted = counted_of(root, 1, 2)
         assert read_manifest(root)["bits"] == (12 if bits == 12 else None)
-        counted = splitting.counted_images([str(root)], [read_manifest(root)])
         found.append(predictions_of(content).of(counted)[0])
     assert len(found[0]) == 2
     for one, other in zip(*found, strict=True):
@@ -372,11 +373,7 @@ def test_images_of_16_bits_are_counted_as_bright_as_they_were_learned(checkpoint
 
 def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, root):
     """And it is better by the scores that inference then gives, or the one of the beginning."""
-    labels = draw_tissue(96, 80, seed=1).labels.astype(np.uint16)
-    (root / "instance_labels").mkdir()
-    tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
-    cut(root)
-    counted = splitting.counted_images([str(root)], [read_manifest(root)])
+    counted = counted_of(root, 1)
     content = checkpoints.load_checkpoint(checkpoint)
     scores = []
     for confidence in (0.1, 0.9):  # few are dropped, or nearly all
@@ -397,11 +394,7 @@ def test_the_split_of_a_fine_tuning_is_near_that_of_its_beginning(checkpoint, ro
 
 
 def test_an_end_of_a_fine_tuning_that_is_repeated_moves_the_split_once(checkpoint, root):
-    labels = draw_tissue(96, 80, seed=1).labels.astype(np.uint16)
-    (root / "instance_labels").mkdir()
-    tifffile.imwrite(root / "instance_labels" / "Drawn_01.tif", labels)
-    cut(root)
-    counted = splitting.counted_images([str(root)], [read_manifest(root)])
+    counted = counted_of(root, 1)
     content = checkpoints.load_checkpoint(checkpoint)
     start = nuclei.Split(**content["split"])._replace(confidence=0.9)  # nearly all are dropped
     checkpoints.save_checkpoint(root / "best.pt", content | {"split": start._asdict()})
@@ -415,12 +408,7 @@ def test_an_end_of_a_fine_tuning_that_is_repeated_moves_the_split_once(checkpoin
 
 def test_an_image_is_counted_by_the_split_that_the_others_chose(checkpoint, root):
     """In a fine-tuning, in which validation images choose the split, too."""
-    (root / "instance_labels").mkdir()
-    for number in (1, 2):
-        labels = draw_tissue(96, 80, seed=number).labels.astype(np.uint16)
-        tifffile.imwrite(root / "instance_labels" / f"Drawn_0{number}.tif", labels)
-    cut(root)
-    both = splitting.counted_images([str(root)], [read_manifest(root)])
+    both = counted_of(root, 1, 2)
     content = checkpoints.load_checkpoint(checkpoint)
     start = nuclei.Split(**content["split"])._replace(confidence=0.9)
     predictions = predictions_of(content)

@@ -3,7 +3,6 @@ written, or removed.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ def keeping(folder: Path) -> Iterator[list[str]]:
     A call that is killed meanwhile leaves nothing to compare with: its tables are overwritten.
     """
     memory = folder / results.ROWS / WRITTEN
-    lines = [_kept(path, how) for path, how in _changed(folder, memory)]
+    lines = [keep(path, how) for path, how in _changed(folder, memory)]
     memory.unlink(missing_ok=True)
     yield lines
     there = [path for path in (folder / name for name in TABLES) if path.is_file()]
@@ -48,7 +47,7 @@ def _changed(folder, memory):
             yield path, "changed since it was written"
 
 
-def _kept(path, how):
-    place = results.place_aside(path)
-    os.rename(path, place)
+def keep(path: Path, how: str) -> str:
+    """Rename a file that is `how`, and return a line that says so."""
+    place = path.rename(results.place_aside(path))
     return f"{path}: {how}; kept as {place.name}"

@@ -48,7 +48,7 @@ def choose(
         split_of = by_pattern(pairs, pattern)
         kept = list(split_of.values()).count("val")
         enough = VAL_FRACTION / 2 * len(names) if wanted.val_pattern is None else 1
-        if max(enough, 1) <= kept < len(names):
+        if enough <= kept < len(names):
             if wanted.group_pattern:
                 lines += said_of_both(groups, split_of)
             if wanted.val_pattern is None:

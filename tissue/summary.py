@@ -7,7 +7,7 @@ from tissue import exports, report, results, review, tables
 from tissue.claims import making_tables
 from tissue.files import InputError
 from tissue.inputs import Task, at_most, how_many
-from tissue.kept import keeping
+from tissue.kept import keep, keeping
 from tissue.record import Record
 from tissue.todo import unfinished
 
@@ -97,7 +97,8 @@ def _write(folder: Path, records: Sequence[Record]) -> list[str]:
     beside, where there are no records any more.
     """
     if not records:
-        return [_set_aside(folder / name) for name in results.TABLES if (folder / name).is_file()]
+        there = [folder / name for name in results.TABLES if (folder / name).is_file()]
+        return [keep(path, "of images whose results are not whole any more") for path in there]
     rows = [record["row"] for record in records]
     shown, differing = results.settings_of(records)
     shown |= {f"skipped as {why}glass in {n}": share for n, (share, why) in _skipped(rows).items()}
@@ -114,8 +115,3 @@ def _write(folder: Path, records: Sequence[Record]) -> list[str]:
         lines.append(f"{others} of an earlier version are not in {results.REVIEW}; --overwrite")
     report.write_report(folder / results.REPORT, folder, rows, shown, differing, doubtful)
     return lines
-
-
-def _set_aside(path):
-    place = path.rename(results.place_aside(path))
-    return f"{path}: of images whose results are not whole any more; kept as {place.name}"
